@@ -1,0 +1,12 @@
+"""Building blocks for masked diffusion on any modalities: each module is importable alone.
+
+`MDM_TYPECHECK=1` checks every annotated shape and type of `components` and `mdm` at run time (jaxtyping with beartype).
+It is off by default: it then costs nothing, and torch.compile sees plain functions.
+"""
+
+import os
+
+if os.environ.get("MDM_TYPECHECK") == "1":
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["components", "mdm"], "beartype.beartype")

@@ -1,0 +1,106 @@
+"""Bidirectional transformer blocks, assembled from torchtune's modules.
+
+    h <- h + m * Attention(RMSNorm(h)),    h <- h + m * SwiGLU(RMSNorm(h)),    m the residual multiplier
+
+Attention is not causal; q and k are rotated (RoPE) and normalised (QK-norm). Where documents share a row, attention stays
+inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchtune.modules import (
+    FeedForward,
+    MultiHeadAttention,
+    RMSNorm,
+    RotaryPositionalEmbeddings,
+    TransformerSelfAttentionLayer,
+)
+
+
+class ResidualMultiplier(nn.Module):
+    """Scales a residual branch: CompleteP's (depth / base depth)^-alpha (2505.01618)."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x * self.factor
+
+
+def transformer_block(
+    width: int,
+    num_heads: int,
+    ffn_width: int,
+    max_length: int,
+    num_kv_heads: int | None = None,
+    qk_norm: bool = True,
+    rope_base: int = 10_000,
+    norm_eps: float = 1e-6,
+    residual_multiplier: float = 1.0,
+) -> TransformerSelfAttentionLayer:
+    """One pre-norm block, `[batch, seq, width] -> [batch, seq, width]`.
+
+    num_kv_heads: fewer key / value heads than query heads is grouped-query attention; None is as many
+
+    Raises ValueError where the width does not divide into the heads, or the heads into the key / value heads.
+    """
+    num_kv_heads = num_kv_heads or num_heads
+    if width % num_heads or (width // num_heads) % 2:
+        raise ValueError(f"width {width} does not divide into num_heads = {num_heads} heads of an even size")
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads = {num_kv_heads}")
+    head_dim = width // num_heads
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        return nn.Linear(inputs, outputs, bias=False)
+
+    def scale() -> nn.Module | None:
+        return None if residual_multiplier == 1.0 else ResidualMultiplier(residual_multiplier)
+
+    attention = MultiHeadAttention(
+        embed_dim=width,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        q_proj=linear(width, num_heads * head_dim),
+        k_proj=linear(width, num_kv_heads * head_dim),
+        v_proj=linear(width, num_kv_heads * head_dim),
+        output_proj=linear(num_heads * head_dim, width),
+        pos_embeddings=RotaryPositionalEmbeddings(head_dim, max_seq_len=max_length, base=rope_base),
+        q_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm else None,
+        k_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm else None,
+        max_seq_len=max_length,
+        is_causal=False,
+    )
+    mlp = FeedForward(gate_proj=linear(width, ffn_width), down_proj=linear(ffn_width, width), up_proj=linear(width, ffn_width))
+    return TransformerSelfAttentionLayer(
+        attention,
+        mlp,
+        sa_norm=RMSNorm(width, eps=norm_eps),
+        mlp_norm=RMSNorm(width, eps=norm_eps),
+        sa_scale=scale(),
+        mlp_scale=scale(),
+    )
+
+
+def document_mask(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"] | Any:
+    """Attention mask in which a position sees its own document only.
+
+    A FlexAttention BlockMask on CUDA, which skips the blocks between documents; a boolean tensor elsewhere. Padding (one
+    document id of its own) sees padding, so that no softmax is over nothing, and is seen by nothing else.
+    """
+    if document.is_cuda:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        batch, seq = document.shape
+
+        def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return document[b, q] == document[b, k]
+
+        return create_block_mask(same_document, batch, None, seq, seq, device=document.device)
+    return document[:, :, None] == document[:, None, :]

@@ -1,0 +1,179 @@
+"""Masked cross-entropy, from hidden states or from anybody's logits.
+
+    L = sum_i c_i (-log p(x_i | noisy)) / denominator,    over the masked positions i
+
+`coefficients` gives c and the denominator: c is the NELBO weight (MDLM, 2406.07524) or 1 (plain, MaskGIT, 2202.04200).
+Numerators and denominators are summed over micro-batches and ranks before the one division, so that how a batch is cut up
+does not matter.
+
+From hidden states no logit is computed that the loss does not need: the masked positions are gathered per id range, and
+only that range's rows of the unembedding (and the end token's, where it is allowed) are multiplied, which *is* the
+restriction of the distribution to the ids that may stand there. A large range goes in chunks of rows, recomputed in the
+backward pass, so the full logits are never held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from components.types import PAD_DOCUMENT, STRUCTURE, NoisyBatch, _Movable
+from components.vocabulary import IdRange, Vocabulary
+
+
+def coefficients(
+    noisy: NoisyBatch,
+    weighting: Literal["nelbo", "plain"] = "nelbo",
+    reduction: Literal["sequence", "token"] = "sequence",
+) -> tuple[Float[Tensor, "batch seq"], float]:
+    """What each masked position's cross-entropy counts in the loss, and the loss's denominator. On the CPU, without a sync.
+
+    weighting: "nelbo" weighs by -alpha'/(1 - alpha) and divides by maskable positions; "plain" weighs by 1 and divides by
+               masked ones
+    reduction: "sequence" averages each document over its positions, then over documents (a four-token caption weighs as
+               much as an image); "token" averages over all positions
+    """
+    counted = noisy.clean.maskable if weighting == "nelbo" else noisy.mask
+    weight = noisy.weight if weighting == "nelbo" else noisy.mask.float()
+    if reduction == "token":
+        return weight, float(counted.sum())
+    ids, document = noisy.clean.document.unique(return_inverse=True)
+    positions = torch.bincount(document.flatten(), counted.flatten().float(), minlength=len(ids))
+    per_document = weight / positions.clamp(min=1)[document]
+    return per_document.float(), float(((ids != PAD_DOCUMENT) & (positions > 0)).sum())
+
+
+@dataclass(frozen=True)
+class RangePositions(_Movable):
+    """The masked positions of one id range: index into the flattened batch, target id, coefficient and NELBO weight.
+
+    Rounded up to a multiple of the bucket with coefficient-0 entries, so that shapes repeat.
+    """
+
+    range_index: int
+    index: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    coefficient: Float[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+
+
+def positions_by_range(
+    targets: Int[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    id_range: Int[Tensor, "batch seq"],
+    coefficient: Float[Tensor, "batch seq"],
+    weight: Float[Tensor, "batch seq"],
+    bucket: int = 64,
+) -> list[RangePositions]:
+    """Gathers the masked positions per id range. Call it on the CPU, where the counts are known without a sync."""
+    flat_range = torch.where(mask, id_range, STRUCTURE).flatten()
+    found = []
+    for r in flat_range.unique().tolist():
+        if r == STRUCTURE:
+            continue
+        index = (flat_range == r).nonzero()[:, 0]
+        fill = -len(index) % bucket
+        index = torch.cat([index, index.new_zeros(fill)])  # position 0 stands in; its coefficient below is 0
+        valid = torch.arange(len(index)) < len(index) - fill
+        found.append(
+            RangePositions(
+                range_index=r,
+                index=index,
+                target=targets.flatten()[index],
+                coefficient=coefficient.flatten()[index].float() * valid,
+                weight=weight.flatten()[index].float() * valid,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Numerators: `loss` = sum of c_i CE_i (differentiable); `nelbo` = sum of w_i CE_i per id range, in nats (detached)."""
+
+    loss: Float[Tensor, ""]
+    nelbo: Float[Tensor, " ranges"]
+
+
+def loss_from_hidden(
+    hidden: Float[Tensor, "batch seq width"],
+    unembedding: Float[Tensor, "vocab width"],
+    positions: Sequence[RangePositions],
+    vocabulary: Vocabulary,
+    chunk_size: int = 16_384,
+) -> LossSums:
+    """Sums over the masked positions from hidden states; `chunk_size`: rows of the unembedding multiplied at a time."""
+    flat = hidden.flatten(0, 1)
+    loss = flat.new_zeros((), dtype=torch.float32)
+    nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
+    for p in positions:
+        target = torch.where(p.coefficient != 0, p.target, vocabulary.ranges[p.range_index].start)
+        ce = range_cross_entropy(
+            flat.index_select(0, p.index), unembedding, target, vocabulary.ranges[p.range_index], vocabulary.end_id, chunk_size
+        )
+        loss = loss + (p.coefficient * ce).sum()
+        nelbo[p.range_index] = (p.weight * ce.detach()).sum()
+    return LossSums(loss, nelbo)
+
+
+def range_cross_entropy(
+    hidden: Float[Tensor, "n width"],
+    unembedding: Float[Tensor, "vocab width"],
+    target: Int[Tensor, " n"],
+    id_range: IdRange,
+    end_id: int,
+    chunk_size: int,
+) -> Float[Tensor, " n"]:
+    """-log p(target | hidden) with p restricted to the ids of one range (and the end token where it may end), in nats."""
+    end = [unembedding[end_id : end_id + 1]] if id_range.may_end else []
+    column = torch.where(target == end_id, id_range.size, target - id_range.start)
+    own = unembedding[id_range.start : id_range.stop]
+    if id_range.size <= chunk_size:
+        logits = hidden @ torch.cat([own, *end]).T
+        return torch.nn.functional.cross_entropy(logits.float(), column, reduction="none")
+    log_z = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
+    at_target = hidden.new_zeros(len(hidden), dtype=torch.float32)
+    start = 0
+    for rows in [*own.split(chunk_size), *end]:
+        chunk_z, chunk_target = checkpoint(_chunk, hidden, rows, column - start, use_reentrant=False)
+        log_z, at_target = torch.logaddexp(log_z, chunk_z), at_target + chunk_target
+        start += len(rows)
+    return log_z - at_target
+
+
+def _chunk(
+    hidden: Float[Tensor, "n width"], rows: Float[Tensor, "rows width"], column: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """log-sum-exp over the chunk, and the target's logit where the target lies in it (0 elsewhere)."""
+    logits = (hidden @ rows.T).float()
+    inside = (column >= 0) & (column < len(rows))
+    at_target = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None])[:, 0]
+    return logits.logsumexp(dim=1), torch.where(inside, at_target, 0.0)
+
+
+def loss_from_logits(
+    logits: Float[Tensor, "batch seq vocab"],
+    targets: Int[Tensor, "batch seq"],
+    mask: Bool[Tensor, "batch seq"],
+    coefficient: Float[Tensor, "batch seq"],
+) -> Float[Tensor, ""]:
+    """Sum of c_i CE_i over the masked positions from anybody's logits (restrict them first where a vocabulary says so)."""
+    ce = torch.nn.functional.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
+    return (coefficient[mask] * ce).sum()
+
+
+def bits_per_token(nelbo_nats: float, tokens: int) -> float:
+    """NELBO in bits per token; `tokens` counts each canvas up to and including its first end token."""
+    return nelbo_nats / math.log(2) / max(tokens, 1)
+
+
+def bits_per_byte(nelbo_nats: float, text_bytes: int) -> float:
+    """NELBO of text in bits per byte of the text it encodes: comparable between tokenizers."""
+    return nelbo_nats / math.log(2) / max(text_bytes, 1)

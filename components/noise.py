@@ -1,0 +1,17 @@
+"""Noise belongs to the sample, not to the machine.
+
+Every random decision about a sample (its time, its mask, its task, whether its prompt is dropped) is drawn from a generator
+keyed by (seed, stream, index). So gradient accumulation, a resume and another number of devices all see the same noise.
+"""
+
+import numpy as np
+
+STREAMS = ("time", "mask", "group", "task", "order", "mix")
+
+
+def sample_rng(seed: int, stream: str, index: int) -> np.random.Generator:
+    """An independent generator for one purpose (`stream`) and one sample (or group) index.
+
+    Philox is counter-based: another key or counter is another, independent sequence (Salmon et al., SC 2011).
+    """
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, STREAMS.index(stream), index]))

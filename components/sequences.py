@@ -1,0 +1,163 @@
+"""How the parts of a sample become one token sequence per task, and how sequences become a batch.
+
+    [task] ([begin:m] canvas of m [close:m]) for each modality m of the task, the given ones first
+
+A *canvas* is the span of one modality. Where a modality may end early (text, speech), the content is followed by the end
+token, which also fills the canvas: the fill is visible, maskable and predicted, so the model chooses the length. Padding lies
+outside, to make a rectangle: never attended, masked or scored. Prompts (given canvases) are never masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from components.types import PAD_DOCUMENT, STRUCTURE, Batch
+from components.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which modalities a sequence is given, and which it generates, in the order of their canvases."""
+
+    given: tuple[str, ...]
+    generated: tuple[str, ...]
+
+
+TASKS = {
+    "text": Task((), ("text",)),
+    "text_to_image": Task(("text",), ("image",)),
+    "text_to_speech": Task(("text",), ("audio",)),
+    "image_to_text": Task(("image",), ("text",)),
+    "speech_to_text": Task(("audio",), ("text",)),
+    "joint_text_image": Task((), ("text", "image")),
+    "joint_text_speech": Task((), ("text", "audio")),
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises ValueError, listing the known ones."""
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence: the fields of `Batch` for a single document, and which positions are the (droppable) prompt."""
+
+    tokens: Int[Tensor, " seq"]
+    modality: Int[Tensor, " seq"]
+    id_range: Int[Tensor, " seq"]
+    maskable: Bool[Tensor, " seq"]
+    prompt: Bool[Tensor, " seq"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def task_sequence(
+    vocabulary: Vocabulary,
+    task: str,
+    parts: Mapping[str, Int[Tensor, " n"]],
+    canvas: Mapping[str, int],
+    drop_prompt: bool = False,
+) -> TokenSequence:
+    """The sequence of one sample.
+
+    parts:       global ids per modality; a generated modality that is absent becomes a canvas of masks, to be sampled
+    canvas:      canvas length per modality; a present part whose modality is not in it gets its exact length, without fill
+    drop_prompt: replace the given canvases by mask tokens (classifier-free guidance): neither predicted nor counted
+
+    Raises ValueError where a prompt is absent or a part does not fit its canvas.
+    """
+    spec = find_task(task)
+    pieces = [_structure(vocabulary, f"task:{task}")]
+    for modality in spec.given + spec.generated:
+        given = modality in spec.given
+        if given and modality not in parts:
+            raise ValueError(f"task {task}: it is given {modality}, and there is none")
+        ids = _fill(vocabulary, modality, parts.get(modality), canvas.get(modality))
+        if given and drop_prompt:
+            ids = torch.full_like(ids, vocabulary.mask_id)
+        flag = torch.full(ids.shape, given)
+        pieces += [
+            _structure(vocabulary, f"begin:{modality}"),
+            TokenSequence(
+                tokens=ids,
+                modality=torch.full_like(ids, vocabulary.modalities.index(modality)),
+                id_range=vocabulary.id_ranges(modality, len(ids)),
+                maskable=~flag,
+                prompt=flag,
+            ),
+            _structure(vocabulary, f"close:{modality}"),
+        ]
+    return TokenSequence(*(torch.cat([getattr(p, f) for p in pieces]) for f in TokenSequence.__dataclass_fields__))
+
+
+def _structure(vocabulary: Vocabulary, name: str) -> TokenSequence:
+    no = torch.zeros(1, dtype=torch.bool)
+    none = torch.full((1,), STRUCTURE)
+    return TokenSequence(torch.tensor([vocabulary.special(name)]), none, none, no, no)
+
+
+def _fill(vocabulary: Vocabulary, modality: str, ids: Int[Tensor, " n"] | None, length: int | None) -> Int[Tensor, " length"]:
+    """The part on its canvas: filled with end tokens where the modality may end early, all masks where it is absent."""
+    if ids is None:
+        if length is None:
+            raise ValueError(f"canvas: {modality} is to be generated, so it needs a canvas length")
+        return torch.full((length,), vocabulary.mask_id)
+    if length is None or len(ids) == length:
+        return ids
+    may_end = vocabulary.ranges[vocabulary.ranges_of(modality)[0]].may_end
+    if len(ids) > length or not may_end:
+        raise ValueError(f"canvas: {modality} of {len(ids)} tokens does not fit its canvas of {length}")
+    return torch.cat([ids, torch.full((length - len(ids),), vocabulary.end_id)])
+
+
+def collate(
+    rows: Sequence[Sequence[TokenSequence]], indices: Sequence[Sequence[int]], pad_id: int, length: int | None = None
+) -> Batch:
+    """Rows of one (a pair) or several (a pack) sequences as a batch, padded on the right.
+
+    indices: global sample index of each sequence
+    length:  positions per row; None is the longest row
+    """
+    longest = max(sum(len(s) for s in row) for row in rows)
+    length = length or longest
+    if longest > length:
+        raise ValueError(f"collate: a row of {longest} positions does not fit {length}")
+    shape = (len(rows), length)
+    out = Batch(
+        tokens=torch.full(shape, pad_id),
+        modality=torch.full(shape, STRUCTURE),
+        id_range=torch.full(shape, STRUCTURE),
+        maskable=torch.zeros(shape, dtype=torch.bool),
+        document=torch.full(shape, PAD_DOCUMENT),
+        position=torch.zeros(shape, dtype=torch.long),
+    )
+    for r, (row, row_indices) in enumerate(zip(rows, indices, strict=True)):
+        start = 0
+        for sequence, index in zip(row, row_indices, strict=True):
+            span = slice(start, start + len(sequence))
+            for name in ("tokens", "modality", "id_range", "maskable"):
+                getattr(out, name)[r, span] = getattr(sequence, name)
+            out.document[r, span] = index
+            out.position[r, span] = torch.arange(len(sequence))
+            start = span.stop
+    return out
+
+
+def content(batch: Batch, end_id: int) -> Bool[Tensor, "batch seq"]:
+    """Maskable positions up to and including the first end token of their canvas: the tokens that bits per token count.
+
+    Everything behind is end fill, whose NELBO counts (it carries the length) but which is no content.
+    """
+    end = (batch.tokens == end_id) & batch.maskable
+    fill = torch.zeros_like(end)
+    fill[:, 1:] = end[:, 1:] & end[:, :-1] & (batch.document[:, 1:] == batch.document[:, :-1])
+    return batch.maskable & ~fill

@@ -1,0 +1,35 @@
+"""One protocol for every tokenizer: raw text, image or audio <-> integer codes.
+
+text.py   tiktoken encodings, rank files, and a small BPE trained from a corpus
+image.py  grey levels of pixels or patches; learned image codes (MoVQ, VQModel) belong beside it as image_vq.py
+audio.py  codec2 700C; neural codecs (Higgs, Mimi, DAC) belong beside it as audio_neural.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Anything with these members is a tokenizer; nothing needs to inherit.
+
+    `codebooks`: the size of each codebook. Codes are interleaved frame by frame, so position i belongs to codebook
+    i % len(codebooks); text and images have one.
+    """
+
+    @property
+    def codebooks(self) -> tuple[int, ...]: ...
+
+    def encode(self, raw: Any) -> Int[Tensor, " n"]:
+        """Codes of one sample, each smaller than its codebook."""
+
+    def decode(self, codes: Int[Tensor, " n"]) -> Any:
+        """The sample that the codes stand for."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the files it needs into `folder`; returns the `_component_` node that builds it again from there."""

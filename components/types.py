@@ -1,0 +1,74 @@
+"""The one batch type that flows from data to loss, and what the masker makes of it.
+
+A reader follows one tensor from file to gradient: data -> Batch -> masker -> NoisyBatch -> model -> loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+STRUCTURE = -1
+"""Modality and id range of positions that belong to no canvas: task, boundary and pad tokens."""
+PAD_DOCUMENT = -1
+"""Document id of padding: attended by nothing, never masked, never scored."""
+
+
+class _Movable:
+    """Gives a dataclass of tensors `to(device)`."""
+
+    def to(self, device: torch.device | str):
+        """The same batch with every tensor on `device`; copies from pinned memory do not block."""
+        moved = {
+            f.name: value.to(device, non_blocking=True) for f in fields(self) if hasattr(value := getattr(self, f.name), "to")
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """Clean token sequences, and what may stand where.
+
+    tokens:   global ids (see `components.vocabulary`)
+    modality: index of the position's modality, STRUCTURE outside canvases
+    id_range: index of the id range the position's token comes from (a modality's, or one codebook's), or STRUCTURE
+    maskable: may be masked, hence predicted and scored; prompts, structure and padding may not
+    document: global index of the sample the position belongs to, PAD_DOCUMENT at padding. The index counts on through
+              the epochs: it is what the noise is a function of. Attention stays inside a document.
+    position: index inside the document (rotary position embedding)
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    modality: Int[Tensor, "batch seq"]
+    id_range: Int[Tensor, "batch seq"]
+    maskable: Bool[Tensor, "batch seq"]
+    document: Int[Tensor, "batch seq"]
+    position: Int[Tensor, "batch seq"]
+
+    @property
+    def one_document_per_row(self) -> bool:
+        """True where no row is packed or padded, so that attention needs no mask. Call it on the CPU: it syncs."""
+        return bool((self.document == self.document[:, :1]).all())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen: every non-pad position, prompts included. Call it on the CPU: it syncs."""
+        return int((self.document != PAD_DOCUMENT).sum())
+
+
+@dataclass(frozen=True)
+class NoisyBatch(_Movable):
+    """A batch after masking: what the model sees, and what each prediction weighs.
+
+    noisy:  tokens with the masked ones replaced by the mask id
+    mask:   True where masked
+    weight: NELBO weight -alpha'(t) / (1 - alpha(t)) of each masked position, 0 elsewhere
+    """
+
+    clean: Batch
+    noisy: Int[Tensor, "batch seq"]
+    mask: Bool[Tensor, "batch seq"]
+    weight: Float[Tensor, "batch seq"]

@@ -1,0 +1,155 @@
+"""One id space for any number of modalities.
+
+    [ text | image | audio codebook 0 | audio codebook 1 | ... | mask pad end | tasks | boundaries ]
+
+Each id range is contiguous, so ruling out all other ids at a position is a slice of the unembedding. Special tokens follow
+the ranges. `end` is the one token that closes text and speech canvases and fills them up to their length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """Ids `start .. start + size - 1` of one modality, or of one of its codebooks; `may_end`: the end token is allowed too."""
+
+    name: str
+    modality: str
+    start: int
+    size: int
+    may_end: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The id ranges in order, and the names of the special tokens that follow them.
+
+    Build one with `Vocabulary.build`.
+    """
+
+    ranges: tuple[IdRange, ...]
+    specials: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls, codebooks: Mapping[str, Sequence[int]], may_end: Sequence[str] = ("text", "audio"), tasks: Sequence[str] = ()
+    ) -> Vocabulary:
+        """A vocabulary from the codebook sizes of each modality, e.g. `{"text": (2048,), "audio": (512, 512, 16, 64)}`.
+
+        may_end: modalities of variable length, whose canvases end with (and are filled with) the end token
+        tasks:   task names, one token each
+
+        Raises ValueError for an empty modality or a size that is not positive.
+        """
+        ranges: list[IdRange] = []
+        start = 0
+        for modality, sizes in codebooks.items():
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"vocabulary: {modality} needs codebook sizes of at least 1, got {tuple(sizes)}")
+            for k, size in enumerate(sizes):
+                name = modality if len(sizes) == 1 else f"{modality}.{k}"
+                ranges.append(IdRange(name, modality, start, int(size), modality in may_end))
+                start += size
+        boundaries = [f"{edge}:{modality}" for modality in codebooks for edge in ("begin", "close")]
+        return cls(tuple(ranges), ("mask", "pad", "end", *(f"task:{t}" for t in tasks), *boundaries))
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(r.modality for r in self.ranges))
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {name: self.ranges[-1].stop + i for i, name in enumerate(self.specials)}
+
+    @property
+    def size(self) -> int:
+        return self.ranges[-1].stop + len(self.specials)
+
+    def special(self, name: str) -> int:
+        """Id of a special token: "mask", "pad", "end", "task:NAME", "begin:MODALITY", "close:MODALITY"."""
+        if name not in self._ids:
+            raise ValueError(f"vocabulary: no special token {name!r}; it has {', '.join(self.specials)}")
+        return self._ids[name]
+
+    @property
+    def mask_id(self) -> int:
+        return self._ids["mask"]
+
+    @property
+    def pad_id(self) -> int:
+        return self._ids["pad"]
+
+    @property
+    def end_id(self) -> int:
+        return self._ids["end"]
+
+    def ranges_of(self, modality: str) -> tuple[int, ...]:
+        """Indices of a modality's id ranges, one per codebook."""
+        found = tuple(i for i, r in enumerate(self.ranges) if r.modality == modality)
+        if not found:
+            raise ValueError(f"vocabulary: no modality {modality!r}; it has {', '.join(self.modalities)}")
+        return found
+
+    def id_ranges(self, modality: str, length: int) -> Int[Tensor, " length"]:
+        """The id range of each position of a canvas: codebooks take turns, frame by frame."""
+        own = torch.tensor(self.ranges_of(modality))
+        return own[torch.arange(length) % len(own)]
+
+    def to_global(self, modality: str, codes: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """A tokenizer's codes (interleaved frame by frame) as ids of the shared space."""
+        starts = torch.tensor([self.ranges[i].start for i in self.ranges_of(modality)])
+        return codes + starts[torch.arange(len(codes)) % len(starts)]
+
+    def to_codes(self, modality: str, ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """The inverse of `to_global`."""
+        starts = torch.tensor([self.ranges[i].start for i in self.ranges_of(modality)])
+        return ids - starts[torch.arange(len(ids)) % len(starts)]
+
+    @cached_property
+    def _allowed_table(self) -> Bool[Tensor, "ranges vocab"]:
+        table = torch.zeros(len(self.ranges) + 1, self.size, dtype=torch.bool)
+        for i, r in enumerate(self.ranges):
+            table[i, r.start : r.stop] = True
+            table[i, self.end_id] = r.may_end
+        table[-1] = True  # STRUCTURE (-1) indexes the last row: nothing is ruled out where nothing is predicted
+        table[-1, self.mask_id] = False
+        return table
+
+    def allowed(self, id_range: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape vocab"]:
+        """Which ids may stand at each position: its range, and the end token where the range may end."""
+        return self._allowed_table.to(id_range.device)[id_range]
+
+    def restrict(self, logits: Float[Tensor, "*shape vocab"], id_range: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape vocab"]:
+        """Logits with every id that may not stand at its position (the mask token always) set to -inf."""
+        return logits.masked_fill(~self.allowed(id_range), float("-inf"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Reads what `save` wrote. Raises ValueError, naming the file, where it is not a vocabulary."""
+        try:
+            raw = json.loads(Path(path).read_text())
+            return cls(tuple(IdRange(**r) for r in raw["ranges"]), tuple(raw["specials"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a vocabulary written by Vocabulary.save: {error!r}") from error

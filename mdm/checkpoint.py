@@ -1,0 +1,187 @@
+"""Checkpoints. For resuming: torch.distributed.checkpoint, bit-exact. For sharing: safetensors, config and vocabulary.
+
+    output_dir/
+      checkpoints/step_00000200/   weights, optimizer (DCP) and state.json; written under another name, then renamed
+      model/                       model.safetensors, config.json, vocabulary.json, processor.json and tokenizer files
+
+A checkpoint that was being written when the run was killed still has its other name: it is never the one resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from mdm.config import UserError
+from mdm.hardware import Hardware
+from mdm.model import MaskedDiffusionModel, ModelConfig
+from mdm.optim import EMA
+from mdm.processor import Processor
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What DCP saves (tensors only, so that nothing in it is unpickled on the way back), and the whole optimizer state."""
+    whole = get_optimizer_state_dict(model, optimizer)
+    tensors = {"model": get_model_state_dict(model), "optimizer": whole["state"], "rng": torch.get_rng_state()}
+    if ema is not None:
+        tensors["ema"] = ema.average
+    return tensors, whole
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    state: dict[str, Any],
+    hw: Hardware,
+    keep: int = 2,
+) -> Path:
+    """Writes `folder/step_N` with everything a resume needs, and removes all but the newest `keep`.
+
+    state: JSON-able position of the run (step, tokens, data loader). Raises UserError where it cannot be written; what was
+    there before stays.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = folder / f"partial_{step:08d}"
+    try:
+        if hw.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _barrier(hw)
+        dcp.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
+        if hw.main:
+            with open(partial / "state.json", "w") as f:
+                json.dump(state, f)
+                f.flush()
+                os.fsync(f.fileno())
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in complete(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = complete(folder)
+        last = f"the last complete checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
+        raise UserError(f"cannot write the checkpoint {final} ({_reason(error)}); {last}") from error
+    _barrier(hw)
+    return final
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = [line for line in lines if "Errno" in line or "No space" in line or "Error:" in line]
+    return (found or lines or [type(error).__name__])[-1]
+
+
+def complete(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a killed run was writing."""
+    for partial in folder.glob("partial_*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_space(folder: Path, num_parameters: int, ema: bool, keep: int = 2) -> None:
+    """Raises UserError where the disk lacks the room for `keep` + 1 checkpoints (float32 weights and two moments)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    one = 4 * num_parameters * (3 + ema)
+    free = shutil.disk_usage(folder).free
+    if free < (keep + 1) * one:
+        raise UserError(
+            f"output_dir {folder}: {free / 2**20:.0f} MiB free, and {keep + 1} checkpoints of {one / 2**20:.0f} MiB are needed"
+        )
+
+
+def restore(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware
+) -> dict[str, Any]:
+    """Loads a checkpoint in place, on any number of ranks; returns its state. Raises UserError where shapes do not match."""
+    tensors, whole = _tensors(model, optimizer, ema)
+    try:
+        dcp.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
+    except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
+        raise UserError(f"{checkpoint} is not a checkpoint of this model: {_reason(error)}") from error
+    set_optimizer_state_dict(
+        model, optimizer, {"state": tensors["optimizer"], "param_groups": whole["param_groups"]}, options=StateDictOptions()
+    )
+    torch.set_rng_state(tensors["rng"])
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def _barrier(hw: Hardware) -> None:
+    if hw.world_size > 1:
+        dist.barrier()
+
+
+def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware) -> None:
+    """Writes the model for sharing. All ranks take part; the main one writes."""
+    full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not hw.main:
+        return
+    try:
+        processor.save(folder)
+        (folder / "config.json").write_text(json.dumps(model.config_dict(), indent=1))
+        partial = folder / "model.safetensors.partial"
+        safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial)
+        os.replace(partial, folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the model to {folder} ({_reason(error)})") from error
+
+
+def model_folder(checkpoint: str | Path) -> Path:
+    """The `model/` of a recipe's output_dir, or the folder itself. Raises UserError where there is no model."""
+    checkpoint = Path(checkpoint)
+    for folder in (checkpoint / "model", checkpoint):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder")
+
+
+def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[MaskedDiffusionModel, Processor]:
+    """Model and processor from what `export` wrote.
+
+    Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
+    """
+    folder = model_folder(checkpoint)
+    try:
+        processor = Processor.load(folder)
+        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder}: {error}") from error
+    if processor.vocabulary.size != config.vocab_size:
+        raise UserError(
+            f"checkpoint {folder}: its vocabulary has {processor.vocabulary.size} ids, but the model was trained with "
+            f"{config.vocab_size}; vocabulary.json and config.json are of different runs"
+        )
+    with torch.device("meta"):
+        model = MaskedDiffusionModel(config)
+    model.to_empty(device="cpu")
+    for block in model.blocks:  # the rotary tables are not among the weights
+        block.attn.pos_embeddings.rope_init()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+    return model.to(device).eval(), processor

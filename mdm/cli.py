@@ -1,0 +1,252 @@
+"""The `mdm` command: ls, cp, run, generate, validate. It finds recipes, starts them, and says a user's mistake in one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import os
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from mdm.config import UserError, load
+
+
+def recipe_root() -> Path:
+    """The folder of recipes: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
+    package = Path(__file__).parent
+    return package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file, from its name or a path."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"recipe file not found: {name}")
+        return path
+    path = recipe_root() / f"{name}.py"
+    if not path.is_file():
+        raise UserError(f"recipe {name!r} is not one of {', '.join(_names())}, nor the path of a .py file")
+    return path
+
+
+def find_config(name: str) -> Path:
+    """A config's file, from its name or a path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    path = recipe_root() / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
+    return path
+
+
+def _names() -> list[str]:
+    return sorted(p.stem for p in recipe_root().glob("*.py"))
+
+
+def load_recipe(name: str) -> ModuleType:
+    """A recipe as a module: one recipe may run another as a step (`quickstart` does)."""
+    path = find_recipe(name)
+    module_name = f"mdm_recipe_{path.stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[module_name]
+
+
+def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[Any], None], config: str) -> None:
+    """What stands at the end of every recipe: read the config, check all of it, then work.
+
+    config: the config that is used where `--config` is absent
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"mdm run {Path(sys.argv[0]).stem}",
+        description=sys.modules["__main__"].__doc__,
+        epilog=f"Every key is explained in the config: mdm cp {config} my.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default=config, help="name of a config (mdm ls) or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        filled = load(settings, find_config(arguments.config), arguments.overrides)
+        validate(filled)
+        main(filled)
+
+    exit_on_user_error(work)
+    leave(0)
+
+
+def exit_on_user_error(work: Callable[[], None]) -> None:
+    """Runs `work`; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        work()
+    except UserError as error:
+        print(f"mdm: {error}", file=sys.stderr, flush=True)
+        leave(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"mdm: no space left on the device: {error.filename or 'output_dir'}", file=sys.stderr, flush=True)
+        leave(2)
+    except KeyboardInterrupt:
+        print("mdm: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+        leave(130)
+
+
+def leave(code: int) -> NoReturn:
+    """Exits at once: threads that prefetch data would otherwise be waited for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    print(f"{'RECIPE':<14}{'CONFIGS':<34}WHAT IT DOES")
+    configs = sorted(p.stem for p in (recipe_root() / "configs").glob("*.yaml"))
+    for name in _names():
+        own = [c for c in configs if c == name or c.startswith(f"{name}_")]
+        first = (find_recipe(name).read_text().split('"""')[1].strip().splitlines() or [""])[0]
+        print(f"{name:<14}{', '.join(own):<34}{first}")
+
+
+def _cp(arguments: argparse.Namespace) -> None:
+    target = Path(arguments.path)
+    copies = []
+    if target.suffix in (".yaml", ".yml"):
+        copies.append((find_config(arguments.recipe), target))
+    else:
+        target = target.with_suffix(".py")
+        copies.append((find_recipe(arguments.recipe), target))
+        config = recipe_root() / "configs" / f"{find_recipe(arguments.recipe).stem}.yaml"
+        if config.is_file():
+            copies.append((config, target.with_suffix(".yaml")))
+    for _, to in copies:
+        if to.exists() and not arguments.force:
+            raise UserError(f"{to} exists; choose another path, or --force to replace it")
+    for source, to in copies:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, to)
+        print(f"{source.name} -> {to}")
+    if len(copies) == 2:
+        print(f"Run it with: mdm run {copies[0][1]} --config {copies[1][1]}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    recipe = find_recipe(arguments.recipe)
+    words = list(arguments.arguments)
+    if "--config" not in words and not any(w.startswith("--config=") for w in words) and recipe.parent != recipe_root():
+        beside = recipe.with_suffix(".yaml")
+        if beside.is_file():
+            words = ["--config", str(beside), *words]
+    sys.path.insert(0, os.getcwd())  # a config may name components in the user's own folder
+    if arguments.launcher:
+        _validate_arguments(recipe, words)  # said once, here, rather than by every process
+        from torch.distributed.run import main as torchrun
+
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+        standalone = [] if any("rdzv" in w for w in arguments.launcher) else ["--standalone"]
+        torchrun([*standalone, *arguments.launcher, str(recipe), *words])
+        return
+    sys.argv = [str(recipe), *words]
+    runpy.run_path(str(recipe), run_name="__main__")
+
+
+def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
+    module = load_recipe(str(recipe))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", default=module.CONFIG)
+    parser.add_argument("overrides", nargs="*")
+    parsed = parser.parse_args(words)
+    module.validate(load(module.Settings, find_config(parsed.config), parsed.overrides))
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    sys.path.insert(0, os.getcwd())
+    recipe = find_recipe(arguments.recipe)
+    config = ["--config", arguments.config] if arguments.config else []
+    _validate_arguments(recipe, [*config, *arguments.overrides])
+    print("The config is valid.")
+
+
+USAGE = """\
+mdm ls                                             the recipes and their configs
+mdm cp RECIPE PATH                                 copy a recipe (PATH.py, with its config) or a config (PATH.yaml)
+mdm run [TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]
+                                                   run a recipe by name or path; torchrun's flags start several processes
+mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`
+mdm validate RECIPE [--config CONFIG] [key=value ...]
+                                                   check a config without running it
+mdm run RECIPE --help                              what a recipe does
+
+examples:
+  mdm run quickstart
+  mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven"
+  mdm cp pretrain my.py && mdm run my.py --config my.yaml model.num_layers=2
+  mdm run --nproc_per_node 2 pretrain batch.physical=224
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mdm", usage=USAGE, description="Masked diffusion on text, images and speech.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    ls = commands.add_parser("ls", help="list recipes and configs")
+    ls.set_defaults(work=_ls)
+    cp = commands.add_parser("cp", help="copy a recipe or a config")
+    cp.add_argument("recipe", help="name of the recipe (or, for PATH.yaml, of the config)")
+    cp.add_argument("path", help="where to: .py copies the recipe with its config, .yaml the config alone")
+    cp.add_argument("--force", action="store_true", help="replace existing files")
+    cp.set_defaults(work=_cp)
+    validate = commands.add_parser("validate", help="check a config without running it")
+    validate.add_argument("recipe")
+    validate.add_argument("--config", default=None)
+    validate.add_argument("overrides", nargs="*")
+    validate.set_defaults(work=_validate)
+    return top
+
+
+def split_launcher(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """torchrun's flags (everything before the recipe), the recipe, and the recipe's own arguments."""
+    flags: list[str] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        flag = rest.pop(0)
+        flags.append(flag)
+        if "=" not in flag and flag not in ("--standalone",) and rest:
+            flags.append(rest.pop(0))
+    if not rest:
+        raise UserError(f"mdm run needs a recipe: one of {', '.join(_names())}, or the path of a .py file")
+    return flags, rest[0], rest[1:]
+
+
+def main() -> None:
+    """Entry point of `mdm`."""
+    words = sys.argv[1:]
+
+    def work() -> None:
+        if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+            launcher, recipe, arguments = split_launcher(words[1:])
+            _run(argparse.Namespace(launcher=launcher, recipe=recipe, arguments=arguments))
+        elif words[:1] == ["generate"]:
+            _run(argparse.Namespace(launcher=[], recipe="generate", arguments=words[1:]))
+        elif not words or words[:1] == ["run"]:
+            parser().print_help()
+        else:
+            arguments = parser().parse_args(words)
+            arguments.work(arguments)
+
+    exit_on_user_error(work)
+
+
+if __name__ == "__main__":
+    main()

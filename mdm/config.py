@@ -1,0 +1,188 @@
+"""Configs are torchtune's: YAML with `_component_: dotted.path`, `${interpolation}` and `key=value` overrides.
+
+A recipe declares its settings as a dataclass. Everything a user can get wrong is found here, before any data loads, and said
+in one sentence: the key, its value, what it may be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: printed as one line, exit code 2."""
+
+
+def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """The settings of a recipe: `schema` (a dataclass) filled from a YAML file and `key=value` overrides.
+
+    Raises UserError for a missing file, an unknown key, a value of the wrong type, a key without a value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    try:
+        from_file = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors carry the line
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(from_file, DictConfig):
+        raise UserError(f"{path} must hold keys and values, got {type(from_file).__name__}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), from_file, _overrides(overrides))
+        return typing.cast(T, OmegaConf.to_object(merged))
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(schema, error)) from error
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: no value, neither in {path} nor as {error.full_key}=VALUE") from error
+    except ValidationError as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _overrides(arguments: Sequence[str]) -> DictConfig:
+    for argument in arguments:
+        key, sign, _ = argument.partition("=")
+        if not sign or not key or key.startswith("-"):
+            raise UserError(f"{argument!r} is not an override; write key=value")
+    return OmegaConf.from_dotlist(list(arguments))
+
+
+def _unknown_key(schema: type, error: ConfigKeyError) -> str:
+    parent, _, key = error.full_key.rpartition(".")
+    at = schema
+    for name in filter(None, parent.split(".")):
+        at = typing.get_type_hints(at)[name]
+    known = list(typing.get_type_hints(at))
+    return f"unknown key {error.full_key!r}{_close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:
+    """Checks a `_component_` node (and those inside it) without building it: importable, keys known, simple types right.
+
+    key:      where it stands in the config, for the message
+    supplied: arguments the recipe passes itself
+    """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{key}: expected a _component_, got {node!r}")
+    if "_component_" not in node:
+        raise UserError(f"{key}: it needs a _component_ (a dotted path to a class or function); it has {', '.join(node)}")
+    component = locate(node["_component_"], key)
+    parameters = inspect.signature(component).parameters
+    hints = _hints(component)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in node.items():
+        if name == "_component_":
+            continue
+        if name not in parameters and not open_ended:
+            raise UserError(
+                f"unknown key '{key}.{name}'{_close(name, list(parameters))}; {node['_component_']} has {', '.join(parameters)}"
+            )
+        if isinstance(value, Mapping) and "_component_" in value:
+            check(value, f"{key}.{name}")
+        elif name in hints and not _fits(value, hints[name]):
+            raise UserError(f"{key}.{name} must be {_spell(hints[name])}, got {value!r}")
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and name not in node and name not in supplied:
+            raise UserError(f"{key}.{name}: no value, and {node['_component_']} needs one")
+
+
+def instantiate(node: Mapping[str, Any], key: str, **supplied: Any) -> Any:
+    """Builds a `_component_` node, the ones inside it first. `supplied` fills what the node leaves out.
+
+    Raises UserError with the key where the component refuses its arguments.
+    """
+    check(node, key, tuple(supplied))
+    component = locate(node["_component_"], key)
+    accepted = inspect.signature(component).parameters
+    arguments = {name: value for name, value in supplied.items() if name in accepted}
+    for name, value in node.items():
+        if name != "_component_":
+            arguments[name] = _build(value, f"{key}.{name}")
+    try:
+        return component(**arguments)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{key}: {error}") from error
+    except ImportError as error:
+        raise UserError(f"{key}: {node['_component_']} needs a package that is not installed: {error}") from error
+
+
+def _build(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_component_" in value:
+            return instantiate(value, key)
+        return {name: _build(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_build(inner, f"{key}[{i}]") for i, inner in enumerate(value)]
+    return value
+
+
+def locate(path: str, key: str) -> Any:
+    """The object at a dotted path, importing what is needed. Raises UserError where there is none."""
+    from torchtune.config._errors import InstantiationError
+    from torchtune.config._utils import _get_component_from_path
+
+    try:
+        return _get_component_from_path(path)
+    except (InstantiationError, ValueError, ImportError) as error:
+        raise UserError(f"{key}: unknown component {path!r}: {_root_cause(error)}") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def _hints(component: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    except Exception:  # annotations of others may not resolve; then only names are checked
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain YAML value fits an annotation; annotations that are not plain fit anything."""
+    if value is None or hint is type(None):
+        return hint is type(None) or type(None) in typing.get_args(hint) or not _plain(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, arm) for arm in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    return True
+
+
+def _plain(hint: Any) -> bool:
+    return hint in (int, float, str, bool)
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint).replace("typing.", ""))

@@ -1,0 +1,280 @@
+"""The data pipeline of a run, from its settings: sources -> tokens -> mix -> micro-batches -> masks, ready for a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torchdata.nodes as tn
+
+from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.losses import RangePositions, coefficients, positions_by_range
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker
+from components.noise import sample_rng
+from components.sequences import TASKS, TokenSequence, collate, content, find_task
+from components.types import Batch, NoisyBatch
+from mdm.config import UserError, check, instantiate
+from mdm.processor import Processor
+
+
+@dataclass
+class StreamSettings:
+    """One entry of a config's `data`.
+
+    train, validation: `_component_` nodes of sources; validation may be absent, train where nothing is trained
+    weight:  share in the mix: rows among the sum of all weights
+    tasks:   share of each task among its samples
+    pack:    row length for running text; absent for pairs, which stand on canvases
+    """
+
+    tasks: dict[str, float]
+    weight: int = 1
+    train: dict[str, Any] | None = None
+    validation: dict[str, Any] | None = None
+    pack: int | None = None
+
+
+@dataclass
+class BatchSettings:
+    """physical: sequences of an optimizer step, over all ranks; micro: those of one forward pass at the most."""
+
+    physical: int
+    micro: int
+
+
+@dataclass
+class LossSettings:
+    """See `components.losses.coefficients`."""
+
+    weighting: str = "nelbo"
+    reduction: str = "sequence"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass needs. All of it is made on the CPU: nothing has to be counted on the device."""
+
+    noisy: NoisyBatch
+    positions: list[RangePositions]
+    denominator: float
+    num_tokens: int
+    whole_rows: bool  # one document a row and no padding: attention needs no mask
+    maskable: list[int] = field(default_factory=list)  # maskable positions per id range, the NELBO's denominators
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved = [p.to(device) for p in self.positions]
+        return MicroBatch(
+            NoisyBatch(self.noisy.clean.to(device), *(x.to(device, non_blocking=True) for x in self._fields())),
+            moved,
+            self.denominator,
+            self.num_tokens,
+            self.whole_rows,
+            self.maskable,
+        )
+
+    def _fields(self) -> tuple[torch.Tensor, ...]:
+        return self.noisy.noisy, self.noisy.mask, self.noisy.weight
+
+
+def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges: int) -> MicroBatch:
+    """Masks a batch and gathers what its loss will need."""
+    noisy = masker(batch)
+    coefficient, denominator = coefficients(noisy, settings.weighting, settings.reduction)
+    ranges = batch.id_range[batch.maskable]
+    return MicroBatch(
+        noisy=noisy,
+        positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight),
+        denominator=denominator,
+        num_tokens=batch.num_tokens,
+        whole_rows=batch.one_document_per_row,
+        maskable=torch.bincount(ranges, minlength=num_ranges).tolist(),
+    )
+
+
+def check_streams(data: Mapping[str, StreamSettings]) -> None:
+    """Names, weights, tasks and sources of a config's `data`, before anything is built. Raises UserError."""
+    if not data:
+        raise UserError("data: name at least one source")
+    for name, s in data.items():
+        if s.weight < 1:
+            raise UserError(f"data.{name}.weight must be at least 1, got {s.weight}")
+        if not s.tasks:
+            raise UserError(f"data.{name}.tasks: name at least one of {', '.join(TASKS)}")
+        for task, share in s.tasks.items():
+            if task not in TASKS:
+                raise UserError(f"data.{name}.tasks: {task!r} is not one of {', '.join(TASKS)}")
+            if share < 0 or sum(s.tasks.values()) <= 0:
+                raise UserError(f"data.{name}.tasks.{task}: shares are at least 0, not all of them 0; got {share}")
+        if ("text" in s.tasks) != (s.pack is not None) or ("text" in s.tasks and len(s.tasks) > 1):
+            raise UserError(f"data.{name}: `pack` (a row length) goes with the one task `text`, and that task with `pack`")
+        if s.train is None:
+            raise UserError(f"data.{name}.train: no source; write _component_: components.data... (see mdm cp pretrain)")
+        check(s.train, f"data.{name}.train")
+        if s.validation is not None:
+            check(s.validation, f"data.{name}.validation")
+
+
+def check_tasks(
+    data: Mapping[str, StreamSettings], tokenizers: Mapping[str, Any], canvas: Mapping[str, int], max_length: int
+) -> None:
+    """Every task has its tokenizers and canvases, and every row fits the model. Raises UserError."""
+    for name, s in data.items():
+        if s.pack is not None and s.pack > max_length:
+            raise UserError(f"data.{name}.pack = {s.pack} is longer than the model: model.max_length is {max_length}")
+        for task in s.tasks:
+            used = TASKS[task].given + TASKS[task].generated
+            for modality in used:
+                if modality not in tokenizers:
+                    raise UserError(
+                        f"task {task} of data.{name} needs tokenizers.{modality}; there are {', '.join(tokenizers)}"
+                    )
+                if s.pack is None and modality not in canvas:
+                    raise UserError(f"task {task} of data.{name} needs canvas.{modality}, its length in tokens")
+            if s.pack is None:
+                length = 1 + sum(canvas[m] + 2 for m in used)
+                if length > max_length:
+                    parts = ", ".join(f"{m} {canvas[m]}" for m in used)
+                    raise UserError(
+                        f"task {task} of data.{name} takes {length} positions (canvases: {parts}; and boundaries); "
+                        f"model.max_length is {max_length}"
+                    )
+
+
+def check_loss(loss: LossSettings, batch: BatchSettings) -> None:
+    """The choices of `loss` and the sizes of `batch`. Raises UserError."""
+    for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
+        if getattr(loss, key) not in known:
+            raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")
+    for key in ("physical", "micro"):
+        if getattr(batch, key) < 1:
+            raise UserError(f"batch.{key} must be at least 1, got {getattr(batch, key)}")
+
+
+def open_source(node: Mapping[str, Any], key: str) -> Any:
+    """The source of a node. Raises UserError where it is empty."""
+    source = instantiate(node, key)
+    if hasattr(source, "__len__") and len(source) == 0:
+        raise UserError(f"{key}: the dataset is empty ({', '.join(f'{k}={v}' for k, v in node.items())})")
+    return source
+
+
+def corpus(sources: Mapping[str, Any], limit: int = 20_000_000) -> Iterator[str]:
+    """The text of all sources, up to `limit` characters: what a tokenizer is trained on."""
+    seen = 0
+    for source in sources.values():
+        for sample in source:
+            if "text" in sample:
+                yield sample["text"]
+                seen += len(sample["text"])
+            if seen > limit:
+                return
+
+
+def streams(
+    data: Mapping[str, StreamSettings], sources: Mapping[str, Any], processor: Processor, seed: int, prompt_dropout: float
+) -> list[Stream]:
+    """The streams of the mix. Samples that lie in memory are tokenized once, the others when they are drawn."""
+    built = []
+    for k, (name, settings) in enumerate(data.items()):
+        source = sources[name]
+        if settings.pack is not None:
+            ids, encode = processor.text_document, None
+            samples = [ids(s) for s in source] if isinstance(source, list) else source
+            node = _endless(samples, seed + k)
+            to_ids = (lambda x: x) if isinstance(source, list) else ids
+            node = Packed(node, to_ids, processor.text_sequence, settings.pack)
+            built.append(Stream(name, node, settings.weight, lambda row, rng: row, settings.pack))
+            continue
+        encode = processor.encode_sample
+        samples = [encode(s) for s in source] if isinstance(source, list) else source
+        build = PairBuilder(processor, settings.tasks, prompt_dropout, encode=not isinstance(source, list))
+        built.append(Stream(name, _endless(samples, seed + k), settings.weight, build))
+    return built
+
+
+def _endless(samples: Any, seed: int) -> tn.BaseNode:
+    return Shuffled(samples, seed) if hasattr(samples, "__len__") else Streamed(samples, seed)
+
+
+@dataclass(frozen=True)
+class PairBuilder:
+    """A pair of modalities -> its sequence, of a task drawn by share, its prompt dropped with probability `prompt_dropout`."""
+
+    processor: Processor
+    tasks: Mapping[str, float]
+    prompt_dropout: float
+    encode: bool
+
+    def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> list[TokenSequence]:
+        parts = self.processor.encode_sample(sample) if self.encode else sample
+        shares = np.array(list(self.tasks.values()), dtype=float)
+        task = list(self.tasks)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        drop = bool(find_task(task).given) and rng.random() < self.prompt_dropout
+        return [self.processor.sequence(task, parts, drop)]
+
+
+def training_loader(
+    built: Sequence[Stream],
+    masker: Masker,
+    processor: Processor,
+    batch: BatchSettings,
+    loss: LossSettings,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    prefetch: int = 2,
+) -> tn.Loader:
+    """An endless loader of optimizer steps (lists of micro-batches), with `state_dict` / `load_state_dict`."""
+    num_ranges = len(processor.vocabulary.ranges)
+    mix = Mix(built, seed, masker.pairs)
+    node = MicroBatches(mix, batch.physical, batch.micro, processor.vocabulary.pad_id, rank, world_size)
+    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker, loss, num_ranges) for b in batches])
+    return tn.Loader(tn.Prefetcher(node, prefetch))
+
+
+FORWARD_TASKS = ("text", "text_to_image", "text_to_speech")
+
+
+def validation_batches(
+    data: Mapping[str, StreamSettings],
+    sources: Mapping[str, Any],
+    processor: Processor,
+    samples: int,
+    batch_size: int = 64,
+    repeats: int = 1,
+    seed: int = 0,
+) -> dict[str, list[tuple[MicroBatch, int]]]:
+    """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
+
+    The masks are of a fixed count, their times low-discrepancy over all samples and the same at every call: what is
+    evaluated is the NELBO, and two models see the same noise. Nothing is dropped. The first of a source's forward tasks is
+    evaluated: text, or image or speech given text.
+    """
+    plan: dict[str, list[tuple[MicroBatch, int]]] = {}
+    for name, source in sources.items():
+        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), next(iter(data[name].tasks)))
+        rows = _validation_rows(source, task, processor, data[name].pack, samples) * repeats
+        masker = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
+        batches = []
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            batch = collate([[r] for r in part], [[start + i] for i in range(len(part))], processor.vocabulary.pad_id)
+            micro = micro_batch(batch, masker, LossSettings(reduction="token"), len(processor.vocabulary.ranges))
+            batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
+        plan[task] = plan.get(task, []) + batches
+    return plan
+
+
+def _validation_rows(source: Any, task: str, processor: Processor, pack: int | None, samples: int) -> list[TokenSequence]:
+    """The first `samples` rows of a source, in an order shuffled once."""
+    if not hasattr(source, "__len__"):
+        source = [s for _, s in zip(range(samples), source, strict=False)]
+    order = sample_rng(0, "order", 0).permutation(len(source))[:samples]
+    chosen = (source[int(i)] for i in order)
+    if pack is None:
+        return [processor.sequence(task, processor.encode_sample(s)) for s in chosen]
+    pieces = (piece for s in chosen for piece in processor.text_document(s).split(pack - 3))
+    return [processor.text_sequence(piece) for _, piece in zip(range(samples), pieces, strict=False)]

@@ -1,0 +1,67 @@
+"""NELBO per task and modality on held-out batches, with fixed-count masks: the bound itself, with finite variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from components.blocks import document_mask
+from components.losses import LossSums, bits_per_token, loss_from_hidden
+from components.types import Batch
+from components.vocabulary import Vocabulary
+from mdm.data import MicroBatch
+from mdm.hardware import Hardware
+from mdm.model import MaskedDiffusionModel
+from mdm.processor import Processor
+
+
+def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> LossSums:
+    """Hidden states of the noisy tokens, and the loss at the masked ones: the whole of a training step's forward pass."""
+    clean = micro.noisy.clean
+    mask = None if micro.whole_rows else document_mask(clean.document)
+    with hw.autocast():
+        hidden = model.hidden(micro.noisy.noisy, mask, clean.position)
+        return loss_from_hidden(hidden, model.unembedding.weight, micro.positions, vocabulary)
+
+
+@torch.no_grad()
+def nelbo(
+    model: MaskedDiffusionModel,
+    plan: Mapping[str, Sequence[tuple[MicroBatch, int]]],
+    vocabulary: Vocabulary,
+    hw: Hardware,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, float]:
+    """NELBO of each task of a `validation_batches` plan, summed over its canvases, in nats."""
+    model.eval()
+    nats = {}
+    for task, batches in plan.items():
+        total = torch.zeros((), device=hw.device)
+        for micro, _ in batches:
+            total += forward_loss(model, micro.to(hw.device), vocabulary, hw).nelbo.sum()
+            if progress is not None:
+                progress(1)
+        nats[task] = total.item()
+    model.train()
+    return nats
+
+
+def task_bits(nats: Mapping[str, float], plan: Mapping[str, Sequence[tuple[MicroBatch, int]]]) -> dict[str, float]:
+    """Bits per token of each task: the NELBO of whole canvases over the tokens of their content."""
+    return {task: bits_per_token(nats[task], sum(tokens for _, tokens in batches)) for task, batches in plan.items()}
+
+
+def unigram_bits(batches: Sequence[Batch]) -> float:
+    """Entropy of the maskable tokens' own frequencies, in bits per token: what a model without context could reach."""
+    counts = torch.bincount(torch.cat([b.tokens[b.maskable] for b in batches])).double()
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * p.log2()).sum())
+
+
+def num_bytes(batches: Sequence[Batch], processor: Processor) -> int:
+    """Bytes of the text in the batches."""
+    end = processor.vocabulary.end_id
+    codes = [processor.vocabulary.to_codes("text", b.tokens[b.maskable & (b.tokens != end)]) for b in batches]
+    return sum(processor.tokenizers["text"].num_bytes(c) for c in codes)

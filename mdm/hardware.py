@@ -1,0 +1,137 @@
+"""Where a run happens: device, processes, precision, compiler. One process, or several under torchrun with FSDP2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mdm.config import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """device, rank and world size of this process, and whether matrix products run in bfloat16."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    bf16: bool
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Weights and optimizer stay in float32; products run in bfloat16 where that was chosen."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def say(self, message: str) -> None:
+        if self.main:
+            print(message, flush=True)
+
+
+def check_hardware(device: str, precision: str) -> None:
+    """Raises UserError for an unknown choice, or a device that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is not one of auto, cpu, cuda")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UserError(f"precision: {precision!r} is not one of auto, bf16, fp32")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, and torch finds no CUDA device")
+
+
+@contextlib.contextmanager
+def hardware(device: str, precision: str) -> Iterator[Hardware]:
+    """Joins the process group that torchrun prepared, if any, and leaves it at the end.
+
+    device:    "auto" (CUDA where there is one), "cpu", "cuda"
+    precision: "auto" (bf16 where the hardware multiplies it), "bf16", "fp32"
+    """
+    check_hardware(device, precision)
+    cuda = device != "cpu" and torch.cuda.is_available()
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(where)
+    if world_size > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Hardware(where, rank, world_size, precision == "bf16" or (precision == "auto" and _fast_bf16(cuda)))
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def _fast_bf16(cuda: bool) -> bool:
+    if cuda:
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can work here: on a CPU it needs a C++ compiler."""
+    if device.type != "cpu":
+        return True
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return False
+    return True
+
+
+def check_compile(setting: str) -> None:
+    """Raises UserError for another value (YAML's booleans arrive as "True" and "False")."""
+    if setting.lower() not in ("auto", "true", "false"):
+        raise UserError(f"compile: {setting!r} is not one of auto, true, false")
+
+
+def compile_blocks(model: Any, setting: str, hw: Hardware) -> bool:
+    """Compiles each transformer block ("auto": where it can be done; "true", "false"): equal blocks share one graph.
+
+    Lengths differ from stream to stream, so the graph is made for any of them.
+    """
+    check_compile(setting)
+    able = can_compile(hw.device)
+    if setting.lower() == "true" and not able:
+        raise UserError("compile: true was asked for, and there is no C++ compiler (install g++, or set compile=auto)")
+    if setting.lower() == "false" or not able:
+        if setting == "auto":
+            hw.say("No C++ compiler found: the model runs eagerly, about a third slower. Installing g++ mends that.")
+        return False
+    for block in model.blocks:
+        block.compile(dynamic=True)
+    return True
+
+
+def shard(model: Any, hw: Hardware) -> None:
+    """FSDP2: every block, then the rest, sharded over all ranks. The loss may read the unembedding after `hidden`."""
+    if hw.world_size == 1:
+        return
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
+
+
+def sync_gradients(model: nn.Module, now: bool, hw: Hardware) -> None:
+    """Gradients are exchanged in the last micro-batch of a step only."""
+    if hw.world_size > 1:
+        model.set_requires_gradient_sync(now)

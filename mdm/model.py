@@ -1,0 +1,125 @@
+"""The model: one bidirectional transformer over one token stream. It takes no time input (MD4, RADD, LLaDA).
+
+    tokens -> embedding -> blocks -> final norm -> hidden;    logits = hidden @ unembedding.T
+
+`hidden` and `unembedding` are what the loss takes; `forward` gives plain logits, for sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchtune.modules import RMSNorm
+
+from components.blocks import document_mask, transformer_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the shapes. The aspect ratio of the paper is width / num_layers = 128."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    max_length: int
+    num_kv_heads: int | None = None
+    ffn_width: int | None = None
+    qk_norm: bool = True
+    rope_base: int = 10_000
+    residual_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"
+            )
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
+
+    @property
+    def hidden_ffn(self) -> int:
+        """SwiGLU's inner width: 8/3 of the width, rounded up to a multiple of 64, so that it costs what a 4x MLP does."""
+        return self.ffn_width or math.ceil(8 * self.width / 3 / 64) * 64
+
+
+class MaskedDiffusionModel(nn.Module):
+    """A masked diffusion transformer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(
+            transformer_block(
+                width=config.width,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                ffn_width=config.hidden_ffn,
+                max_length=config.max_length,
+                qk_norm=config.qk_norm,
+                rope_base=config.rope_base,
+                residual_multiplier=config.residual_multiplier,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.width, eps=1e-6)
+        self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Embedding N(0, 1); matrices N(0, 1/fan_in), those that write into the residual stream smaller by sqrt(2 layers)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+                continue
+            std = 1.0 if name.startswith("embedding") else parameter.shape[1] ** -0.5
+            if name.endswith(("output_proj.weight", "w2.weight")):
+                std /= math.sqrt(2 * self.config.num_layers)
+            parameter.normal_(0.0, std, generator=generator)
+
+    def hidden(
+        self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq width"]:
+        """Hidden states, normalised. `mask`: from `document_mask`; None lets every position see every other of its row."""
+        h = self.embedding(tokens)
+        for block in self.blocks:
+            h = block(h, mask=mask, input_pos=position)
+        return self.norm(h)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch seq"] | None = None,
+        position: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits over the whole vocabulary at every position (not restricted to what may stand there)."""
+        mask = None if document is None else document_mask(document)
+        return self.unembedding(self.hidden(tokens, mask, position))
+
+    def num_parameters(self, embeddings: bool = True) -> int:
+        """Parameters; without embeddings: neither the input embedding nor the unembedding."""
+        total = sum(p.numel() for p in self.parameters())
+        return total if embeddings else total - self.embedding.weight.numel() - self.unembedding.weight.numel()
+
+    def flops_per_token(self, context: int, unembedded: float = 0.5, vocabulary: int | None = None) -> float:
+        """Training FLOPs (forward and backward) per token of a document of `context` tokens.
+
+        6 per weight multiplied, and 12 * layers * width * context for attention's two products; the unembedding is
+        counted for the share of positions that are masked (`unembedded`) and the rows multiplied there (`vocabulary`).
+        """
+        c = self.config
+        matrices = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2)
+        rows = c.vocab_size if vocabulary is None else vocabulary
+        return 6 * (matrices + unembedded * rows * c.width) + 12 * c.num_layers * c.width * context
+
+    def config_dict(self) -> dict[str, Any]:
+        return asdict(self.config)

@@ -1,0 +1,98 @@
+"""Raw text, images and audio <-> token sequences: the tokenizers, the vocabulary and the canvas lengths, kept together.
+
+It is saved beside the weights, so that a model can always be spoken to in the tokens it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from components.sequences import TASKS, TokenSequence, task_sequence
+from components.tokenizers import Tokenizer
+from components.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Processor:
+    """tokenizers and canvas: by modality. A modality without a canvas (packed text) has the length of its content."""
+
+    vocabulary: Vocabulary
+    tokenizers: Mapping[str, Tokenizer]
+    canvas: Mapping[str, int]
+
+    @classmethod
+    def build(cls, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
+        """Lays out the vocabulary, with a token for every task that these modalities can form.
+
+        Raises ValueError where a canvas is of an unknown modality or an impossible length.
+        """
+        for modality, length in canvas.items():
+            if modality not in tokenizers:
+                raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")
+            frame = len(tokenizers[modality].codebooks)
+            if length < 1 or length % frame:
+                raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
+        tasks = [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
+        vocabulary = Vocabulary.build({m: t.codebooks for m, t in tokenizers.items()}, tasks=tasks)
+        return cls(vocabulary, dict(tokenizers), dict(canvas))
+
+    def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
+        """Global ids of one text, image or waveform."""
+        return self.vocabulary.to_global(modality, self.tokenizers[modality].encode(raw))
+
+    def decode(self, modality: str, ids: Int[Tensor, " n"]) -> Any:
+        """What a canvas holds, up to its first end token."""
+        ends = (ids == self.vocabulary.end_id).nonzero()
+        ids = ids[: int(ends[0])] if len(ends) else ids
+        frame = len(self.tokenizers[modality].codebooks)
+        ids = ids[: len(ids) // frame * frame]
+        return self.tokenizers[modality].decode(self.vocabulary.to_codes(modality, ids.cpu()))
+
+    def encode_sample(self, sample: Mapping[str, Any]) -> dict[str, Int[Tensor, " n"]]:
+        """The parts of a sample that have a tokenizer, as global ids."""
+        return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
+
+    def sequence(self, task: str, parts: Mapping[str, Int[Tensor, " n"]], drop_prompt: bool = False) -> TokenSequence:
+        """The sequence of a sample of a paired task, every part on its canvas."""
+        return task_sequence(self.vocabulary, task, parts, self.canvas, drop_prompt)
+
+    def text_sequence(self, ids: Int[Tensor, " n"]) -> TokenSequence:
+        """A span of running text at its exact length."""
+        return task_sequence(self.vocabulary, "text", {"text": ids}, {})
+
+    def text_document(self, sample: Mapping[str, Any]) -> Int[Tensor, " n"]:
+        """The ids of a text sample with the end token, ready to be packed."""
+        return torch.cat([self.encode("text", sample["text"]), torch.tensor([self.vocabulary.end_id])])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocabulary.json, processor.json and the tokenizers' own files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vocabulary.save(folder / "vocabulary.json")
+        nodes = {m: t.save(folder) for m, t in self.tokenizers.items()}
+        (folder / "processor.json").write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Processor:
+        """Reads what `save` wrote. Raises FileNotFoundError naming what is missing."""
+        from mdm.config import instantiate
+
+        folder = Path(folder)
+        for name in ("vocabulary.json", "processor.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}: is it a recipe's output_dir, or its model/ folder?")
+        saved = json.loads((folder / "processor.json").read_text())
+        tokenizers = {}
+        for modality, node in saved["tokenizers"].items():
+            if "path" in node:  # files lie beside processor.json
+                node = {**node, "path": str(folder / node["path"])}
+            tokenizers[modality] = instantiate(node, f"tokenizers.{modality}")
+        return cls(Vocabulary.load(folder / "vocabulary.json"), tokenizers, saved["canvas"])

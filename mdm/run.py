@@ -1,0 +1,188 @@
+"""What a training run leaves behind and starts from: its folder, its history, and where to go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from components.types import PAD_DOCUMENT
+from components.vocabulary import Vocabulary
+from mdm import checkpoint
+from mdm.config import UserError, instantiate
+from mdm.data import MicroBatch
+from mdm.hardware import Hardware
+
+FIXED = ("model", "tokenizers", "canvas", "data", "prompt_dropout", "masker", "loss", "seed")
+"""Settings that a resumed run must share with the one it goes on from."""
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Raises UserError where output_dir cannot be made or written to."""
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir={output_dir} cannot be written to: {error.strerror or error}") from error
+
+
+def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The run's state: of its newest complete checkpoint, loaded in place, or of a new run.
+
+    Raises UserError where output_dir holds a run of other settings or another vocabulary.
+    """
+    folder, hw = run.folder / "checkpoints", run.hw
+    newest = (checkpoint.complete(folder) or [None])[-1]
+    if hw.main:
+        checkpoint.remove_partial(folder)
+        OmegaConf.save(OmegaConf.create(config), run.folder / "config.yaml")
+    if newest is None:
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED}}
+    saved = json.loads((newest / "state.json").read_text())
+    for key in FIXED:
+        if saved["fixed"][key] != json.loads(json.dumps(config[key])):
+            raise UserError(
+                f"{run.folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
+            )
+    if saved.pop("vocabulary") != run.vocabulary.to_dict():
+        raise UserError(f"{newest} was trained with another vocabulary than this config's tokenizers give")
+    checkpoint.restore(newest, run.model, run.optimizer, run.ema, hw)
+    run.loader.load_state_dict(saved.pop("data"))
+    hw.say(f"Resuming from {newest}, at {saved['tokens'] / 1e6:.2f} M tokens.")
+    return saved
+
+
+class NonFinite:
+    """Watches losses and gradient norms without waiting for the device: they are looked at when `check` is called."""
+
+    def __init__(self, hw: Hardware) -> None:
+        self.hw = hw
+        self.seen: list[tuple[int, str, torch.Tensor]] = []
+
+    def record(self, step: int, micros: list[MicroBatch], loss: torch.Tensor, norm: torch.Tensor) -> None:
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        documents = torch.cat([m.noisy.clean.document[m.noisy.clean.document != PAD_DOCUMENT] for m in micros])
+        batch = f"samples {int(documents.min())} to {int(documents.max())}"
+        self.seen.append((step, batch, torch.stack([loss.float(), norm.float()])))
+
+    def check(self, folder: Path) -> None:
+        """Raises UserError for the first step whose loss or gradient was not finite. Nothing is saved after such a step."""
+        if not self.seen:
+            return
+        values = self.hw.sum(torch.stack([v for _, _, v in self.seen])).tolist()
+        for (step, batch, _), (loss, norm) in zip(self.seen, values, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+                kept = checkpoint.complete(folder / "checkpoints")
+                last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
+                raise UserError(
+                    f"step {step}: the {what}, on the batch of {batch}; stopped, and {last}. A lower optimizer.lr may help"
+                )
+        self.seen.clear()
+
+
+class History:
+    """`history.jsonl`: a line for every log and every validation; and the metric logger of the config, if any."""
+
+    def __init__(self, path: Path, hw: Hardware, logger: Any | None, resumed_step: int) -> None:
+        self.hw, self.logger, self.path = hw, logger, path
+        if hw.main:
+            kept = [line for line in read_history(path) if line["step"] <= resumed_step] if path.is_file() else []
+            self.file = path.open("w")
+            for line in kept:
+                self._line(line)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.nelbo: torch.Tensor | None = None
+        self.maskable: list[int] | None = None
+        self.loss: torch.Tensor | None = None
+        self.steps = self.tokens = 0
+        self.seconds = 0.0
+
+    def accumulate(self, nelbo: torch.Tensor, maskable: list[int]) -> None:
+        """A micro-batch's NELBO sums and maskable positions, per id range."""
+        self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
+        self.maskable = maskable if self.maskable is None else [a + b for a, b in zip(self.maskable, maskable, strict=True)]
+
+    def count(self, loss: torch.Tensor, tokens: int, seconds: float) -> None:
+        """A step's loss, tokens over all ranks, and time."""
+        self.loss = loss if self.loss is None else self.loss + loss
+        self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
+
+    def write(self, state: dict[str, Any], vocabulary: Vocabulary, lr: float) -> str:
+        """Writes the means since the last call; returns them in short, for the progress bar."""
+        if not self.steps:
+            return ""
+        started = time.perf_counter()
+        sums = self.hw.sum(torch.cat([self.nelbo.double(), torch.tensor(self.maskable, device=self.nelbo.device).double()]))
+        total, positions = sums.view(2, -1).tolist()
+        loss = self.hw.sum(self.loss / self.steps).item()
+        self.seconds += time.perf_counter() - started  # on a GPU this is where the queued steps are waited for
+        state["seconds"] += self.seconds
+        line = {
+            "step": state["step"],
+            "tokens": state["tokens"],
+            "loss": loss,
+            "lr": lr,
+            "tokens_per_second": self.tokens / self.seconds,
+            "seconds": state["seconds"],
+        }
+        bits = {}
+        for modality in vocabulary.modalities:
+            own = vocabulary.ranges_of(modality)
+            count = sum(positions[i] for i in own)
+            if count:
+                bits[modality] = sum(total[i] for i in own) / count / math.log(2)
+        line |= {f"train_bits/{m}": b for m, b in bits.items()}
+        self._emit(line)
+        self._reset()
+        return f"loss {loss:.3f}, bits: " + ", ".join(f"{m} {b:.2f}" for m, b in bits.items())
+
+    def validation(self, state: dict[str, Any], bits: dict[str, float]) -> None:
+        """Bits per token of each task."""
+        line = {"step": state["step"], "tokens": state["tokens"], **{f"bits/{t}": b for t, b in bits.items()}}
+        self._emit(line)
+
+    def _emit(self, line: dict[str, Any]) -> None:
+        if not self.hw.main:
+            return
+        self._line(line)
+        if self.logger is not None:
+            self.logger.log_dict({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def _line(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        if self.hw.main:
+            self.file.close()
+            if self.logger is not None:
+                self.logger.close()
+
+
+def open_history(cfg: Any, hw: Hardware, resumed_step: int) -> History:
+    """The history of a run, continued after a resume; the metric logger is of the main process alone."""
+    logger = instantiate(cfg.metric_logger, "metric_logger") if cfg.metric_logger is not None and hw.main else None
+    return History(Path(cfg.output_dir) / "history.jsonl", hw, logger, resumed_step)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of a history; one that was being written when the run was killed is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

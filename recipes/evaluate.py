@@ -1,0 +1,169 @@
+"""Evaluate a trained model on held-out data: NELBO per task, and judges' accuracy of what it generates and reads.
+
+    mdm run evaluate checkpoint=runs/quickstart
+
+Text to image and text to speech: samples of each class's caption, classified by judges trained on real data that the model
+never saw. Image and speech to text: held-out images and clips, the class word read out of the text. Writes metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import MISSING
+from tqdm import tqdm
+
+from components.data.digits import WORDS
+from components.losses import bits_per_byte
+from mdm.checkpoint import load_model, model_folder
+from mdm.cli import run_recipe
+from mdm.config import UserError, check, instantiate
+from mdm.data import StreamSettings, open_source, validation_batches
+from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
+from mdm.generation import generate
+from mdm.hardware import Hardware, check_hardware, hardware
+from mdm.judges import accuracy, class_in_text
+from mdm.model import MaskedDiffusionModel
+from mdm.processor import Processor
+from mdm.run import check_output_dir
+
+CONFIG = "evaluate"
+
+
+@dataclass
+class JudgedTask:
+    """A modality that judges score.
+
+    judge:    `_component_` of a judge, trained on its `samples`
+    test:     held-out samples with a `label`
+    caption:  the prompt for a class word
+    write:    the task that generates the modality from the caption, with its sampler and guidance scale
+    read:     the task that reads it back as text
+    """
+
+    judge: dict[str, Any] = MISSING
+    test: dict[str, Any] = MISSING
+    caption: str = MISSING
+    write: str = MISSING
+    read: str = MISSING
+    sampler: dict[str, Any] = MISSING
+    guidance_scale: float = 0.0
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/evaluate.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    output_dir: str = MISSING
+    data: dict[str, StreamSettings] = MISSING
+    judged: dict[str, JudgedTask] = MISSING
+    read_sampler: dict[str, Any] = MISSING
+    samples: int = 200
+    nelbo_repeats: int = 4
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass
+class Results:
+    """metrics.json, and what was generated and read, for whoever wants to look."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    written: dict[str, list[dict]] = field(default_factory=dict)
+    read: dict[str, list[dict]] = field(default_factory=dict)
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before the model loads. Raises UserError."""
+    check_hardware(cfg.device, cfg.precision)
+    model_folder(cfg.checkpoint)
+    validate_judged(cfg)
+    check_output_dir(cfg.output_dir)
+
+
+def validate_judged(cfg: Any) -> None:
+    """The part that does not need a checkpoint yet: `quickstart` checks it before it trains."""
+    for name, task in cfg.judged.items():
+        check(task.judge, f"judged.{name}.judge")
+        check(task.test, f"judged.{name}.test")
+        instantiate(task.sampler, f"judged.{name}.sampler")
+    instantiate(cfg.read_sampler, "read_sampler")
+    if cfg.samples < 1:
+        raise UserError(f"samples must be at least 1, got {cfg.samples}")
+
+
+def main(cfg: Settings) -> None:
+    with hardware(cfg.device, cfg.precision) as hw:
+        model, processor = load_model(cfg.checkpoint, hw.device)
+        results = evaluate(cfg, model, processor, hw)
+    path = Path(cfg.output_dir) / "metrics.json"
+    path.write_text(json.dumps(results.metrics, indent=1))
+    for name, value in results.metrics.items():
+        print(f"{name:<32}{value:.4f}")
+    print(f"Written to {path}")
+
+
+def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
+    """NELBO of every stream, then each judged modality, with one progress bar over all of it."""
+    results = Results()
+    held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
+    plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
+    work = sum(len(batches) for batches in plan.values()) + 2 * cfg.samples * len(cfg.judged)
+    with tqdm(total=work, desc="evaluating", dynamic_ncols=True) as bar:
+        nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
+        results.metrics |= {f"{task}_bits_per_token": value for task, value in task_bits(nats, plan).items()}
+        if "text" in plan:
+            texts = [micro.noisy.clean for micro, _ in plan["text"]]
+            results.metrics["text_unigram_bits_per_token"] = unigram_bits(texts)
+            results.metrics["text_exp_nelbo"] = 2 ** results.metrics["text_bits_per_token"]
+            results.metrics["text_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))
+        for name, task in cfg.judged.items():
+            judged(cfg, name, task, model, processor, hw, results, bar.update)
+    return results
+
+
+def judged(
+    cfg: Any, name: str, task: JudgedTask, model: Any, processor: Processor, hw: Hardware, results: Results,
+    progress: Callable[[int], Any],
+) -> None:  # fmt: skip
+    """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge itself."""
+    modality = {"image": "image", "speech": "audio"}[name]
+
+    def coded(samples: list[dict]) -> list[dict]:
+        """Real samples as the tokenizer hands them back: what a perfect model could make."""
+        return [{**s, modality: processor.decode(modality, processor.encode(modality, s[modality]))} for s in samples]
+
+    training = instantiate(task.judge["samples"], f"judged.{name}.judge.samples")
+    node = {key: value for key, value in task.judge.items() if key != "samples"}
+    judge = instantiate(node, f"judged.{name}.judge", samples=[*training, *coded(training)])
+    test = open_source(task.test, f"judged.{name}.test")
+    labels = [s["label"] for s in test]
+    results.metrics[f"{name}_judge_accuracy"] = accuracy(judge.classify([s[modality] for s in coded(test)]), labels)
+
+    classes = [i % len(WORDS) for i in range(cfg.samples)]
+    prompts = [{"text": task.caption.format(WORDS[c])} for c in classes]
+    with hw.autocast():
+        sampler = instantiate(task.sampler, f"judged.{name}.sampler")
+        made = generate(
+            model, processor, task.write, prompts, sampler, task.guidance_scale, cfg.seed, batch_size=50, progress=progress
+        ).outputs
+        judgement = judge.classify([m[modality] for m in made])
+        results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
+        results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
+        chosen = [test[i] for i in np.random.default_rng(cfg.seed).permutation(len(test))[: cfg.samples]]
+        sampler = instantiate(cfg.read_sampler, "read_sampler")
+        texts = generate(model, processor, task.read, chosen, sampler, 0.0, cfg.seed, batch_size=50, progress=progress).outputs
+    read = np.array([class_in_text(t["text"], WORDS) for t in texts])
+    results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
+    results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)

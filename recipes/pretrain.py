@@ -1,0 +1,265 @@
+"""Pretrain one masked diffusion model on any mix of text, images and speech.
+
+    mdm run pretrain                                       one process
+    mdm run --nproc_per_node 2 pretrain                    several: FSDP2, the same masks and the same loss curve
+    mdm cp pretrain my.py                                  take a copy and change it
+
+A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
+an AdamW step on the weighted cross-entropy; the learning rate is a function of tokens seen. Run it again with the same
+output_dir to resume from its last checkpoint, at the very next sample.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.training import set_activation_checkpointing
+from tqdm import tqdm
+
+from components.samplers import Confidence
+from components.sequences import TASKS
+from mdm import checkpoint
+from mdm.cli import run_recipe
+from mdm.config import UserError, check, instantiate
+from mdm.data import (
+    FORWARD_TASKS,
+    BatchSettings,
+    LossSettings,
+    StreamSettings,
+    check_loss,
+    check_streams,
+    check_tasks,
+    corpus,
+    open_source,
+    streams,
+    training_loader,
+    validation_batches,
+)
+from mdm.evaluation import forward_loss, nelbo, task_bits
+from mdm.generation import generate
+from mdm.hardware import Hardware, check_compile, check_hardware, compile_blocks, hardware, shard, sync_gradients
+from mdm.media import save_outputs
+from mdm.optim import EMA, OptimizerSettings, adamw, learning_rate
+from mdm.processor import Processor
+from mdm.run import History, NonFinite, check_output_dir, open_history, restore_or_start
+
+CONFIG = "pretrain"
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/pretrain.yaml` explains each."""
+
+    output_dir: str = MISSING
+    model: dict[str, Any] = MISSING
+    tokenizers: dict[str, dict[str, Any]] = MISSING
+    canvas: dict[str, int] = MISSING
+    data: dict[str, StreamSettings] = MISSING
+    prompt_dropout: float = 0.1
+    masker: dict[str, Any] = MISSING
+    loss: LossSettings = field(default_factory=LossSettings)
+    batch: BatchSettings = MISSING
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    tokens: int = MISSING
+    ema: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"
+    activation_checkpointing: bool = False
+    log_every_steps: int = 10
+    validate_every_tokens: int = 1_000_000
+    validation_samples: int = 256
+    sample_every_tokens: int | None = None
+    checkpoint_every_tokens: int = 1_000_000
+    metric_logger: dict[str, Any] | None = None
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before data loads. Raises UserError."""
+    check_output_dir(cfg.output_dir)
+    check_hardware(cfg.device, cfg.precision)
+    check_compile(cfg.compile)
+    check(cfg.model, "model", supplied=("vocab_size",))
+    for modality, node in cfg.tokenizers.items():
+        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+    check_streams(cfg.data)
+    check(cfg.masker, "masker", supplied=("mask_id", "modalities", "seed"))
+    check_loss(cfg.loss, cfg.batch)
+    cfg.optimizer.validate()
+    with torch.device("meta"):
+        model = instantiate(cfg.model, "model", vocab_size=1)
+    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, model.config.max_length)
+    if cfg.metric_logger is not None:
+        check(cfg.metric_logger, "metric_logger")
+    if not 0 <= cfg.prompt_dropout < 1:
+        raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
+    for key in ("tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens"):
+        if getattr(cfg, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+
+
+def main(cfg: Settings) -> None:
+    with hardware(cfg.device, cfg.precision) as hw:
+        Pretrain(cfg, hw).train()
+
+
+class Pretrain:
+    """setup in __init__, then `train`, which calls `step`, `validate`, `sample` and `save`."""
+
+    def __init__(self, cfg: Settings, hw: Hardware) -> None:
+        self.cfg, self.hw, self.folder = cfg, hw, Path(cfg.output_dir)
+        torch.manual_seed(cfg.seed)
+
+        # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
+        sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
+        held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
+        tokenizers = {
+            modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
+            for modality, node in cfg.tokenizers.items()
+        }
+        try:
+            self.processor = Processor.build(tokenizers, cfg.canvas)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.vocabulary = self.processor.vocabulary
+        self.masker = instantiate(
+            cfg.masker, "masker", mask_id=self.vocabulary.mask_id, modalities=self.vocabulary.modalities, seed=cfg.seed
+        )
+        try:
+            self.loader = training_loader(
+                streams(cfg.data, sources, self.processor, cfg.seed, cfg.prompt_dropout),
+                self.masker, self.processor, cfg.batch, cfg.loss, cfg.seed, hw.rank, hw.world_size,
+            )  # fmt: skip
+            self.plan = validation_batches(cfg.data, held_out, self.processor, cfg.validation_samples)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+        # Model, optimizer, and what a run leaves behind.
+        self.model = instantiate(cfg.model, "model", vocab_size=self.vocabulary.size)
+        self.model.init_weights(torch.Generator().manual_seed(cfg.seed))
+        self.model.to(hw.device)
+        self.num_parameters = self.model.num_parameters()
+        if cfg.activation_checkpointing:
+            set_activation_checkpointing(self.model, {TransformerSelfAttentionLayer})
+        self.compiled = compile_blocks(self.model, cfg.compile, hw)
+        shard(self.model, hw)
+        self.optimizer = adamw(self.model, cfg.optimizer)
+        self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
+        checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
+        self.state = restore_or_start(self, asdict(cfg))
+        self.history: History = open_history(cfg, hw, self.state["step"])
+        self.finite = NonFinite(hw)
+
+    def train(self) -> None:
+        cfg, hw, state = self.cfg, self.hw, self.state
+        hw.say(
+            f"{self.num_parameters / 1e6:.1f} M parameters on {hw.world_size} x {hw.device.type}, "
+            f"{'bf16' if hw.bf16 else 'float32'}, {'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens "
+            f"in steps of {cfg.batch.physical} sequences; vocabulary of {self.vocabulary.size}"
+        )
+        bar = tqdm(
+            total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True, desc="training",
+            disable=not hw.main, mininterval=1.0, dynamic_ncols=True, smoothing=0.05,
+        )  # fmt: skip
+        batches = iter(self.loader)
+        due = {"validate": state["tokens"], "save": state["tokens"] + cfg.checkpoint_every_tokens}
+        due["sample"] = state["tokens"] + (cfg.sample_every_tokens or math.inf)
+        while state["tokens"] < cfg.tokens:
+            if state["tokens"] >= due["validate"]:
+                self.validate()
+                due["validate"] += cfg.validate_every_tokens
+            seen = self.step(next(batches))
+            bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
+            if state["step"] % cfg.log_every_steps == 0:
+                bar.set_postfix_str(self.log())
+            if state["tokens"] >= due["save"]:
+                self.save()
+                due["save"] += cfg.checkpoint_every_tokens
+            if state["tokens"] >= due["sample"]:
+                self.sample()
+                due["sample"] += cfg.sample_every_tokens
+        bar.close()
+        self.log()
+        self.validate()
+        self.save()
+        if self.ema is not None:
+            self.ema.swap(self.model)
+        checkpoint.export(self.folder / "model", self.model, self.processor, hw)
+        self.history.close()
+        hw.say(f"The model is in {self.folder / 'model'}. Try: mdm generate checkpoint={self.folder} task=text_to_image")
+
+    def step(self, micros: list) -> int:
+        """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
+        hw, started = self.hw, time.perf_counter()
+        totals = hw.sum(torch.tensor([[m.denominator, m.num_tokens] for m in micros], dtype=torch.float64).sum(0))
+        denominator, seen = totals[0].item(), int(totals[1].item())  # made on the CPU: nothing waits for the device
+        rate = learning_rate(self.cfg.optimizer, self.state["tokens"] + seen, self.cfg.tokens)
+        loss = torch.zeros((), device=hw.device)
+        for i, micro in enumerate(micros):
+            sync_gradients(self.model, i == len(micros) - 1, hw)
+            sums = forward_loss(self.model, micro.to(hw.device), self.vocabulary, hw)
+            (sums.loss * (hw.world_size / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
+            loss += sums.loss.detach() / denominator
+            self.history.accumulate(sums.nelbo, micro.maskable)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model.named_parameters())
+        self.state["step"] += 1
+        self.state["tokens"] += seen
+        self.finite.record(self.state["step"], micros, loss, norm)
+        self.history.count(loss, seen, time.perf_counter() - started)
+        return seen
+
+    def log(self) -> str:
+        """The only place, with validation and saving, that waits for the device."""
+        self.finite.check(self.folder)
+        lr = self.optimizer.param_groups[0]["lr"]
+        return self.history.write(self.state, self.vocabulary, lr)
+
+    def validate(self) -> None:
+        """NELBO per task on held-out samples, of the averaged weights where there are some."""
+        if self.plan:
+            if self.ema is not None:
+                self.ema.swap(self.model)
+            bits = task_bits(nelbo(self.model, self.plan, self.vocabulary, self.hw), self.plan)
+            if self.ema is not None:
+                self.ema.swap(self.model)
+            self.history.validation(self.state, bits)
+
+    def sample(self) -> None:
+        """A few samples of each forward task, into output_dir/samples/."""
+        first = {name: s for name, s in self.cfg.data.items() if s.validation}
+        for name, settings in first.items():
+            task = next((t for t in settings.tasks if t in FORWARD_TASKS), None)
+            if task is None:
+                continue
+            shown = open_source(settings.validation, f"data.{name}.validation")
+            prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(8), shown, strict=False)]
+            length = None if settings.pack is None else settings.pack - 3
+            with self.hw.autocast():
+                made = generate(self.model, self.processor, task, prompts, Confidence(num_steps=16), length=length)
+            self.model.train()
+            if self.hw.main:
+                rate = getattr(self.processor.tokenizers.get("audio"), "sample_rate", 0)
+                save_outputs(self.folder / "samples" / f"step_{self.state['step']:08d}" / task, prompts, made.outputs, rate)
+
+    def save(self) -> None:
+        self.finite.check(self.folder)
+        state = {**self.state, "data": self.loader.state_dict(), "vocabulary": self.vocabulary.to_dict()}
+        checkpoint.save(self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw)
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)

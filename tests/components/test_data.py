@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from torchdata.nodes import Loader, Prefetcher
+
+from components.data.digits import digits
+from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.reference import language_reference
+from components.data.sources import Folder, hugging_face, read_audio
+from components.data.speech import VOICES
+from components.sequences import task_sequence
+from mdm.media import write_wav
+
+
+def make_pipeline(vocabulary, pairs=False, rank=0, world_size=1, batch_size=12):
+    """A packed text stream and a stream of pairs, 1 : 2."""
+
+    def pair(sample, rng):
+        parts = {"text": torch.tensor([sample % 7]), "image": vocabulary.to_global("image", torch.full((4,), sample % 5))}
+        task = ["text_to_image", "image_to_text"][int(rng.integers(2))]
+        return [task_sequence(vocabulary, task, parts, {"text": 2, "image": 4})]
+
+    documents = [torch.arange(n) % 7 for n in (5, 30, 11, 3)]
+    packed = Packed(
+        Shuffled(documents, 0), lambda d: d, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24
+    )
+    streams = [
+        Stream("pairs", Shuffled(range(10), 1), 2, pair),
+        Stream("text", packed, 1, lambda row, rng: row, length=24),
+    ]
+    return MicroBatches(Mix(streams, 0, pairs), batch_size, 6, vocabulary.pad_id, rank, world_size)
+
+
+def flat(step):
+    return [(b.tokens, b.document) for b in step]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_the_pipeline_resumes_at_the_very_next_sample(vocabulary, pairs, stop):
+    loader = Loader(Prefetcher(make_pipeline(vocabulary, pairs), 3))
+    steps = iter(loader)
+    for _ in range(stop):
+        next(steps)
+    state = loader.state_dict()
+    expected = [flat(next(steps)) for _ in range(4)]
+    again = Loader(Prefetcher(make_pipeline(vocabulary, pairs), 3))
+    again.load_state_dict(state)
+    resumed = iter(again)
+    for want in expected:
+        for (tokens, document), (t, d) in zip(want, flat(next(resumed)), strict=True):
+            assert_close(tokens, t)
+            assert_close(document, d)
+
+
+def test_shares_are_exact_and_batches_have_one_make_up(vocabulary):
+    node = make_pipeline(vocabulary)
+    for _ in range(5):
+        step = next(node)
+        assert [tuple(b.tokens.shape) for b in step] == [(4, 11), (4, 11), (4, 24)]
+
+
+def test_every_sample_index_is_given_once(vocabulary):
+    node = make_pipeline(vocabulary)
+    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for b in next(node)])
+    assert sorted(seen.tolist()) == list(range(len(seen)))
+
+
+def test_pairs_are_the_same_sequence_twice(vocabulary):
+    for batch in next(make_pipeline(vocabulary, pairs=True)):
+        assert_close(batch.tokens[0::2], batch.tokens[1::2])
+        assert_close(batch.document[0::2] + (batch.document[0::2] >= 0).long(), batch.document[1::2])
+        assert (batch.document[0::2] % 2 <= 0).logical_or(batch.document[0::2] < 0).all()
+
+
+def test_ranks_share_the_rows_of_one_process(vocabulary):
+    whole = next(make_pipeline(vocabulary))
+    parts = [next(make_pipeline(vocabulary, rank=r, world_size=2)) for r in range(2)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for r in range(2):
+            assert_close(halves[r].tokens, batch.tokens[r::2])
+            assert_close(halves[r].document, batch.document[r::2])
+
+
+def test_an_epoch_shows_every_sample_once_in_a_new_order():
+    node = Shuffled(range(20), seed=0)
+    first, second = ([next(node) for _ in range(20)] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+
+
+def test_packing_loses_no_token(vocabulary):
+    documents = [torch.arange(n) % 7 for n in (50, 9, 2, 31)]
+    node = Packed(Shuffled(documents, 0), lambda d: d, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), 24)
+    rows = [next(node) for _ in range(12)]
+    assert all(sum(len(s) for s in row) <= 24 for row in rows)
+    packed = torch.cat([s.tokens[s.maskable] for row in rows for s in row])
+    source = Shuffled(documents, 0)
+    stream = torch.cat([next(source) for _ in range(20)])
+    assert_close(packed, stream[: len(packed)])
+
+
+def test_mistakes_are_named(vocabulary):
+    with pytest.raises(ValueError, match="has no samples"):
+        Shuffled([], 0)
+    with pytest.raises(ValueError, match="too short to pack"):
+        Packed(Shuffled([1], 0), lambda d: d, lambda d: d, 5)
+    with pytest.raises(ValueError, match=r"weight must be a positive integer, got 0"):
+        Mix([Stream("x", Shuffled([1], 0), 0, lambda s, r: [])], 0)
+    with pytest.raises(ValueError, match="must be even"):
+        make_pipeline(vocabulary, pairs=True, batch_size=13)
+
+
+def test_splits_are_disjoint():
+    images = {s: {np.asarray(d["image"]).tobytes() for d in digits(s)} for s in ("train", "judge", "test")}
+    assert len(images["train"]) > 1000
+    assert not images["train"] & images["test"]
+    assert not images["judge"] & images["test"]
+    voices = {s: set(v.split()) for s, v in VOICES.items()}
+    assert not voices["train"] & voices["test"]
+    assert not voices["judge"] & (voices["test"] | voices["train"])
+    train, test = ({d["text"] for d in language_reference(s)} for s in ("train", "test"))
+    assert not train & test
+    lines = {line for t in train for line in t.split("\n")}
+    assert not [line for t in test for line in t.split("\n") if line and line in lines]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (20, 12), (50 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"caption {i}\n")
+        write_wav(tmp_path / f"{i}.wav", np.sin(np.arange(1600) * 0.1), 16_000)
+    return tmp_path
+
+
+def test_a_folder_of_images_and_of_clips(folder):
+    images = Folder(str(folder), "image", size=8)
+    assert len(images) == 3
+    assert images[1]["text"] == "caption 1"
+    assert images[1]["image"].size == (8, 8)
+    clips = Folder(str(folder), "audio", sample_rate=8000)
+    assert clips[0]["audio"].dtype == np.float32
+    assert len(clips[0]["audio"]) == 800
+    assert [d["text"].strip() for d in Folder(str(folder), "text")] == ["caption 0", "caption 1", "caption 2"]
+
+
+def test_corrupt_files_are_skipped_with_a_count_or_refused(folder, capsys):
+    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "3.txt").write_text("x")
+    (folder / "4.wav").write_bytes(b"RIFFgarbage")
+    (folder / "4.txt").write_text("x")
+    assert len(Folder(str(folder), "image")) == 3
+    assert "skipped 1 corrupt of 4 files" in capsys.readouterr().out
+    assert len(Folder(str(folder), "audio")) == 3
+    for kind, name in (("image", r"3\.png"), ("audio", r"4\.wav")):
+        with pytest.raises(ValueError, match=f"corrupt file .*{name}"):
+            Folder(str(folder), kind, on_corrupt="refuse")
+
+
+def test_folder_mistakes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder not found"):
+        Folder(str(tmp_path / "absent"), "text")
+    with pytest.raises(ValueError, match="no image files"):
+        Folder(str(tmp_path), "image")
+
+
+@pytest.fixture
+def saved_dataset(folder, tmp_path_factory):
+    import datasets
+
+    path = str(tmp_path_factory.mktemp("hf") / "set")
+    rows = {"caption": [f"caption {i}" for i in range(30)], "clip": [str(folder / f"{i % 3}.wav") for i in range(30)]}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("clip", datasets.Audio(decode=False))
+    dataset.save_to_disk(path)
+    return path
+
+
+def test_a_hugging_face_dataset_from_disk(saved_dataset, folder):
+    source = hugging_face(saved_dataset, text="caption", audio="clip")
+    assert len(source) == 30
+    assert source[4]["text"] == "caption 4"
+    assert_close(source[4]["audio"], read_audio(folder / "1.wav", 8000))
+    with pytest.raises(ValueError, match="no column 'title' for text; it has caption, clip"):
+        hugging_face(saved_dataset, text="title")
+
+
+def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
+    def node():
+        return Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, buffer_size=1)
+
+    first = node()
+    for _ in range(7):
+        next(first)
+    state = first.state_dict()
+    expected = [next(first)["text"] for _ in range(40)]  # into the second epoch
+    again = node()
+    again.reset(state)
+    assert [next(again)["text"] for _ in range(40)] == expected

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from components.data.digits import digits
+from components.tokenizers import Tokenizer
+from components.tokenizers.audio import Codec2Tokenizer
+from components.tokenizers.image import GreyPatchTokenizer
+from components.tokenizers.text import TextTokenizer
+
+CORPUS = ["a handwritten seven", "a spoken three", "the quick brown fox, naïve café — 東京 🙂\n\n  two  spaces"] * 20
+
+
+@pytest.fixture(scope="module")
+def text() -> TextTokenizer:
+    return TextTokenizer.train(CORPUS, 400)
+
+
+def test_text_round_trips_exactly(text):
+    for string in [*CORPUS[:3], "", "unseen: ÿ\x00\tZürich", " leading and trailing "]:
+        assert text.decode(text.encode(string)) == string
+        assert text.num_bytes(text.encode(string)) == len(string.encode())
+
+
+def test_trained_ranks_merge_as_the_trainer_meant(text):
+    """The trainer's own encoding is the oracle: tiktoken, from the exported ranks, finds the same tokens."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    from components.tokenizers.text import GPT2_PATTERN, _byte_of_character
+
+    reference = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated")
+    reference.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    reference.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    to_byte = _byte_of_character()
+    for string in [*CORPUS[:3], "a handwritten fox spoken three cafés"]:
+        expected = [bytes(to_byte[c] for c in token) for token in reference.encode(string).tokens]
+        assert [text.encoding.decode_single_token_bytes(i) for i in text.encode(string).tolist()] == expected
+
+
+def test_frequent_words_are_one_token(text):
+    assert len(text.encode("a handwritten seven")) == 3
+
+
+def test_rank_files_reload(text, tmp_path):
+    node = text.save(tmp_path)
+    again = TextTokenizer.from_ranks(tmp_path / node["path"], node["pattern"])
+    assert_close(again.encode(CORPUS[2]), text.encode(CORPUS[2]))
+    assert again.codebooks == text.codebooks == (400,)
+
+
+@pytest.mark.parametrize(("patch", "levels"), [(1, 17), (2, 4), (4, 2)])
+def test_images_that_have_the_levels_round_trip_exactly(patch, levels):
+    tokenizer = GreyPatchTokenizer(8, patch, levels)
+    grey = np.random.default_rng(0).integers(0, levels, (8, 8))
+    image = Image.fromarray(np.rint(grey / (levels - 1) * 255).astype(np.uint8))
+    codes = tokenizer.encode(image)
+    assert len(codes) == tokenizer.num_tokens
+    assert int(codes.max()) < tokenizer.codebooks[0]
+    assert_close(np.asarray(tokenizer.decode(codes)), np.asarray(image))
+
+
+def test_scanned_digits_are_lossless_as_pixels():
+    tokenizer = GreyPatchTokenizer(8, 1, 17)
+    for sample in digits("test")[:20]:
+        assert_close(np.asarray(tokenizer.decode(tokenizer.encode(sample["image"]))), np.asarray(sample["image"]))
+
+
+def test_audio_codes_and_bits_are_the_same_thing():
+    g = torch.Generator().manual_seed(0)
+    codes = torch.stack([torch.randint(0, n, (30,), generator=g) for n in Codec2Tokenizer.codebooks], dim=1).flatten()
+    frames = Codec2Tokenizer.to_bytes(codes)
+    assert len(frames) == 30 * 4
+    assert_close(Codec2Tokenizer.from_bytes(frames), codes)
+
+
+def test_audio_is_encoded_frame_by_frame_as_codec2_does():
+    from pycodec2 import Codec2
+
+    wave = np.sin(np.arange(3200) * 0.2).astype(np.float32) * 0.5
+    codec = Codec2(700)
+    pcm = np.rint(wave * 32767).astype(np.int16)
+    expected = b"".join(codec.encode(pcm[i : i + 320]) for i in range(0, 3200, 320))
+    codes = Codec2Tokenizer().encode(wave)
+    assert Codec2Tokenizer.to_bytes(codes) == expected
+    assert len(Codec2Tokenizer().decode(codes)) == 3200
+    assert len(Codec2Tokenizer().decode(codes[:6])) == 320  # an unfinished frame is left out
+    assert_close(Codec2Tokenizer().encode(wave), codes)  # no state leaks from clip to clip
+
+
+def test_all_are_tokenizers(text):
+    for tokenizer in (text, GreyPatchTokenizer(8), Codec2Tokenizer()):
+        assert isinstance(tokenizer, Tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p: TextTokenizer.named("nope"), ValueError, "'nope' is not one of"),
+        (lambda p: TextTokenizer.from_ranks(p / "absent"), FileNotFoundError, "rank file not found"),
+        (lambda p: TextTokenizer.train(["x"], 10), ValueError, "at least 256"),
+        (lambda p: GreyPatchTokenizer(8, 3), ValueError, "size 8 is not a multiple of patch = 3"),
+        (lambda p: GreyPatchTokenizer(8).encode(Image.new("L", (9, 8))), ValueError, "expected 8x8 pixels, got 9x8"),
+        (lambda p: Codec2Tokenizer().encode(np.zeros(0, np.float32)), ValueError, "waveform is empty"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, call, error, message):
+    with pytest.raises(error, match=message):
+        call(tmp_path)
+
+
+def test_a_file_that_is_no_rank_file_is_named(tmp_path):
+    (tmp_path / "x.tiktoken").write_text("hello world foo")
+    with pytest.raises(ValueError, match=r"x\.tiktoken is not a tiktoken rank file"):
+        TextTokenizer.from_ranks(tmp_path / "x.tiktoken")

@@ -1,0 +1,63 @@
+"""A pretraining small enough for a test: one layer, tiny canvases, in-memory data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+CONFIG = """
+output_dir: {output_dir}
+model: {{_component_: mdm.builders.nano, max_length: 64, width: 32, num_layers: 2, num_heads: 2}}
+tokenizers:
+  text: {{_component_: components.tokenizers.text.TextTokenizer.train, vocab_size: 300}}
+  image: {{_component_: components.tokenizers.image.GreyPatchTokenizer, size: 8, patch: 2, levels: 3}}
+canvas: {{text: 4, image: 16}}
+data:
+  digits:
+    train: {{_component_: components.data.digits.digits, split: test}}
+    validation: {{_component_: components.data.digits.digits, split: judge}}
+    weight: 2
+    tasks: {{text_to_image: 1.0, image_to_text: 1.0}}
+  text:
+    train: {{_component_: components.data.reference.language_reference, split: test}}
+    weight: 1
+    tasks: {{text: 1.0}}
+    pack: 32
+masker: {{_component_: components.maskers.BernoulliMasker, pairs: true}}
+batch: {{physical: 12, micro: 8}}
+optimizer: {{lr: 1.0e-3}}
+tokens: 12000
+device: cpu
+precision: fp32
+compile: "false"
+log_every_steps: 1
+validation_samples: 16
+validate_every_tokens: 100000
+checkpoint_every_tokens: 100000
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(output_dir=tmp_path / "out"))
+    return path
+
+
+def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options):
+    """Runs the `mdm` command as a user would, in a process of its own."""
+    env = {**os.environ, "MDM_TYPECHECK": typecheck, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mdm.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, **options)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def run():
+    return mdm

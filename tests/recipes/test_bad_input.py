@@ -1,0 +1,136 @@
+"""Every mistake is one clear line and exit code 2, before any long work."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from mdm import checkpoint
+from mdm.config import UserError
+
+BAD = {
+    "unknown key": (["lerning_rate=1"], "unknown key 'lerning_rate'"),
+    "unknown nested key": (["optimizer.learning_rate=1"], "unknown key 'optimizer.learning_rate'"),
+    "unknown key of a component": (["model.num_layer=2"], "unknown key 'model.num_layer' (did you mean 'num_layers'?)"),
+    "unknown component": (["model._component_=mdm.builders.huge"], "unknown component 'mdm.builders.huge'"),
+    "wrong type": (["tokens=many"], "tokens: Value 'many' of type 'str' could not be converted to Integer"),
+    "wrong type in a component": (["model.width=wide"], "model.width must be int, got 'wide'"),
+    "not an override": (["tokens"], "'tokens' is not an override; write key=value"),
+    "width and heads": (["model.num_heads=3"], "model.width 32 does not divide into model.num_heads = 3"),
+    "longer than the model": (["model.max_length=16"], "data.text.pack = 32 is longer than the model"),
+    "pair longer than the model": (["model.max_length=32", "canvas.image=64"], "takes 73 positions"),
+    "missing source file": (
+        ["data.digits.train={_component_: components.data.sources.Folder, path: absent, kind: image}"],
+        "data.digits.train: folder not found: absent",
+    ),
+    "missing rank file": (
+        ["tokenizers.text={_component_: components.tokenizers.text.TextTokenizer.from_ranks, path: absent.tiktoken}"],
+        "rank file not found: absent.tiktoken",
+    ),
+    "unknown task": (["data.digits.tasks={text_to_video: 1}"], "'text_to_video' is not one of text, text_to_image"),
+    "bad choice": (["loss.weighting=best"], "loss.weighting: 'best' is not one of nelbo, plain"),
+    "bad device": (["device=tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
+    "bad masker": (["masker.t_min=0.9"], "t_min must be in [0, 0.5), got 0.9"),
+    "odd batch": (["batch.physical=13"], "batch.physical 13 must be even"),
+    "output_dir is a file": (["output_dir=/dev/null"], "output_dir=/dev/null cannot be written to"),
+}
+
+
+def one_line(done) -> str:
+    assert done.returncode == 2, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda c: c.replace(" ", "_"))
+def test_a_bad_config_is_one_line(config, run, case):
+    arguments, message = BAD[case]
+    assert message in one_line(run("run", "pretrain", "--config", config, *arguments, check=False))
+
+
+def test_unknown_recipes_and_configs_are_named(run):
+    assert "recipe 'pretrian' is not one of" in one_line(run("run", "pretrian", check=False))
+    assert "config 'absent' is not one of" in one_line(run("run", "pretrain", "--config", "absent", check=False))
+    assert "config file not found: a.yaml" in one_line(run("run", "pretrain", "--config", "a.yaml", check=False))
+    assert "checkpoint=absent: no model there" in one_line(run("generate", "checkpoint=absent", "task=text", check=False))
+
+
+def test_an_empty_dataset_is_named(config, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.py").write_text("def nothing():\n    return []\n")
+    source = "data.text.train={_component_: components.data.sources.Folder, path: " + str(tmp_path / "empty") + ", kind: text}"
+    assert "no text files" in one_line(run("run", "pretrain", "--config", config, source, check=False))
+    mine = run("run", "pretrain", "--config", config, "data.text.train={_component_: mine.nothing}", check=False, cwd=tmp_path)
+    assert "data.text.train: the dataset is empty" in one_line(mine)
+
+
+def test_a_corrupt_file_is_refused_where_that_was_asked_for(config, run, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "good.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"nothing")
+    for name in ("good", "bad"):
+        (tmp_path / "images" / f"{name}.txt").write_text("one")
+    node = f"_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: image"
+    refuse = f"data.digits.train={{{node}, on_corrupt: refuse}}"
+    assert "corrupt file" in one_line(run("run", "pretrain", "--config", config, refuse, check=False))
+    done = run("run", "pretrain", "--config", config, f"data.digits.train={{{node}}}", "tokens=500")
+    assert "skipped 1 corrupt of 2 files" in done.stdout
+
+
+def test_a_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, run, tmp_path):
+    """The user's own masker makes step 6's weights infinite."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass, replace\n"
+        "from components.maskers import FixedCountMasker\n"
+        "@dataclass(frozen=True)\n"
+        "class Broken(FixedCountMasker):\n"
+        "    def __call__(self, batch):\n"
+        "        noisy = super().__call__(batch)\n"
+        "        bad = int(batch.document.max()) > 60\n"
+        "        return replace(noisy, weight=noisy.weight * float('nan')) if bad else noisy\n"
+    )
+    arguments = ["masker={_component_: mine.Broken}", "checkpoint_every_tokens=600", "tokens=9000"]
+    line = one_line_of_many(run("run", "pretrain", "--config", config, *arguments, check=False, cwd=tmp_path))
+    assert "the loss is nan, on the batch of samples" in line
+    assert "the last good checkpoint is" in line
+    kept = line.split("checkpoint is ")[1].split(";")[0].split(". ")[0]
+    assert json.loads((Path(kept) / "state.json").read_text())["step"] >= 1
+
+
+def one_line_of_many(done) -> str:
+    """The one line of the mistake, below the progress bar."""
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_run_with_other_data_is_not_resumed_by_accident(config, run):
+    run("run", "pretrain", "--config", config, "tokens=500")
+    line = one_line(run("run", "pretrain", "--config", config, "tokens=500", "seed=1", check=False))
+    assert "holds a run with another `seed`" in line
+    line = one_line(run("run", "pretrain", "--config", config, "tokens=500", "tokenizers.text.vocab_size=310", check=False))
+    assert "holds a run with another `tokenizers`" in line
+
+
+def test_too_little_space_is_said_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10 * 2**20))
+    with pytest.raises(UserError, match="10 MiB free, and 3 checkpoints of 12 MiB are needed"):
+        checkpoint.check_space(tmp_path, num_parameters=2**20, ema=False)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):
+    """Files may not grow beyond 50 kB, as on a full disk: the write fails in the middle, and leaves nothing half-written."""
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    line = one_line_of_many(run("run", "pretrain", "--config", config, "tokens=500", check=False, preexec_fn=no_room))
+    assert "cannot write the checkpoint" in line
+    assert "there is no earlier checkpoint" in line
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())

@@ -1,0 +1,112 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+from torch.testing import assert_close
+
+from mdm.checkpoint import complete
+from mdm.run import read_history
+from tests.recipes.conftest import ROOT
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line}
+
+
+def weights(folder):
+    return safetensors.torch.load_file(folder / "model" / "model.safetensors")
+
+
+def test_resume_after_kill_9_is_bit_exact(config, run, tmp_path):
+    """40 steps in one go, and 20 + kill -9 (while a further checkpoint is half written) + resume: equal weights and losses."""
+    tokens_per_step = 12 * 26 + 0  # about: the horizon below makes 40 steps
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = [f"tokens={tokens_per_step * 40}", f"checkpoint_every_tokens={tokens_per_step * 5}", "ema=0.9"]
+    run("run", "pretrain", "--config", config, f"output_dir={whole}", *settings)
+    expected = losses(whole)
+    assert len(expected) >= 38
+
+    command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config), f"output_dir={parts}", *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(complete(parts / "checkpoints")) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = complete(parts / "checkpoints")[-1]
+    half = parts / "checkpoints" / "partial_00000999"  # what a kill in the middle of writing leaves behind
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    done = run("run", "pretrain", "--config", config, f"output_dir={parts}", *settings)
+    assert f"Resuming from {stopped}" in done.stdout
+    assert not half.exists()
+    assert losses(parts) == expected
+    a, b = weights(whole), weights(parts)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path, processes):
+    """FSDP2 over gloo on two CPU processes, the same global batch: within float32's tolerance over the run."""
+    settings = ["tokens=3000", "validate_every_tokens=1500"]
+    run("run", "pretrain", "--config", config, f"output_dir={tmp_path / 'one'}", *settings)
+    flags = ["--nproc_per_node", processes]
+    run("run", *flags, "pretrain", "--config", config, f"output_dir={tmp_path / 'two'}", *settings, typecheck="0")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) > 5
+    assert list(one) == list(two)
+    assert_close(torch.tensor(list(two.values())), torch.tensor(list(one.values())), rtol=1e-4, atol=0)
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:
+        assert_close(b[name], a[name], rtol=0, atol=2e-4)
+
+
+def test_accumulation_does_not_change_the_run(config, run, tmp_path):
+    for micro in (3, 12):
+        run("run", "pretrain", "--config", config, f"output_dir={tmp_path / str(micro)}", "tokens=2000", f"batch.micro={micro}")
+    three, twelve = (torch.tensor(list(losses(tmp_path / m).values())) for m in ("3", "12"))
+    assert_close(three, twelve, rtol=1e-5, atol=0)
+
+
+def test_a_copied_recipe_runs_from_an_empty_folder(run, tmp_path, config):
+    done = run("cp", "pretrain", "my.py", cwd=tmp_path)
+    assert "my.py" in done.stdout
+    assert (tmp_path / "my.yaml").is_file()
+    source = (tmp_path / "my.py").read_text()
+    (tmp_path / "my.py").write_text(source.replace("M parameters on", "M parameters, edited, on"))
+    small = ["tokens=3000", "model.width=32", "batch.physical=24", "compile=false", "validation_samples=8"]
+    done = run("run", "my.py", "--config", "my.yaml", "model.num_layers=2", *small, cwd=tmp_path)
+    assert "edited" in done.stdout
+    assert json.loads((tmp_path / "runs/pretrain/model/config.json").read_text())["num_layers"] == 2
+    refused = run("cp", "pretrain", "my.py", cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert "my.py exists" in refused.stderr
+
+
+def test_samples_metric_logger_activation_checkpointing_and_plain_loss(config, run, tmp_path):
+    """The options that other tests leave off, in one run."""
+    logger = "{_component_: torchtune.training.metric_logging.DiskLogger, log_dir: " + str(tmp_path / "logs") + "}"
+    options = ["activation_checkpointing=true", "loss.weighting=plain", "sample_every_tokens=1500", f"metric_logger={logger}"]
+    run("run", "pretrain", "--config", config, "tokens=2500", *options)
+    assert list((tmp_path / "logs").glob("*.txt"))
+    assert list((tmp_path / "out" / "samples").rglob("grid.png"))
+    assert read_history(tmp_path / "out" / "history.jsonl")[-1]["bits/text_to_image"] > 0
+
+
+def test_generate_writes_what_a_model_makes(config, run, tmp_path):
+    run("run", "pretrain", "--config", config, "tokens=1500")
+    out = tmp_path / "made"
+    arguments = ["generate", f"checkpoint={tmp_path / 'out'}", "task=text_to_image", "prompt=a handwritten two"]
+    run(*arguments, f"output_dir={out}", "count=3")
+    assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png", "outputs.jsonl"]
+    read = run(
+        "generate", f"checkpoint={tmp_path / 'out'}", "task=image_to_text", f"prompt={out / '0000.png'}", f"output_dir={out}"
+    )
+    assert read.stdout.count("text:") == 4
