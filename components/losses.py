@@ -80,15 +80,15 @@ def positions_by_range(
             continue
         index = (flat_range == r).nonzero()[:, 0]
         fill = -len(index) % bucket
-        index = torch.cat([index, index.new_zeros(fill)])  # position 0 stands in; its coefficient below is 0
+        index = torch.cat([index, index[:1].expand(fill)])  # the first position stands in; its coefficient below is 0
         valid = torch.arange(len(index)) < len(index) - fill
         found.append(
             RangePositions(
                 range_index=r,
                 index=index,
                 target=targets.flatten()[index],
-                coefficient=coefficient.flatten()[index].float() * valid,
-                weight=weight.flatten()[index].float() * valid,
+                coefficient=torch.where(valid, coefficient.flatten()[index].float(), 0.0),
+                weight=torch.where(valid, weight.flatten()[index].float(), 0.0),
             )
         )
     return found
@@ -114,10 +114,8 @@ def loss_from_hidden(
     loss = flat.new_zeros((), dtype=torch.float32)
     nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
     for p in positions:
-        target = torch.where(p.coefficient != 0, p.target, vocabulary.ranges[p.range_index].start)
-        ce = range_cross_entropy(
-            flat.index_select(0, p.index), unembedding, target, vocabulary.ranges[p.range_index], vocabulary.end_id, chunk_size
-        )
+        own = vocabulary.ranges[p.range_index]
+        ce = range_cross_entropy(flat.index_select(0, p.index), unembedding, p.target, own, vocabulary.end_id, chunk_size)
         loss = loss + (p.coefficient * ce).sum()
         nelbo[p.range_index] = (p.weight * ce.detach()).sum()
     return LossSums(loss, nelbo)

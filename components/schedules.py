@@ -124,7 +124,8 @@ class Geometric:
     def nelbo_weight(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         # 1 - alpha = (g(0) - g(t)) / span, and g(0) - g(t) = -g(0) expm1(sigma(0) - sigma(t)) keeps its digits as t -> 0
         sigma = self._sigma(t)
-        masked = -math.exp(-self.beta_min) * torch.expm1(self.beta_min - sigma)
+        rise = self.beta_min * torch.expm1(t * math.log(self.beta_max / self.beta_min))  # sigma(t) - sigma(0)
+        masked = -math.exp(-self.beta_min) * torch.expm1(-rise)
         return math.log(self.beta_max / self.beta_min) * sigma * torch.exp(-sigma) / masked
 
     def inverse(self, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -39,7 +39,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     if not isinstance(from_file, DictConfig):
         raise UserError(f"{path} must hold keys and values, got {type(from_file).__name__}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), from_file, _overrides(overrides))
+        merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides)
         return typing.cast(T, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         raise UserError(_unknown_key(schema, error)) from error
@@ -51,12 +51,18 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _overrides(arguments: Sequence[str]) -> DictConfig:
+def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:
+    """The config with `key=value` arguments merged in; a whole `_component_` node replaces the one that stood there."""
     for argument in arguments:
         key, sign, _ = argument.partition("=")
         if not sign or not key or key.startswith("-"):
             raise UserError(f"{argument!r} is not an override; write key=value")
-    return OmegaConf.from_dotlist(list(arguments))
+        one = OmegaConf.from_dotlist([argument])
+        value = OmegaConf.select(one, key)
+        if OmegaConf.is_dict(value) and "_component_" in value and OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, {}, merge=False)
+        config = OmegaConf.merge(config, one)
+    return config
 
 
 def _unknown_key(schema: type, error: ConfigKeyError) -> str:

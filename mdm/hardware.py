@@ -131,6 +131,12 @@ def shard(model: Any, hw: Hardware) -> None:
     register_fsdp_forward_method(model, "hidden")
 
 
+def reshard(model: Any, hw: Hardware) -> None:
+    """Gives back the weights that a forward pass without a backward has gathered (FSDP2); call it after evaluating."""
+    if hw.world_size > 1:
+        model.reshard()
+
+
 def sync_gradients(model: nn.Module, now: bool, hw: Hardware) -> None:
     """Gradients are exchanged in the last micro-batch of a step only."""
     if hw.world_size > 1:

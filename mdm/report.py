@@ -113,14 +113,16 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    styles = {"text": "-", "image": "--", "audio": ":", "text_to_image": "--", "text_to_speech": ":"}
+    looks = {"text": ("C0", "-"), "image": ("C1", "--"), "audio": ("C2", ":")}
+    looks |= {"text_to_image": looks["image"], "text_to_speech": looks["audio"]}
     for axis, prefix, title in ((left, "train_bits/", "training"), (right, "bits/", "held-out NELBO")):
         keys = list(dict.fromkeys(k for line in history for k in line if k.startswith(prefix)))
         for key in keys:
             points = [(line["tokens"] / 1e6, line[key]) for line in history if key in line]
             x, y = zip(*points, strict=True)
             name = key.removeprefix(prefix)
-            axis.plot(x, _smooth(y) if prefix == "train_bits/" else y, styles.get(name, "-"), label=name.replace("_", " "))
+            color, line = looks.get(name, (None, "-."))
+            axis.plot(x, _smooth(y) if prefix == "train_bits/" else y, line, color=color, label=name.replace("_", " "))
         axis.set(title=title, xlabel="tokens seen (millions)")
     left.set_ylabel("bits per maskable position")
     right.set_ylabel("bits per token")
@@ -138,7 +140,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     """Running mean, shorter at the ends: single batches are noisy."""
     values = np.asarray(values, dtype=float)
-    kernel = np.ones(window)
+    kernel = np.ones(min(window, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 

@@ -44,7 +44,7 @@ from mdm.data import (
 )
 from mdm.evaluation import forward_loss, nelbo, task_bits
 from mdm.generation import generate
-from mdm.hardware import Hardware, check_compile, check_hardware, compile_blocks, hardware, shard, sync_gradients
+from mdm.hardware import Hardware, check_compile, check_hardware, compile_blocks, hardware, reshard, shard, sync_gradients
 from mdm.media import save_outputs
 from mdm.optim import EMA, OptimizerSettings, adamw, learning_rate
 from mdm.processor import Processor
@@ -234,6 +234,7 @@ class Pretrain:
             if self.ema is not None:
                 self.ema.swap(self.model)
             bits = task_bits(nelbo(self.model, self.plan, self.vocabulary, self.hw), self.plan)
+            reshard(self.model, self.hw)
             if self.ema is not None:
                 self.ema.swap(self.model)
             self.history.validation(self.state, bits)
@@ -251,6 +252,7 @@ class Pretrain:
             with self.hw.autocast():
                 made = generate(self.model, self.processor, task, prompts, Confidence(num_steps=16), length=length)
             self.model.train()
+            reshard(self.model, self.hw)
             if self.hw.main:
                 rate = getattr(self.processor.tokenizers.get("audio"), "sample_rate", 0)
                 save_outputs(self.folder / "samples" / f"step_{self.state['step']:08d}" / task, prompts, made.outputs, rate)

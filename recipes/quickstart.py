@@ -124,7 +124,11 @@ def metrics_section(results: Any) -> Section:
 
 def curves_section(history: list[dict], results: Any) -> Section:
     body = report.picture(report.loss_curves(history, results.metrics.get("text_unigram_bits_per_token")))
-    return Section("Learning", "Bits by modality over training. The text's NELBO falls below its unigram entropy.", body)
+    text = (
+        "Left, all tokens of a modality, captions among the text; right, what is generated, given its caption. Text under the "
+        "grey line is predicted better than from word frequencies alone."
+    )
+    return Section("Learning", text, body)
 
 
 def images_section(cfg: Settings, results: Any) -> Section:
@@ -154,7 +158,8 @@ def film_section(model: Any, processor: Any, hw: Hardware, folder: Path) -> Sect
     still.save(folder / "film.png")
     moving = report.animation(frames)
     (folder / "film.gif").write_bytes(moving)
-    body = report.picture(moving, "the same, moving", "gif") + report.picture(still, "each row is a step; blue is still masked")
+    body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
+    body += report.picture(still, "the same, a row for each step")
     return Section("How an image is made", "From all masks, the most confident patches first, in eight steps.", body)
 
 

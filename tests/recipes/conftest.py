@@ -15,7 +15,7 @@ model: {{_component_: mdm.builders.nano, max_length: 64, width: 32, num_layers: 
 tokenizers:
   text: {{_component_: components.tokenizers.text.TextTokenizer.train, vocab_size: 300}}
   image: {{_component_: components.tokenizers.image.GreyPatchTokenizer, size: 8, patch: 2, levels: 3}}
-canvas: {{text: 4, image: 16}}
+canvas: {{text: 12, image: 16}}
 data:
   digits:
     train: {{_component_: components.data.digits.digits, split: test}}

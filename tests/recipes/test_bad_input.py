@@ -21,8 +21,8 @@ BAD = {
     "wrong type in a component": (["model.width=wide"], "model.width must be int, got 'wide'"),
     "not an override": (["tokens"], "'tokens' is not an override; write key=value"),
     "width and heads": (["model.num_heads=3"], "model.width 32 does not divide into model.num_heads = 3"),
-    "longer than the model": (["model.max_length=16"], "data.text.pack = 32 is longer than the model"),
-    "pair longer than the model": (["model.max_length=32", "canvas.image=64"], "takes 73 positions"),
+    "longer than the model": (["data.text.pack=65"], "data.text.pack = 65 is longer than the model"),
+    "pair longer than the model": (["model.max_length=32", "canvas.image=64"], "takes 81 positions"),
     "missing source file": (
         ["data.digits.train={_component_: components.data.sources.Folder, path: absent, kind: image}"],
         "data.digits.train: folder not found: absent",
@@ -79,7 +79,7 @@ def test_a_corrupt_file_is_refused_where_that_was_asked_for(config, run, tmp_pat
     node = f"_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: image"
     refuse = f"data.digits.train={{{node}, on_corrupt: refuse}}"
     assert "corrupt file" in one_line(run("run", "pretrain", "--config", config, refuse, check=False))
-    done = run("run", "pretrain", "--config", config, f"data.digits.train={{{node}}}", "tokens=500")
+    done = run("run", "pretrain", "--config", config, f"data.digits.train={{{node}}}", "tokens=500", "canvas.text=24")
     assert "skipped 1 corrupt of 2 files" in done.stdout
 
 

@@ -5,18 +5,9 @@ import pytest
 from mdm.cli import split_launcher
 from mdm.config import UserError
 
-KEYS = [
-    "text_to_image_accuracy",
-    "text_to_speech_accuracy",
-    "image_to_text_accuracy",
-    "speech_to_text_accuracy",
-    "image_judge_accuracy",
-    "speech_judge_accuracy",
-    "text_bits_per_token",
-    "text_unigram_bits_per_token",
-    "tokens_per_second",
-    "seconds",
-]
+ACCURACIES = ("text_to_image", "text_to_speech", "image_to_text", "speech_to_text", "image_judge", "speech_judge")
+OTHERS = ("text_bits_per_token", "text_unigram_bits_per_token", "tokens_per_second", "seconds")
+KEYS = {*(f"{name}_accuracy" for name in ACCURACIES), *OTHERS}
 
 
 def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
@@ -25,7 +16,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     small = ["tokens=9000", "samples=20", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
     done = run("run", "quickstart", f"output_dir={out}", *small, timeout=400, typecheck="0")
     metrics = json.loads((out / "metrics.json").read_text())
-    assert set(KEYS) <= set(metrics)
+    assert set(metrics) >= KEYS
     assert metrics["image_judge_accuracy"] >= 0.95
     assert metrics["speech_judge_accuracy"] >= 0.95
     assert 0 <= metrics["text_to_image_accuracy"] <= 1
