@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from components.samplers import Confidence, Sampler, guided, sample
+from components.samplers import FirstHitting, Sampler, guided, sample
 from components.sequences import collate, find_task
 from components.types import Batch
 from mdm.model import MaskedDiffusionModel
@@ -47,13 +47,14 @@ def generate(
 ) -> Generated:
     """Generates one sample for each prompt.
 
+    sampler:  None is first-hitting with top_p 0.9: exact but for the nucleus, one token a forward pass
     prompts:  raw parts by modality, e.g. `{"text": "a handwritten seven"}`; `{}` where a task is given nothing
     length:   tokens of a text canvas; None takes the processor's
     progress: called with the number of prompts done
 
     Raises ValueError where a prompt lacks what its task is given, or does not fit its canvas or the model.
     """
-    sampler = sampler or Confidence()
+    sampler = sampler or FirstHitting(top_p=0.9)
     spec = find_task(task)
     canvas = {**processor.canvas, **({"text": length} if length and "text" in spec.generated else {})}
     vocabulary = processor.vocabulary

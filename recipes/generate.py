@@ -40,7 +40,7 @@ class Settings:
     count: int = 4
     length: int | None = None
     sampler: dict[str, Any] | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float = 0.5
     seed: int = 0
     batch_size: int = 100
     device: str = "auto"

@@ -23,7 +23,6 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 from tqdm import tqdm
 
-from components.samplers import Confidence
 from components.sequences import TASKS
 from mdm import checkpoint
 from mdm.cli import run_recipe
@@ -250,7 +249,7 @@ class Pretrain:
             prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(8), shown, strict=False)]
             length = None if settings.pack is None else settings.pack - 3
             with self.hw.autocast():
-                made = generate(self.model, self.processor, task, prompts, Confidence(num_steps=16), length=length)
+                made = generate(self.model, self.processor, task, prompts, length=length)
             self.model.train()
             reshard(self.model, self.hw)
             if self.hw.main:
