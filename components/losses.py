@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from components.types import PAD_DOCUMENT, STRUCTURE, NoisyBatch, _Movable
+from components.types import PAD_DOCUMENT, STRUCTURE, Movable, NoisyBatch
 from components.vocabulary import IdRange, Vocabulary
 
 
@@ -51,7 +51,7 @@ def coefficients(
 
 
 @dataclass(frozen=True)
-class RangePositions(_Movable):
+class RangePositions(Movable):
     """The masked positions of one id range: index into the flattened batch, target id, coefficient and NELBO weight.
 
     Rounded up to a multiple of the bucket with coefficient-0 entries, so that shapes repeat.

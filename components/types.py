@@ -6,6 +6,7 @@ A reader follows one tensor from file to gradient: data -> Batch -> masker -> No
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,19 +18,27 @@ PAD_DOCUMENT = -1
 """Document id of padding: attended by nothing, never masked, never scored."""
 
 
-class _Movable:
+M = TypeVar("M", bound="Movable")
+
+
+class Movable:
     """Gives a dataclass of tensors `to(device)`."""
 
-    def to(self, device: torch.device | str):
-        """The same batch with every tensor on `device`; copies from pinned memory do not block."""
-        moved = {
-            f.name: value.to(device, non_blocking=True) for f in fields(self) if hasattr(value := getattr(self, f.name), "to")
-        }
-        return replace(self, **moved)
+    def to(self: M, device: torch.device | str) -> M:
+        """The same with every tensor (and whatever else can move) on `device`."""
+        return replace(self, **{f.name: _moved(getattr(self, f.name), device) for f in fields(self)})
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)  # from pinned memory a copy does not block
+    if isinstance(value, Movable):
+        return value.to(device)
+    return [_moved(v, device) for v in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class Batch(_Movable):
+class Batch(Movable):
     """Clean token sequences, and what may stand where.
 
     tokens:   global ids (see `components.vocabulary`)
@@ -60,7 +69,7 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True)
-class NoisyBatch(_Movable):
+class NoisyBatch(Movable):
     """A batch after masking: what the model sees, and what each prediction weighs.
 
     noisy:  tokens with the masked ones replaced by the mask id

@@ -8,6 +8,7 @@ the ranges. `end` is the one token that closes text and speech canvases and fill
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,10 @@ class Vocabulary:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return json.loads(json.dumps(asdict(self)))
+
+    def digest(self) -> str:
+        """A short fingerprint: two vocabularies share it where every id means the same."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))

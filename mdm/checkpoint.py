@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -66,6 +68,7 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         _barrier(hw)
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
         if hw.main:
             with open(partial / "state.json", "w") as f:
@@ -143,7 +146,8 @@ def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware) -
         processor.save(folder)
         (folder / "config.json").write_text(json.dumps(model.config_dict(), indent=1))
         partial = folder / "model.safetensors.partial"
-        safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial)
+        tag = {"vocabulary": processor.vocabulary.digest()}
+        safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial, metadata=tag)
         os.replace(partial, folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model to {folder} ({_reason(error)})") from error
@@ -167,13 +171,15 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
     try:
         processor = Processor.load(folder)
         config = ModelConfig(**json.loads((folder / "config.json").read_text()))
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
+            digest = (file.metadata() or {}).get("vocabulary")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
-    if processor.vocabulary.size != config.vocab_size:
+    if processor.vocabulary.size != config.vocab_size or digest not in (None, processor.vocabulary.digest()):
         raise UserError(
-            f"checkpoint {folder}: its vocabulary has {processor.vocabulary.size} ids, but the model was trained with "
-            f"{config.vocab_size}; vocabulary.json and config.json are of different runs"
+            f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
+            f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
         )
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)

@@ -76,7 +76,7 @@ def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[
     )
     parser.add_argument("--config", default=config, help="name of a config (mdm ls) or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     def work() -> None:
         filled = load(settings, find_config(arguments.config), arguments.overrides)
@@ -167,7 +167,7 @@ def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default=module.CONFIG)
     parser.add_argument("overrides", nargs="*")
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_intermixed_args(words)
     module.validate(load(module.Settings, find_config(parsed.config), parsed.overrides))
 
 

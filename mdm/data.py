@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker
 from components.noise import sample_rng
 from components.sequences import TASKS, TokenSequence, collate, content, find_task
-from components.types import Batch, NoisyBatch
+from components.types import Batch, Movable, NoisyBatch
 from mdm.config import UserError, check, instantiate
 from mdm.processor import Processor
 
@@ -54,7 +54,7 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(Movable):
     """What one forward and backward pass needs. All of it is made on the CPU: nothing has to be counted on the device."""
 
     noisy: NoisyBatch
@@ -62,21 +62,7 @@ class MicroBatch:
     denominator: float
     num_tokens: int
     whole_rows: bool  # one document a row and no padding: attention needs no mask
-    maskable: list[int] = field(default_factory=list)  # maskable positions per id range, the NELBO's denominators
-
-    def to(self, device: torch.device) -> MicroBatch:
-        moved = [p.to(device) for p in self.positions]
-        return MicroBatch(
-            NoisyBatch(self.noisy.clean.to(device), *(x.to(device, non_blocking=True) for x in self._fields())),
-            moved,
-            self.denominator,
-            self.num_tokens,
-            self.whole_rows,
-            self.maskable,
-        )
-
-    def _fields(self) -> tuple[torch.Tensor, ...]:
-        return self.noisy.noisy, self.noisy.mask, self.noisy.weight
+    maskable: list[int]  # maskable positions per id range, the NELBO's denominators
 
 
 def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges: int) -> MicroBatch:
@@ -180,18 +166,16 @@ def streams(
     built = []
     for k, (name, settings) in enumerate(data.items()):
         source = sources[name]
+        in_memory = isinstance(source, list)
         if settings.pack is not None:
-            ids, encode = processor.text_document, None
-            samples = [ids(s) for s in source] if isinstance(source, list) else source
-            node = _endless(samples, seed + k)
-            to_ids = (lambda x: x) if isinstance(source, list) else ids
-            node = Packed(node, to_ids, processor.text_sequence, settings.pack)
-            built.append(Stream(name, node, settings.weight, lambda row, rng: row, settings.pack))
-            continue
-        encode = processor.encode_sample
-        samples = [encode(s) for s in source] if isinstance(source, list) else source
-        build = PairBuilder(processor, settings.tasks, prompt_dropout, encode=not isinstance(source, list))
-        built.append(Stream(name, _endless(samples, seed + k), settings.weight, build))
+            node = _endless([processor.text_document(s) for s in source] if in_memory else source, seed + k)
+            ids = (lambda document: document) if in_memory else processor.text_document
+            packed = Packed(node, ids, processor.text_sequence, settings.pack)
+            built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack))
+        else:
+            node = _endless([processor.encode_sample(s) for s in source] if in_memory else source, seed + k)
+            build = PairBuilder(processor, settings.tasks, prompt_dropout, encode=not in_memory)
+            built.append(Stream(name, node, settings.weight, build))
     return built
 
 

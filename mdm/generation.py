@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from components.samplers import FirstHitting, Sampler, guided, sample
-from components.sequences import collate, find_task
+from components.sequences import collate, find_task, task_sequence
 from components.types import Batch
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
@@ -64,7 +64,7 @@ def generate(
     outputs, rows, batches, frames = [], [], [], []
     for start in range(0, len(prompts), batch_size):
         sequences = [
-            _canvas(processor, task, {m: processor.encode(m, p[m]) for m in spec.given if m in p}, canvas)
+            task_sequence(vocabulary, task, {m: processor.encode(m, p[m]) for m in spec.given if m in p}, canvas)
             for p in prompts[start : start + batch_size]
         ]
         batch = collate([[s] for s in sequences], [[start + i] for i in range(len(sequences))], vocabulary.pad_id)
@@ -90,12 +90,6 @@ def generate(
             progress(len(sequences))
     whole = Batch(*(torch.cat([getattr(b, name) for b in batches]) for name in Batch.__dataclass_fields__))
     return Generated(outputs, torch.cat(rows), whole, frames)
-
-
-def _canvas(processor: Processor, task: str, parts: Mapping[str, Tensor], canvas: Mapping[str, int]) -> Any:
-    from components.sequences import task_sequence
-
-    return task_sequence(processor.vocabulary, task, parts, canvas)
 
 
 def decode(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], row: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def hardware(device: str, precision: str) -> Iterator[Hardware]:
     if cuda:
         torch.cuda.set_device(where)
     if world_size > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts are summed on the CPU
     try:
         yield Hardware(where, rank, world_size, precision == "bf16" or (precision == "auto" and _fast_bf16(cuda)))
     finally:

@@ -95,4 +95,11 @@ class Processor:
             if "path" in node:  # files lie beside processor.json
                 node = {**node, "path": str(folder / node["path"])}
             tokenizers[modality] = instantiate(node, f"tokenizers.{modality}")
-        return cls(Vocabulary.load(folder / "vocabulary.json"), tokenizers, saved["canvas"])
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        for modality, tokenizer in tokenizers.items():
+            sizes = tuple(vocabulary.ranges[i].size for i in vocabulary.ranges_of(modality))
+            if sizes != tokenizer.codebooks:
+                raise ValueError(
+                    f"{folder}: the {modality} tokenizer has codebooks of {tokenizer.codebooks}, vocabulary.json says {sizes}"
+                )
+        return cls(vocabulary, tokenizers, saved["canvas"])

@@ -146,6 +146,7 @@ class Pretrain:
         self.model.init_weights(torch.Generator().manual_seed(cfg.seed))
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
+        self.flops = self.model.flops_per_token(self.model.config.max_length)
         if cfg.activation_checkpointing:
             set_activation_checkpointing(self.model, {TransformerSelfAttentionLayer})
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
@@ -160,9 +161,10 @@ class Pretrain:
     def train(self) -> None:
         cfg, hw, state = self.cfg, self.hw, self.state
         hw.say(
-            f"{self.num_parameters / 1e6:.1f} M parameters on {hw.world_size} x {hw.device.type}, "
-            f"{'bf16' if hw.bf16 else 'float32'}, {'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens "
-            f"in steps of {cfg.batch.physical} sequences; vocabulary of {self.vocabulary.size}"
+            f"{self.num_parameters / 1e6:.1f} M parameters ({self.flops / 1e6:.0f} MFLOP a token), "
+            f"{hw.world_size} x {hw.device.type}, {'bf16' if hw.bf16 else 'float32'}, "
+            f"{'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of {cfg.batch.physical} "
+            f"sequences; vocabulary of {self.vocabulary.size}"
         )
         bar = tqdm(
             total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True, desc="training",

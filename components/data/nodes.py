@@ -7,6 +7,7 @@ What a node yields is a function of (seed, position) alone: never of a rank, a w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,33 +49,50 @@ class Shuffled(BaseNode):
 
 
 class Streamed(BaseNode):
-    """A Hugging Face `IterableDataset` without end: shuffled by its buffer, anew each epoch, with its own state."""
+    """A Hugging Face `IterableDataset` without end, shuffled block by block.
 
-    def __init__(self, dataset: Any, seed: int, buffer_size: int = 1000) -> None:
+    A block of samples is read and drawn from in random order. The state is the dataset's before the block and the place
+    in it, so a resume goes on at the very next sample (the dataset's own shuffle buffer would be lost).
+    """
+
+    def __init__(self, dataset: Any, seed: int, block_size: int = 1000) -> None:
         super().__init__()
-        self.dataset = dataset.shuffle(seed=seed, buffer_size=buffer_size)
+        self.dataset, self.seed, self.block_size = dataset, seed, block_size
+        self._start = dataset.state_dict()
 
     def reset(self, initial_state: dict | None = None) -> None:
         super().reset(initial_state)
-        self.epoch = (initial_state or {}).get("epoch", 0)
-        self._start()
-        if initial_state is not None:
-            self.dataset.load_state_dict(initial_state["dataset"])
+        state = initial_state or {"block": 0, "place": 0, "before": self._start}
+        self._open(state["before"])
+        self.block = state["block"] - 1
+        self._read_block()
+        self.place = state["place"]
 
-    def _start(self) -> None:
-        self.dataset.set_epoch(self.epoch)
+    def _open(self, state: dict[str, Any]) -> None:
+        self.dataset.load_state_dict(state)
         self._iterator = iter(self.dataset)
 
-    def next(self) -> Any:
+    def _read_block(self) -> None:
         for _ in range(2):
-            for sample in self._iterator:
-                return sample
-            self.epoch += 1
-            self._start()
-        raise ValueError("data: the streamed dataset has no samples")
+            self._before = self.dataset.state_dict()
+            samples = list(itertools.islice(self._iterator, self.block_size))
+            if samples:
+                break
+            self._open(self._start)  # the next epoch
+        else:
+            raise ValueError("data: the streamed dataset has no samples")
+        self.block += 1
+        order = sample_rng(self.seed, "order", self.block).permutation(len(samples))
+        self._samples, self.place = [samples[i] for i in order], 0
+
+    def next(self) -> Any:
+        if self.place >= len(self._samples):
+            self._read_block()
+        self.place += 1
+        return self._samples[self.place - 1]
 
     def get_state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "dataset": self.dataset.state_dict()}
+        return {"block": self.block, "place": self.place, "before": self._before}
 
 
 class Packed(BaseNode):

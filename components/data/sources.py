@@ -134,7 +134,7 @@ def hugging_face(
     """A Hugging Face dataset: from the hub, or from a folder that `save_to_disk` or the hub's own layout wrote.
 
     text, image, audio: the columns to take, None for none
-    streaming:          read as it comes; shuffled within a buffer, and resumed at the next sample all the same
+    streaming:          read as it comes; shuffled block by block, and resumed at the next sample all the same
 
     Raises ValueError for a column that it does not have.
     """

@@ -189,7 +189,7 @@ def test_a_hugging_face_dataset_from_disk(saved_dataset, folder):
 
 def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     def node():
-        return Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, buffer_size=1)
+        return Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, block_size=8)
 
     first = node()
     for _ in range(7):
@@ -199,3 +199,5 @@ def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     again = node()
     again.reset(state)
     assert [next(again)["text"] for _ in range(40)] == expected
+    epoch = node()
+    assert sorted(next(epoch)["text"] for _ in range(30)) == sorted(f"caption {i}" for i in range(30))

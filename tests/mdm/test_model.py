@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -168,7 +170,7 @@ def test_export_and_load_give_the_same_logits(processor, tmp_path):
 def test_a_vocabulary_of_another_run_is_refused(processor, vocabulary, tmp_path):
     export(tmp_path / "model", tiny(processor.vocabulary.size), processor, HERE)
     vocabulary.save(tmp_path / "model" / "vocabulary.json")
-    with pytest.raises(UserError, match=r"its vocabulary has \d+ ids, but the model was trained with"):
+    with pytest.raises(UserError, match=r"the text tokenizer has codebooks of"):
         load_model(tmp_path)
     with pytest.raises(UserError, match="no model there"):
         load_model(tmp_path / "absent")
@@ -185,3 +187,11 @@ def test_a_vocabulary_of_another_run_is_refused(processor, vocabulary, tmp_path)
 def test_impossible_shapes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**{"vocab_size": 10, "width": 32, "num_layers": 2, "num_heads": 4, "max_length": 8, **options})
+
+
+def test_a_vocabulary_of_the_same_size_and_another_meaning_is_refused(processor, tmp_path):
+    export(tmp_path / "model", tiny(processor.vocabulary.size), processor, HERE)
+    swapped = replace(processor.vocabulary, specials=processor.vocabulary.specials[::-1])
+    swapped.save(tmp_path / "model" / "vocabulary.json")
+    with pytest.raises(UserError, match="is not the one the model was trained with"):
+        load_model(tmp_path)
