@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ def _fast_bf16(cuda: bool) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile can work here: on a CPU it needs a C++ compiler."""
+    """Whether torch.compile can work here: on a CPU it needs a C++ compiler and Python's headers."""
     if device.type != "cpu":
         return True
     from torch._inductor import cpp_builder, exc
@@ -92,7 +94,7 @@ def can_compile(device: torch.device) -> bool:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler:
         return False
-    return True
+    return (Path(sysconfig.get_path("include")) / "Python.h").is_file()  # what it compiles includes Python's headers
 
 
 def check_compile(setting: str) -> None:
@@ -109,10 +111,10 @@ def compile_blocks(model: Any, setting: str, hw: Hardware) -> bool:
     check_compile(setting)
     able = can_compile(hw.device)
     if setting.lower() == "true" and not able:
-        raise UserError("compile: true was asked for, and there is no C++ compiler (install g++, or set compile=auto)")
+        raise UserError("compile: true was asked for, and there is no C++ compiler with Python's headers; set compile=auto")
     if setting.lower() == "false" or not able:
         if setting == "auto":
-            hw.say("No C++ compiler found: the model runs eagerly, about a third slower. Installing g++ mends that.")
+            hw.say("No C++ compiler (or no Python headers) found: the model runs eagerly, about a third slower.")
         return False
     for block in model.blocks:
         block.compile(dynamic=True)

@@ -166,6 +166,8 @@ class Pretrain:
             f"{'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of {cfg.batch.physical} "
             f"sequences; vocabulary of {self.vocabulary.size}"
         )
+        if cfg.precision == "auto" and not hw.bf16:
+            hw.say("This hardware does not multiply bfloat16: training runs in float32, about a third slower.")
         bar = tqdm(
             total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True, desc="training",
             disable=not hw.main, mininterval=1.0, dynamic_ncols=True, smoothing=0.05,

@@ -135,6 +135,7 @@ class Packed(BaseNode):
         self.offset = 0
 
     def next(self) -> list[TokenSequence]:
+        """The documents of one row, the last one cut where the row ends."""
         row: list[TokenSequence] = []
         room = self.length
         while room >= self.overhead + self.shortest:
@@ -205,6 +206,7 @@ class Mix(BaseNode):
             s.node.reset(state["streams"][s.name] if state else None)
 
     def next(self) -> list[Row]:
+        """The next row of the mix, once or (with `pairs`) twice."""
         window, place = divmod(self.row, len(self._window))
         stream = self.streams[sample_rng(self.seed, "mix", window).permutation(self._window)[place]]
         sequences = stream.build(next(stream.node), sample_rng(self.seed, "task", self.row))
@@ -241,6 +243,7 @@ class MicroBatches(BaseNode):
         self.mix.reset(None if initial_state is None else initial_state["mix"])
 
     def next(self) -> list[Batch]:
+        """The micro-batches of one optimizer step, stream by stream."""
         rows: list[Row] = []
         while len(rows) < self.batch_size:
             rows += next(self.mix)

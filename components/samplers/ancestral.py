@@ -30,6 +30,7 @@ class Ancestral:
         check_settings("Ancestral", self.temperature, self.top_p, self.num_steps)
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
+        """Unmasks each token with the probability of this interval of time."""
         t = state.time
         s = torch.full_like(t, max(1 - (state.step + 1) / self.num_steps, 0.0))
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)

@@ -31,7 +31,8 @@ class SamplerState:
 class Sampler(Protocol):
     """Anything with a step is a sampler. A step fills some of the masked positions, and at least one of each row in the end."""
 
-    def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState: ...
+    def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
+        """The state after one forward pass."""
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ class Confidence:
             raise ValueError(f"Confidence: choice_temperature must be at least 0, got {self.choice_temperature}")
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
+        """Draws everywhere and keeps this step's share of the most confident."""
         masked, g = state.masked, state.generator
         drawn, probability = draw(logits[masked], self.temperature, self.top_p, g)
         confidence = probability.log()

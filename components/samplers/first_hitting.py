@@ -29,6 +29,7 @@ class FirstHitting:
         check_settings("FirstHitting", self.temperature, self.top_p)
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
+        """Unmasks one token of every row, at its drawn time."""
         masked, g = state.masked, state.generator
         remaining = masked.sum(dim=1)
         u = torch.rand(len(masked), dtype=torch.float64, device=masked.device, generator=g)

@@ -1,11 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
 import safetensors.torch
 import torch
 from torch.testing import assert_close
@@ -52,20 +52,29 @@ def test_resume_after_kill_9_is_bit_exact(config, run, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path, processes):
-    """FSDP2 over gloo on two CPU processes, the same global batch: within float32's tolerance over the run."""
-    settings = ["tokens=3000", "validate_every_tokens=1500"]
-    run("run", "pretrain", "--config", config, f"output_dir={tmp_path / 'one'}", *settings)
-    flags = ["--nproc_per_node", processes]
-    run("run", *flags, "pretrain", "--config", config, f"output_dir={tmp_path / 'two'}", *settings, typecheck="0")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) > 5
-    assert list(one) == list(two)
-    assert_close(torch.tensor(list(two.values())), torch.tensor(list(one.values())), rtol=1e-4, atol=0)
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in a:
-        assert_close(b[name], a[name], rtol=0, atol=2e-4)
+def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path):
+    """FSDP2 over gloo on two CPU processes, the same global batch: within float32's tolerance over the run.
+
+    The second half of a third run is resumed on two processes from one process's checkpoint, at the same tokens.
+    """
+    settings = ["ema=0.9", "validate_every_tokens=1500", "sample_every_tokens=1500", "checkpoint_every_tokens=1200"]
+    two_processes = ["run", "--nproc_per_node", "2", "pretrain", "--config", config]
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    run("run", "pretrain", "--config", config, f"output_dir={one}", "tokens=3000", *settings)
+    run(*two_processes, f"output_dir={two}", "tokens=3000", *settings, typecheck="0")
+    shutil.copytree(one, resumed)
+    for late in complete(resumed / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    done = run(*two_processes, f"output_dir={resumed}", "tokens=3000", *settings, typecheck="0")
+    assert "Resuming from" in done.stdout
+    expected = losses(one)
+    assert len(expected) > 5
+    for folder in (two, resumed):
+        assert list(losses(folder)) == list(expected)
+        assert_close(torch.tensor(list(losses(folder).values())), torch.tensor(list(expected.values())), rtol=1e-4, atol=0)
+        a, b = weights(one), weights(folder)
+        for name in a:
+            assert_close(b[name], a[name], rtol=0, atol=2e-4)
 
 
 def test_accumulation_does_not_change_the_run(config, run, tmp_path):
