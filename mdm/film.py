@@ -46,6 +46,12 @@ def strip(frames: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def every_other(whole: Image.Image, steps: int) -> Image.Image:
+    """Each second row of a strip of `steps` frames."""
+    height = whole.height // steps
+    return strip([whole.crop((0, i * height, whole.width, (i + 1) * height)) for i in range(0, steps, 2)])
+
+
 def start_and_steps(batch: Batch, mask_id: int, steps: Sequence[Tensor]) -> list[Tensor]:
     """The canvas before the first step, all masked, and after each."""
     return [batch.tokens.masked_fill(batch.maskable, mask_id), *steps]

@@ -166,7 +166,7 @@ def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str]
             if axis_row is axes[0]:
                 axis.set_title(label, fontsize=9)
         axis_row[0].set_ylabel(name, fontsize=9)
-    figure.supxlabel("seconds; vertical: mel bands, 0 to 4 kHz", fontsize=8)
+    figure.supxlabel("seconds; vertical: mel bands, 0 to 4 kHz", fontsize=8, y=-0.02, va="top")
     return figure_png(figure)
 
 
@@ -178,7 +178,7 @@ def overview(panels: Mapping[str, Image.Image], metrics: str) -> bytes:
     import matplotlib.pyplot as plt
 
     ratios = [p.height / p.width for p in panels.values()]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 8 * sum(ratios) + 0.5 * len(panels)), height_ratios=ratios)
+    figure, axes = plt.subplots(len(panels), 1, figsize=(6.5, 6.5 * sum(ratios) + 0.4 * len(panels)), height_ratios=ratios)
     for axis, (name, panel) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         axis.imshow(panel, cmap="gray", interpolation="nearest")
         axis.set_title(name, fontsize=11, loc="left")

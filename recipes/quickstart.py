@@ -70,11 +70,13 @@ def main(cfg: Settings) -> None:
     pretrain.main(cfg)
     history = read_history(folder / "history.jsonl")
     trained = [line for line in history if "tokens_per_second" in line]
+    evaluating = time.perf_counter()
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(folder, hw.device)
         results = evaluate.evaluate(cfg, model, processor, hw)
         results.metrics["tokens_per_second"] = trained[-1]["tokens"] / trained[-1]["seconds"]
-        results.metrics["seconds"] = time.perf_counter() - started
+        finished = time.perf_counter()  # a resumed run counts the training of its earlier parts too
+        results.metrics["seconds"] = max(finished - started, trained[-1]["seconds"] + finished - evaluating)
         (folder / "metrics.json").write_text(json.dumps(results.metrics, indent=1))
         sections = [
             metrics_section(results),
@@ -174,7 +176,7 @@ def write_overview(cfg: Settings, results: Any, processor: Any, folder: Path) ->
     speech = report.spectrograms({"generated": spoken}, WORDS, processor.tokenizers["audio"].sample_rate)
     panels = {
         f"text to image: “{cfg.judged['image'].caption.format('zero')}” … “nine”": grid,
-        "from all masks to images, a row for each step": Image.open(folder / "film.png"),
+        "from all masks to images, every other step": film.every_other(Image.open(folder / "film.png"), steps=9),
         f"text to speech: “{cfg.judged['speech'].caption.format('zero')}” … “nine”": Image.open(io.BytesIO(speech)),
     }
     shown = ("text_to_image", "text_to_speech", "image_to_text", "speech_to_text")

@@ -98,6 +98,7 @@ class Espeak:
             return 0
 
         self.library.espeak_SetSynthCallback(receive)
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breathy voices add noise: the same clip in every process
         raw = text.encode() + b"\0"
         self.library.espeak_Synth(raw, len(raw), 0, 1, 0, self.CHARS_UTF8, None, None)
         wave = np.concatenate(chunks).astype(np.float32) / 32768

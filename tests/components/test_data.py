@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +128,18 @@ def test_splits_are_disjoint():
     assert not train & test
     lines = {line for t in train for line in t.split("\n")}
     assert not [line for t in test for line in t.split("\n") if line and line in lines]
+
+
+def test_speech_is_the_same_in_every_process():
+    """Breathy voices (f2, f5) add noise; a resumed run must see the clips it began with."""
+    code = (
+        "import hashlib\nfrom components.data.speech import Espeak\nespeak = Espeak()\n"
+        "for voice in ('f2', 'f5', 'm1'):\n    espeak.set_voice(f'en-us+{voice}')\n"
+        "    print(hashlib.md5(espeak.say('seven', 190, 50).tobytes()).hexdigest())"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0].split())) == 3
 
 
 @pytest.fixture
