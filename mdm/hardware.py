@@ -139,6 +139,11 @@ def reshard(model: Any, hw: Hardware) -> None:
         model.reshard()
 
 
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor as an ordinary one, on every rank."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
 def sync_gradients(model: nn.Module, now: bool, hw: Hardware) -> None:
     """Gradients are exchanged in the last micro-batch of a step only."""
     if hw.world_size > 1:

@@ -68,8 +68,6 @@ class NonFinite:
         self.seen: list[tuple[int, str, torch.Tensor]] = []
 
     def record(self, step: int, micros: list[MicroBatch], loss: torch.Tensor, norm: torch.Tensor) -> None:
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
         documents = torch.cat([m.noisy.clean.document[m.noisy.clean.document != PAD_DOCUMENT] for m in micros])
         batch = f"samples {int(documents.min())} to {int(documents.max())}"
         self.seen.append((step, batch, torch.stack([loss.float(), norm.float()])))
@@ -106,6 +104,7 @@ class History:
         self.nelbo: torch.Tensor | None = None
         self.maskable: list[int] | None = None
         self.loss: torch.Tensor | None = None
+        self.norm: torch.Tensor | None = None
         self.steps = self.tokens = 0
         self.seconds = 0.0
 
@@ -114,9 +113,10 @@ class History:
         self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
         self.maskable = maskable if self.maskable is None else [a + b for a, b in zip(self.maskable, maskable, strict=True)]
 
-    def count(self, loss: torch.Tensor, tokens: int, seconds: float) -> None:
-        """A step's loss, tokens over all ranks, and time."""
+    def count(self, loss: torch.Tensor, norm: torch.Tensor, tokens: int, seconds: float) -> None:
+        """A step's loss, gradient norm before clipping, tokens over all ranks, and time."""
         self.loss = loss if self.loss is None else self.loss + loss
+        self.norm = norm if self.norm is None else self.norm + norm
         self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
 
     def write(self, state: dict[str, Any], vocabulary: Vocabulary, lr: float) -> str:
@@ -133,6 +133,7 @@ class History:
             "step": state["step"],
             "tokens": state["tokens"],
             "loss": loss,
+            "grad_norm": self.norm.item() / self.steps,
             "lr": lr,
             "tokens_per_second": self.tokens / self.seconds,
             "seconds": state["seconds"],

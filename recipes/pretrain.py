@@ -43,7 +43,17 @@ from mdm.data import (
 )
 from mdm.evaluation import forward_loss, nelbo, task_bits
 from mdm.generation import generate
-from mdm.hardware import Hardware, check_compile, check_hardware, compile_blocks, hardware, reshard, shard, sync_gradients
+from mdm.hardware import (
+    Hardware,
+    check_compile,
+    check_hardware,
+    compile_blocks,
+    hardware,
+    reshard,
+    shard,
+    sync_gradients,
+    whole,
+)
 from mdm.media import save_outputs
 from mdm.optim import EMA, OptimizerSettings, adamw, learning_rate
 from mdm.processor import Processor
@@ -212,7 +222,7 @@ class Pretrain:
             (sums.loss * (hw.world_size / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
             loss += sums.loss.detach() / denominator
             self.history.accumulate(sums.nelbo, micro.maskable)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -222,7 +232,7 @@ class Pretrain:
         self.state["step"] += 1
         self.state["tokens"] += seen
         self.finite.record(self.state["step"], micros, loss, norm)
-        self.history.count(loss, seen, time.perf_counter() - started)
+        self.history.count(loss, norm, seen, time.perf_counter() - started)
         return seen
 
     def log(self) -> str:

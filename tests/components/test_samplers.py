@@ -40,6 +40,26 @@ def test_first_hitting_matches_the_joint():
     assert chi_square_p(counts(FirstHitting(Cosine()), seed=1)) > 1e-4
 
 
+def test_first_hitting_takes_any_masked_position_with_equal_probability():
+    """Shares of the first position: within 5 standard errors of 1/3. (By confidence the joint would be met too.)"""
+    firsts = []
+    start = torch.full((6000, LENGTH), MASK)
+    g = torch.Generator().manual_seed(0)
+    sample(FirstHitting(), logits_fn, start, MASK, generator=g, on_step=lambda s: firsts.append(~s.masked))
+    shares = firsts[0].double().mean(0)
+    assert (firsts[0].sum(1) == 1).all()
+    assert_close(shares, torch.full((3,), 1 / 3, dtype=torch.float64), atol=5 * math.sqrt(2 / 9 / 6000), rtol=0)
+
+
+def test_first_hitting_times_fall_as_the_process_says():
+    """With n masked under the linear schedule, the next time is t * u^(1/n): E log t = -(1/3 + 1/2 + 1) after three."""
+    times = []
+    start = torch.full((6000, LENGTH), MASK)
+    g = torch.Generator().manual_seed(0)
+    sample(FirstHitting(), logits_fn, start, MASK, generator=g, on_step=lambda s: times.append(s.time.log().mean().item()))
+    assert times == pytest.approx([-1 / 3, -5 / 6, -11 / 6], abs=5 * math.sqrt(49 / 36 / 6000))
+
+
 def test_one_token_per_step_at_random_matches_the_joint():
     """Ancestral sampling with a grid so fine that steps unmask one token nearly always."""
     assert chi_square_p(counts(Ancestral(num_steps=600), draws=5000)) > 1e-4
