@@ -241,6 +241,8 @@ def main() -> None:
             _run(argparse.Namespace(launcher=[], recipe="generate", arguments=words[1:]))
         elif not words or words[:1] == ["run"]:
             parser().print_help()
+        elif words[0] not in ("ls", "cp", "validate", "-h", "--help"):
+            raise UserError(f"command {words[0]!r} is not one of ls, cp, run, generate, validate (mdm --help explains them)")
         else:
             arguments = parser().parse_args(words)
             arguments.work(arguments)

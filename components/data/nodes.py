@@ -58,28 +58,27 @@ class Streamed(BaseNode):
     def __init__(self, dataset: Any, seed: int, block_size: int = 1000) -> None:
         super().__init__()
         self.dataset, self.seed, self.block_size = dataset, seed, block_size
-        self._start = dataset.state_dict()
 
     def reset(self, initial_state: dict | None = None) -> None:
         super().reset(initial_state)
-        state = initial_state or {"block": 0, "place": 0, "before": self._start}
+        state = initial_state or {"block": 0, "place": 0, "before": None}
         self._open(state["before"])
         self.block = state["block"] - 1
         self._read_block()
         self.place = state["place"]
 
-    def _open(self, state: dict[str, Any]) -> None:
+    def _open(self, state: dict[str, Any] | None) -> None:
+        """Goes on from a state of the dataset; None is its beginning, however far it was read before."""
+        self._before = state
         self.dataset.load_state_dict(state)
         self._iterator = iter(self.dataset)
 
     def _read_block(self) -> None:
-        for _ in range(2):
-            self._before = self.dataset.state_dict()
+        samples = list(itertools.islice(self._iterator, self.block_size))
+        if not samples:  # the next epoch
+            self._open(None)
             samples = list(itertools.islice(self._iterator, self.block_size))
-            if samples:
-                break
-            self._open(self._start)  # the next epoch
-        else:
+        if not samples:
             raise ValueError("data: the streamed dataset has no samples")
         self.block += 1
         order = sample_rng(self.seed, "order", self.block).permutation(len(samples))
@@ -87,6 +86,7 @@ class Streamed(BaseNode):
 
     def next(self) -> Any:
         if self.place >= len(self._samples):
+            self._before = self.dataset.state_dict()
             self._read_block()
         self.place += 1
         return self._samples[self.place - 1]

@@ -57,6 +57,7 @@ def test_a_bad_config_is_one_line(config, run, case):
 def test_unknown_recipes_and_configs_are_named(run):
     assert "recipe 'pretrian' is not one of" in one_line(run("run", "pretrian", check=False))
     assert "config 'absent' is not one of" in one_line(run("run", "pretrain", "--config", "absent", check=False))
+    assert "command 'frob' is not one of ls, cp, run" in one_line(run("frob", check=False))
     assert "config file not found: a.yaml" in one_line(run("run", "pretrain", "--config", "a.yaml", check=False))
     assert "checkpoint=absent: no model there" in one_line(run("generate", "checkpoint=absent", "task=text", check=False))
 

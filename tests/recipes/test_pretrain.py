@@ -79,6 +79,33 @@ def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path):
             assert_close(b[name], a[name], rtol=0, atol=2e-4)
 
 
+def test_a_folder_and_a_streamed_dataset_train_and_resume(config, run, tmp_path):
+    """The user's own data: images with captions from a folder, text streamed from a saved dataset."""
+    import datasets
+    from PIL import Image
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        Image.new("L", (16, 12), 12 * i).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text(f"grey {i % 5}")
+    lines = {"body": [f"line {i} of a text that is streamed and goes on for a while" for i in range(50)]}
+    datasets.Dataset.from_dict(lines).save_to_disk(str(tmp_path / "set"))
+    folder = f"{{_component_: components.data.sources.Folder, path: {images}, kind: image, size: 8}}"
+    stream = f"{{_component_: components.data.sources.hugging_face, path: {tmp_path / 'set'}, text: body, streaming: true}}"
+    settings = [f"data.digits.train={folder}", "data.digits.validation=null", f"data.text.train={stream}", "canvas.text=16"]
+    settings += ["checkpoint_every_tokens=1000", "tokens=4000"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("run", "pretrain", "--config", config, f"output_dir={whole}", *settings)
+    shutil.copytree(whole, parts)
+    for late in complete(parts / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    assert "Resuming from" in run("run", "pretrain", "--config", config, f"output_dir={parts}", *settings).stdout
+    assert losses(parts) == losses(whole)
+    a, b = weights(whole), weights(parts)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_accumulation_does_not_change_the_run(config, run, tmp_path):
     for micro in (3, 12):
         run("run", "pretrain", "--config", config, f"output_dir={tmp_path / str(micro)}", "tokens=2000", f"batch.micro={micro}")
