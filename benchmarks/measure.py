@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from mdm.hardware import cpu_name
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -45,7 +47,7 @@ def machine() -> dict[str, str | int]:
     """Hardware and versions, to stand beside every figure."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,

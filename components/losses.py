@@ -107,15 +107,19 @@ def loss_from_hidden(
     unembedding: Float[Tensor, "vocab width"],
     positions: Sequence[RangePositions],
     vocabulary: Vocabulary,
-    chunk_size: int = 16_384,
+    max_logits: int = 2**27,
 ) -> LossSums:
-    """Sums over the masked positions from hidden states; `chunk_size`: rows of the unembedding multiplied at a time."""
+    """Sums over the masked positions from hidden states.
+
+    max_logits: logits held at once, at the most (the default is 0.5 GB in float32); a range that would make more goes in
+                chunks of the vocabulary, computed again in the backward pass
+    """
     flat = hidden.flatten(0, 1)
     loss = flat.new_zeros((), dtype=torch.float32)
     nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
     for p in positions:
         own = vocabulary.ranges[p.range_index]
-        ce = range_cross_entropy(flat.index_select(0, p.index), unembedding, p.target, own, vocabulary.end_id, chunk_size)
+        ce = range_cross_entropy(flat.index_select(0, p.index), unembedding, p.target, own, vocabulary.end_id, max_logits)
         loss = loss + (p.coefficient * ce).sum()
         nelbo[p.range_index] = (p.weight * ce.detach()).sum()
     return LossSums(loss, nelbo)
@@ -127,19 +131,19 @@ def range_cross_entropy(
     target: Int[Tensor, " n"],
     id_range: IdRange,
     end_id: int,
-    chunk_size: int,
+    max_logits: int,
 ) -> Float[Tensor, " n"]:
     """-log p(target | hidden) with p restricted to the ids of one range (and the end token where it may end), in nats."""
     end = [unembedding[end_id : end_id + 1]] if id_range.may_end else []
     column = torch.where(target == end_id, id_range.size, target - id_range.start)
     own = unembedding[id_range.start : id_range.stop]
-    if id_range.size <= chunk_size:
+    if len(hidden) * id_range.size <= max_logits:
         logits = hidden @ torch.cat([own, *end]).T
         return torch.nn.functional.cross_entropy(logits.float(), column, reduction="none")
     log_z = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
     at_target = hidden.new_zeros(len(hidden), dtype=torch.float32)
     start = 0
-    for rows in [*own.split(chunk_size), *end]:
+    for rows in [*own.split(max(max_logits // len(hidden), 1)), *end]:
         chunk_z, chunk_target = checkpoint(_chunk, hidden, rows, column - start, use_reentrant=False)
         log_z, at_target = torch.logaddexp(log_z, chunk_z), at_target + chunk_target
         start += len(rows)

@@ -30,7 +30,7 @@ from mdm.checkpoint import load_model
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.generation import generate
-from mdm.hardware import Hardware, can_compile, hardware
+from mdm.hardware import Hardware, can_compile, cpu_name, hardware
 from mdm.media import image_grid
 from mdm.report import Section
 from mdm.run import read_history
@@ -227,7 +227,7 @@ def text_section(cfg: Settings, model: Any, processor: Any, hw: Hardware) -> Sec
 def settings_section(cfg: Settings, hw: Hardware) -> Section:
     compiled = "compiled" if can_compile(hw.device) and cfg.compile.lower() != "false" else "eager"
     machine = (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {hw.device.type}, "
+        f"{cpu_name()}, {torch.get_num_threads()} threads, {hw.device.type}, "
         f"{'bf16' if hw.bf16 else 'float32'}, {compiled}, torch {torch.__version__}, Python {platform.python_version()}"
     )
     return Section("Settings", f"Measured on: {machine}.", report.settings(asdict(cfg)))

@@ -76,14 +76,14 @@ def test_logits_and_hidden_states_give_the_same_loss_and_gradient(vocabulary, ma
         assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("max_logits", [1, 130, 200, 10_000])  # chunks of 1, 2 and 3 ids, and none, at 64 positions
 @pytest.mark.parametrize("bucket", [1, 64])
-def test_chunks_and_buckets_change_nothing(vocabulary, make_batch, chunk_size, bucket):
+def test_chunks_and_buckets_change_nothing(vocabulary, make_batch, max_logits, bucket):
     noisy = BernoulliMasker(vocabulary.mask_id)(make_batch(5, task="joint_text_image"))
     hidden, unembedding = hidden_states(noisy, vocabulary)
-    reference, _ = from_hidden(noisy, hidden, unembedding, vocabulary, chunk_size=1000, bucket=7)
+    reference, _ = from_hidden(noisy, hidden, unembedding, vocabulary, max_logits=10**9, bucket=7)
     expected = torch.autograd.grad(reference.loss, (hidden, unembedding))
-    sums, _ = from_hidden(noisy, hidden, unembedding, vocabulary, chunk_size=chunk_size, bucket=bucket)
+    sums, _ = from_hidden(noisy, hidden, unembedding, vocabulary, max_logits=max_logits, bucket=bucket)
     assert_close(sums.loss, reference.loss, rtol=1e-6, atol=0)
     assert_close(sums.nelbo, reference.nelbo, rtol=1e-6, atol=0)
     for a, b in zip(torch.autograd.grad(sums.loss, (hidden, unembedding)), expected, strict=True):
