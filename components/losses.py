@@ -115,7 +115,7 @@ def loss_from_hidden(
                 chunks of the vocabulary, computed again in the backward pass
     """
     flat = hidden.flatten(0, 1)
-    loss = flat.new_zeros((), dtype=torch.float32)
+    loss = flat.new_zeros((), dtype=torch.float32) if positions else flat.float().sum() * 0  # a gradient either way
     nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
     for p in positions:
         own = vocabulary.ranges[p.range_index]

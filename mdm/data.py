@@ -173,9 +173,9 @@ def streams(
             packed = Packed(node, ids, processor.text_sequence, settings.pack)
             built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack))
         else:
-            node = _endless([processor.encode_sample(s) for s in source] if in_memory else source, seed + k)
-            build = PairBuilder(processor, settings.tasks, prompt_dropout, encode=not in_memory)
-            built.append(Stream(name, node, settings.weight, build))
+            build = PairBuilder(name, processor, settings.tasks, prompt_dropout, encode=not in_memory)
+            samples = [build.checked(processor.encode_sample(s)) for s in source] if in_memory else source
+            built.append(Stream(name, _endless(samples, seed + k), settings.weight, build))
     return built
 
 
@@ -187,13 +187,26 @@ def _endless(samples: Any, seed: int) -> tn.BaseNode:
 class PairBuilder:
     """A pair of modalities -> its sequence, of a task drawn by share, its prompt dropped with probability `prompt_dropout`."""
 
+    name: str
     processor: Processor
     tasks: Mapping[str, float]
     prompt_dropout: float
     encode: bool
 
+    def checked(self, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The parts, if each task finds all it needs, no longer than its canvas. Raises ValueError."""
+        for modality in {m: None for t in self.tasks for m in find_task(t).given + find_task(t).generated}:
+            if modality not in parts:
+                raise ValueError(f"data.{self.name}: a sample has no {modality}; it has {', '.join(parts) or 'nothing'}")
+            if len(parts[modality]) > self.processor.canvas[modality]:
+                raise ValueError(
+                    f"data.{self.name}: a sample's {modality} of {len(parts[modality])} tokens does not fit canvas.{modality} "
+                    f"= {self.processor.canvas[modality]}"
+                )
+        return parts
+
     def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> list[TokenSequence]:
-        parts = self.processor.encode_sample(sample) if self.encode else sample
+        parts = self.checked(self.processor.encode_sample(sample)) if self.encode else sample
         shares = np.array(list(self.tasks.values()), dtype=float)
         task = list(self.tasks)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         drop = bool(find_task(task).given) and rng.random() < self.prompt_dropout
@@ -217,6 +230,14 @@ def training_loader(
     node = MicroBatches(mix, batch.physical, batch.micro, processor.vocabulary.pad_id, rank, world_size)
     node = tn.Mapper(node, lambda batches: [micro_batch(b, masker, loss, num_ranges) for b in batches])
     return tn.Loader(tn.Prefetcher(node, prefetch))
+
+
+def next_step(steps: Iterator[list[MicroBatch]]) -> list[MicroBatch]:
+    """The next optimizer step of a loader. Raises UserError for a sample that cannot be used, found when it is drawn."""
+    try:
+        return next(steps)
+    except ValueError as error:  # raised in the prefetching thread, whose traceback comes along in the text
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 FORWARD_TASKS = ("text", "text_to_image", "text_to_speech")

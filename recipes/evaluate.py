@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
+from components.sequences import TASKS, find_task
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
@@ -93,6 +94,9 @@ def validate_judged(cfg: Any) -> None:
     for name, task in cfg.judged.items():
         check(task.judge, f"judged.{name}.judge")
         check(task.test, f"judged.{name}.test")
+        for key in ("write", "read"):
+            if getattr(task, key) not in TASKS:
+                raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
         instantiate(task.sampler, f"judged.{name}.sampler")
     instantiate(cfg.read_sampler, "read_sampler")
     if cfg.samples < 1:
@@ -113,6 +117,7 @@ def main(cfg: Settings) -> None:
 def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
     """NELBO of every stream, then each judged modality, with one progress bar over all of it."""
     results = Results()
+    check_modalities(cfg, processor)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
     plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
     work = sum(len(batches) for batches in plan.values()) + 2 * cfg.samples * len(cfg.judged)
@@ -129,12 +134,23 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
     return results
 
 
+def check_modalities(cfg: Any, processor: Processor) -> None:
+    """Raises UserError where the model lacks a modality that is to be evaluated."""
+    asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
+    asked |= {f"judged.{name}": [task.write, task.read] for name, task in cfg.judged.items()}
+    for key, tasks in asked.items():
+        for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
+            if modality not in processor.tokenizers:
+                known = ", ".join(processor.tokenizers)
+                raise UserError(f"{key}: the model has no {modality}, only {known}; take {key} out of the config")
+
+
 def judged(
     cfg: Any, name: str, task: JudgedTask, model: Any, processor: Processor, hw: Hardware, results: Results,
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge itself."""
-    modality = {"image": "image", "speech": "audio"}[name]
+    modality = TASKS[task.write].generated[0]
 
     def coded(samples: list[dict]) -> list[dict]:
         """Real samples as the tokenizer hands them back: what a perfect model could make."""

@@ -36,6 +36,7 @@ from mdm.data import (
     check_streams,
     check_tasks,
     corpus,
+    next_step,
     open_source,
     streams,
     training_loader,
@@ -108,6 +109,8 @@ def validate(cfg: Settings) -> None:
     check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, model.config.max_length)
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")
+    if cfg.sample_every_tokens is not None and cfg.sample_every_tokens < 1:
+        raise UserError(f"sample_every_tokens must be at least 1, or null for never; got {cfg.sample_every_tokens}")
     if not 0 <= cfg.prompt_dropout < 1:
         raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
     for key in ("tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens"):
@@ -129,7 +132,7 @@ class Pretrain:
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
         sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
-        held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
+        self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         tokenizers = {
             modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
             for modality, node in cfg.tokenizers.items()
@@ -147,7 +150,7 @@ class Pretrain:
                 streams(cfg.data, sources, self.processor, cfg.seed, cfg.prompt_dropout),
                 self.masker, self.processor, cfg.batch, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
-            self.plan = validation_batches(cfg.data, held_out, self.processor, cfg.validation_samples)
+            self.plan = validation_batches(cfg.data, self.held_out, self.processor, cfg.validation_samples)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -189,7 +192,7 @@ class Pretrain:
             if state["tokens"] >= due["validate"]:
                 self.validate()
                 due["validate"] += cfg.validate_every_tokens
-            seen = self.step(next(batches))
+            seen = self.step(next_step(batches))
             bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
             if state["step"] % cfg.log_every_steps == 0:
                 bar.set_postfix_str(self.log())
@@ -213,7 +216,7 @@ class Pretrain:
         """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
         hw, started = self.hw, time.perf_counter()
         totals = hw.sum(torch.tensor([[m.denominator, m.num_tokens] for m in micros], dtype=torch.float64).sum(0))
-        denominator, seen = totals[0].item(), int(totals[1].item())  # made on the CPU: nothing waits for the device
+        denominator, seen = max(totals[0].item(), 1.0), int(totals[1].item())  # made on the CPU: nothing waits for the device
         rate = learning_rate(self.cfg.optimizer, self.state["tokens"] + seen, self.cfg.tokens)
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
@@ -254,12 +257,11 @@ class Pretrain:
 
     def sample(self) -> None:
         """A few samples of each forward task, into output_dir/samples/."""
-        first = {name: s for name, s in self.cfg.data.items() if s.validation}
-        for name, settings in first.items():
+        for name, shown in self.held_out.items():
+            settings = self.cfg.data[name]
             task = next((t for t in settings.tasks if t in FORWARD_TASKS), None)
             if task is None:
                 continue
-            shown = open_source(settings.validation, f"data.{name}.validation")
             prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(8), shown, strict=False)]
             length = None if settings.pack is None else settings.pack - 3
             with self.hw.autocast():

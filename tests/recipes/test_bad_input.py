@@ -36,6 +36,10 @@ BAD = {
     "bad device": (["device=tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
     "bad masker": (["masker.t_min=0.9"], "t_min must be in [0, 0.5), got 0.9"),
     "odd batch": (["batch.physical=13"], "batch.physical 13 must be even"),
+    "caption longer than its canvas": (
+        ["canvas.text=2"],
+        "tokens does not fit canvas.text = 2",
+    ),
     "output_dir is a file": (["output_dir=/dev/null"], "output_dir=/dev/null cannot be written to"),
 }
 
@@ -82,6 +86,22 @@ def test_a_corrupt_file_is_refused_where_that_was_asked_for(config, run, tmp_pat
     assert "corrupt file" in one_line(run("run", "pretrain", "--config", config, refuse, check=False))
     done = run("run", "pretrain", "--config", config, f"data.digits.train={{{node}}}", "tokens=500", "canvas.text=24")
     assert "skipped 1 corrupt of 2 files" in done.stdout
+
+
+def test_a_sample_that_turns_out_unusable_is_one_line(config, run, tmp_path):
+    """A folder is read as it is drawn: one caption among ten is too long, or an image is missing."""
+    (tmp_path / "images").mkdir()
+    for i in range(10):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{i}.png")
+        (tmp_path / "images" / f"{i}.txt").write_text("x" * (200 if i == 7 else 2))
+    node = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: image}}"
+    no_validation = "data.digits.validation=null"
+    line = one_line_of_many(run("run", "pretrain", "--config", config, node, no_validation, check=False))
+    assert "a sample's text of" in line
+    assert "does not fit canvas.text = 12" in line
+    text = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: text}}"
+    line = one_line_of_many(run("run", "pretrain", "--config", config, text, no_validation, check=False))
+    assert "data.digits: a sample has no image; it has text" in line
 
 
 def test_a_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, run, tmp_path):
