@@ -7,6 +7,8 @@ The voices are split, so that a test clip is spoken by a voice never heard in tr
 from __future__ import annotations
 
 import ctypes
+import shutil
+import tempfile
 from typing import Literal
 
 import numpy as np
@@ -17,13 +19,13 @@ SAMPLE_RATE = 8000
 VOICES = {  # espeak's American voice in its variants; variants of one name stay in one split
     "train": (
         "m1 m2 m3 m4 m5 f1 f2 f3 klatt4 klatt5 adam antonio Andy Alicia Michael Lee Mario Marco Alex Annie announcer aunty "
-        "belinda boris caleb ed gustave iven2 iven3 john kaukovalta marcelo miguel norbert pablo pedro quincy robert sandro"
+        "belinda boris Andrea ed gustave iven2 iven3 john kaukovalta marcelo miguel norbert pablo pedro quincy robert sandro"
     ),
     "judge": (
         "m6 m7 f4 klatt6 benjamin david Jacky Mike rob shelby travis Henrique ian Hugo Storm Tweaky grandma fast Nguyen Diogo "
         "RicishayMax robosoft6 Gene2"
     ),
-    "test": "m8 f5 linda steph edward max paul michel Denis zac Reed anika",
+    "test": "m8 f5 linda steph edward max paul michel Denis zac grandpa anika",
 }
 RATES = (160, 190, 220)  # words a minute
 PITCHES = (35, 50, 65)  # espeak's scale of 0..100
@@ -65,18 +67,17 @@ class Espeak:
     AUDIO_OUTPUT_SYNCHRONOUS = 2  # samples go to the callback, inside the call
     CHARS_UTF8 = 1
     RATE, PITCH = 1, 3
-    _shared: tuple[ctypes.CDLL, int] | None = None  # the library is initialised once a process
 
     def __init__(self) -> None:
         import espeakng_loader
 
-        if Espeak._shared is None:
-            library = ctypes.CDLL(espeakng_loader.get_library_path())
-            rate = library.espeak_Initialize(self.AUDIO_OUTPUT_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
-            if rate <= 0:
-                raise RuntimeError("espeak-ng could not be initialised from its data folder")
-            Espeak._shared = (library, rate)
-        self.library, self.sample_rate = Espeak._shared
+        # The synthesiser keeps state that what was said before colours; a copy of the library has its own, always fresh.
+        with tempfile.TemporaryDirectory() as folder:
+            self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
+        data = espeakng_loader.get_data_path().encode()
+        self.sample_rate = self.library.espeak_Initialize(self.AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
+        if self.sample_rate <= 0:
+            raise RuntimeError("espeak-ng could not be initialised from its data folder")
 
     def set_voice(self, name: str) -> None:
         """Who speaks from now on. It reads files, so set it once for many words. Raises ValueError for an unknown voice."""
