@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,15 +24,15 @@ def image_grid(images: Sequence[Image.Image], columns: int, scale: int = 8, gap:
     return grid
 
 
-def write_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
+def write_wav(file: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
     """Mono 16-bit PCM, by the standard library: no package is needed to write it."""
     import wave
 
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+    with wave.open(str(file) if isinstance(file, Path) else file, "wb") as opened:
+        opened.setnchannels(1)
+        opened.setsampwidth(2)
+        opened.setframerate(sample_rate)
+        opened.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def save_outputs(

@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import wave
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mdm.media import write_wav
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
@@ -69,11 +70,7 @@ def animation(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
 def player(audio: np.ndarray, sample_rate: int, label: str) -> str:
     """An audio player inside the page."""
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+    write_wav(buffer, audio, sample_rate)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<span class="clip">{html.escape(label)}<br><audio controls src="data:audio/wav;base64,{data}"></audio></span>'
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from components.data.digits import WORDS
+from components.data.sources import resample
 
 SAMPLE_RATE = 8000
 VOICES = {  # espeak's American voice in its variants; variants of one name stay in one split
@@ -86,8 +87,6 @@ class Espeak:
 
     def say(self, text: str, rate: int, pitch: int) -> np.ndarray:
         """The waveform of a text, float32 in [-1, 1] at 8 kHz."""
-        from scipy.signal import resample_poly
-
         self.library.espeak_SetParameter(self.RATE, rate, 0)
         self.library.espeak_SetParameter(self.PITCH, pitch, 0)
         chunks: list[np.ndarray] = []
@@ -103,4 +102,4 @@ class Espeak:
         raw = text.encode() + b"\0"
         self.library.espeak_Synth(raw, len(raw), 0, 1, 0, self.CHARS_UTF8, None, None)
         wave = np.concatenate(chunks).astype(np.float32) / 32768
-        return resample_poly(wave, SAMPLE_RATE, self.sample_rate).astype(np.float32)
+        return resample(wave, self.sample_rate, SAMPLE_RATE)
