@@ -6,7 +6,7 @@ keyed by (seed, stream, index). So gradient accumulation, a resume and another n
 
 import numpy as np
 
-STREAMS = ("time", "mask", "group", "task", "order", "mix")
+STREAMS = ("time", "mask", "group", "task", "order", "mix", "sample")
 
 
 def sample_rng(seed: int, stream: str, index: int) -> np.random.Generator:

@@ -34,6 +34,11 @@ TASKS = {
     "text_to_speech": Task(("text",), ("audio",)),
     "image_to_text": Task(("image",), ("text",)),
     "speech_to_text": Task(("audio",), ("text",)),
+    "image_to_speech": Task(("image",), ("audio",)),
+    "speech_to_image": Task(("audio",), ("image",)),
+    "text_image_to_speech": Task(("text", "image"), ("audio",)),
+    "text_speech_to_image": Task(("text", "audio"), ("image",)),
+    "image_speech_to_text": Task(("image", "audio"), ("text",)),
     "joint_text_image": Task((), ("text", "image")),
     "joint_text_speech": Task((), ("text", "audio")),
 }

@@ -1,4 +1,4 @@
-"""The `mdm` command: ls, cp, run, generate, validate. It finds recipes, starts them, and says a user's mistake in one line."""
+"""The `mdm` command: ls, cp, run, generate, demo, validate. It finds recipes, starts them, and says a mistake in one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from mdm.config import UserError, load
-
-
-def recipe_root() -> Path:
-    """The folder of recipes: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
-    package = Path(__file__).parent
-    return package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+from mdm.config import UserError, find_config, load, recipe_root
 
 
 def find_recipe(name: str) -> Path:
@@ -33,17 +27,6 @@ def find_recipe(name: str) -> Path:
     path = recipe_root() / f"{name}.py"
     if not path.is_file():
         raise UserError(f"recipe {name!r} is not one of {', '.join(_names())}, nor the path of a .py file")
-    return path
-
-
-def find_config(name: str) -> Path:
-    """A config's file, from its name or a path."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    path = recipe_root() / "configs" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
     return path
 
 
@@ -184,7 +167,8 @@ mdm ls                                             the recipes and their configs
 mdm cp RECIPE PATH                                 copy a recipe (PATH.py, with its config) or a config (PATH.yaml)
 mdm run [TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]
                                                    run a recipe by name or path; torchrun's flags start several processes
-mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`
+mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`; --film writes a GIF of the unmasking
+mdm demo checkpoint=DIR [key=value ...]            short for `mdm run demo ...`: a page to generate and edit on
 mdm validate RECIPE [--config CONFIG] [key=value ...]
                                                    check a config without running it
 mdm run RECIPE --help                              what a recipe does
@@ -237,12 +221,15 @@ def main() -> None:
         if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
             launcher, recipe, arguments = split_launcher(words[1:])
             _run(argparse.Namespace(launcher=launcher, recipe=recipe, arguments=arguments))
-        elif words[:1] == ["generate"]:
-            _run(argparse.Namespace(launcher=[], recipe="generate", arguments=words[1:]))
+        elif words[:1] in (["generate"], ["demo"]):
+            rest = ["film=true" if w == "--film" else w for w in words[1:]]
+            _run(argparse.Namespace(launcher=[], recipe=words[0], arguments=rest))
         elif not words or words[:1] == ["run"]:
             parser().print_help()
         elif words[0] not in ("ls", "cp", "validate", "-h", "--help"):
-            raise UserError(f"command {words[0]!r} is not one of ls, cp, run, generate, validate (mdm --help explains them)")
+            raise UserError(
+                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, validate (mdm --help explains them)"
+            )
         else:
             arguments = parser().parse_args(words)
             arguments.work(arguments)

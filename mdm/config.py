@@ -30,14 +30,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     Raises UserError for a missing file, an unknown key, a value of the wrong type, a key without a value.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"config file not found: {path}")
-    try:
-        from_file = OmegaConf.load(path)
-    except Exception as error:  # yaml's own errors carry the line
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(from_file, DictConfig):
-        raise UserError(f"{path} must hold keys and values, got {type(from_file).__name__}")
+    from_file = read_yaml(path)
     try:
         merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides)
         return typing.cast(T, OmegaConf.to_object(merged))
@@ -49,6 +42,42 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def recipe_root() -> Path:
+    """The folder of recipes: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
+    package = Path(__file__).parent
+    return package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+
+
+def find_config(name: str) -> Path:
+    """A config's file, from its name or a path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    path = recipe_root() / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
+    return path
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A config file; one with `base: NAME` is that config (a name, or a path from its own folder), with its own keys on top.
+
+    Raises UserError where a file is missing, or is no YAML of keys and values.
+    """
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors carry the line
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
+    base = config.pop("base", None)
+    return (
+        config if base is None else typing.cast(DictConfig, OmegaConf.merge(read_yaml(path.parent / find_config(base)), config))
+    )
 
 
 def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:

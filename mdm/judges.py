@@ -19,14 +19,15 @@ class ImageJudge:
     def __init__(self, samples: Sequence[dict]) -> None:
         from sklearn.svm import SVC
 
-        self.model = SVC(C=10.0, gamma="scale").fit(self._features([s["image"] for s in samples]), _labels(samples))
+        self.model = SVC(C=10.0, gamma="scale").fit(self.features([s["image"] for s in samples]), _labels(samples))
 
     def classify(self, images: Sequence[Any]) -> np.ndarray:
         """The digit in each image."""
-        return self.model.predict(self._features(images))
+        return self.model.predict(self.features(images))
 
     @staticmethod
-    def _features(images: Sequence[Any]) -> np.ndarray:
+    def features(images: Sequence[Any]) -> np.ndarray:
+        """What it classifies by, `[images, pixels]`; Frechet distances are taken there."""
         return np.stack([np.asarray(i, dtype=float).ravel() / 255 for i in images])
 
 
@@ -40,18 +41,24 @@ class SpeechJudge:
     FRAMES = 20
 
     def __init__(self, samples: Sequence[dict]) -> None:
-        from sklearn.pipeline import make_pipeline
+        from sklearn.decomposition import PCA
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVC
 
-        model = make_pipeline(StandardScaler(), SVC(C=10.0, gamma="scale"))
-        self.model = model.fit(self._features([s["audio"] for s in samples]), _labels(samples))
+        raw = self._spectra([s["audio"] for s in samples])
+        self.scaler = StandardScaler().fit(raw)
+        self.components = PCA(32, random_state=0).fit(self.scaler.transform(raw))
+        self.model = SVC(C=10.0, gamma="scale").fit(self.scaler.transform(raw), _labels(samples))
 
     def classify(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         """The digit spoken in each clip."""
-        return self.model.predict(self._features(clips))
+        return self.model.predict(self.scaler.transform(self._spectra(clips)))
 
-    def _features(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+    def features(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """The 32 main components of what it classifies by, `[clips, 32]`; Frechet distances are taken there."""
+        return self.components.transform(self.scaler.transform(self._spectra(clips)))
+
+    def _spectra(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         features = []
         for clip in clips:
             mel = log_mel(np.pad(clip, (0, max(640 - len(clip), 0))).astype(float))

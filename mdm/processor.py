@@ -60,9 +60,15 @@ class Processor:
         """The parts of a sample that have a tokenizer, as global ids."""
         return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
 
-    def sequence(self, task: str, parts: Mapping[str, Int[Tensor, " n"]], drop_prompt: bool = False) -> TokenSequence:
-        """The sequence of a sample of a paired task, every part on its canvas."""
-        return task_sequence(self.vocabulary, task, parts, self.canvas, drop_prompt)
+    def sequence(
+        self,
+        task: str,
+        parts: Mapping[str, Int[Tensor, " n"]],
+        drop_prompt: bool = False,
+        canvas: Mapping[str, int] | None = None,
+    ) -> TokenSequence:
+        """The sequence of a sample of a task, every part on its canvas (`canvas`, where other lengths are wanted)."""
+        return task_sequence(self.vocabulary, task, parts, self.canvas if canvas is None else canvas, drop_prompt)
 
     def text_sequence(self, ids: Int[Tensor, " n"]) -> TokenSequence:
         """A span of running text at its exact length."""

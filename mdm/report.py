@@ -58,15 +58,6 @@ def picture(image: Image.Image | bytes, caption: str = "", kind: str = "png") ->
     return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
-def animation(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
-    """Frames as a GIF that loops and rests on its last one."""
-    buffer = io.BytesIO()
-    durations = [milliseconds] * (len(frames) - 1) + [6 * milliseconds]
-    palette = [f.convert("P", palette=Image.Palette.ADAPTIVE) for f in frames]
-    palette[0].save(buffer, format="GIF", save_all=True, append_images=palette[1:], duration=durations, loop=0)
-    return buffer.getvalue()
-
-
 def player(audio: np.ndarray, sample_rate: int, label: str) -> str:
     """An audio player inside the page."""
     buffer = io.BytesIO()

@@ -57,6 +57,14 @@ class JudgedTask:
 
 
 @dataclass
+class CrossedTask:
+    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge and sampler."""
+
+    judged: str = MISSING
+    test: dict[str, Any] = MISSING
+
+
+@dataclass
 class Settings:
     """The keys of the config; `recipes/configs/evaluate.yaml` explains each."""
 
@@ -64,6 +72,7 @@ class Settings:
     output_dir: str = MISSING
     data: dict[str, StreamSettings] = MISSING
     judged: dict[str, JudgedTask] = MISSING
+    crossed: dict[str, CrossedTask] = field(default_factory=dict)
     read_sampler: dict[str, Any] = MISSING
     samples: int = 200
     nelbo_repeats: int = 4
@@ -98,6 +107,12 @@ def validate_judged(cfg: Any) -> None:
             if getattr(task, key) not in TASKS:
                 raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
         instantiate(task.sampler, f"judged.{name}.sampler")
+    for name, task in cfg.crossed.items():
+        check(task.test, f"crossed.{name}.test")
+        if name not in TASKS:
+            raise UserError(f"crossed: {name!r} is not one of {', '.join(TASKS)}")
+        if task.judged not in cfg.judged:
+            raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
     instantiate(cfg.read_sampler, "read_sampler")
     if cfg.samples < 1:
         raise UserError(f"samples must be at least 1, got {cfg.samples}")
@@ -120,7 +135,7 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
     check_modalities(cfg, processor)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
     plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
-    work = sum(len(batches) for batches in plan.values()) + 2 * cfg.samples * len(cfg.judged)
+    work = sum(len(batches) for batches in plan.values()) + cfg.samples * (2 * len(cfg.judged) + len(cfg.crossed))
     with tqdm(total=work, desc="evaluating", dynamic_ncols=True) as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
         results.metrics |= {f"{task}_bits_per_token": value for task, value in task_bits(nats, plan).items()}
@@ -130,7 +145,9 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
             results.metrics["text_exp_nelbo"] = 2 ** results.metrics["text_bits_per_token"]
             results.metrics["text_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))
         for name, task in cfg.judged.items():
-            judged(cfg, name, task, model, processor, hw, results, bar.update)
+            judge = judged(cfg, name, task, model, processor, hw, results, bar.update)
+            for crossing in [c for c, crossed in cfg.crossed.items() if crossed.judged == name]:
+                cross(cfg, crossing, judge, model, processor, hw, results, bar.update)
     return results
 
 
@@ -138,6 +155,7 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
     """Raises UserError where the model lacks a modality that is to be evaluated."""
     asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
     asked |= {f"judged.{name}": [task.write, task.read] for name, task in cfg.judged.items()}
+    asked |= {f"crossed.{name}": [name] for name in cfg.crossed}
     for key, tasks in asked.items():
         for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
             if modality not in processor.tokenizers:
@@ -148,8 +166,8 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
 def judged(
     cfg: Any, name: str, task: JudgedTask, model: Any, processor: Processor, hw: Hardware, results: Results,
     progress: Callable[[int], Any],
-) -> None:  # fmt: skip
-    """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge itself."""
+) -> Any:  # fmt: skip
+    """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge, which it returns."""
     modality = TASKS[task.write].generated[0]
 
     def coded(samples: list[dict]) -> list[dict]:
@@ -173,12 +191,38 @@ def judged(
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
-        chosen = [test[i] for i in np.random.default_rng(cfg.seed).permutation(len(test))[: cfg.samples]]
+        chosen = shuffled(test, cfg.samples, cfg.seed)
         sampler = instantiate(cfg.read_sampler, "read_sampler")
         texts = generate(model, processor, task.read, chosen, sampler, 0.0, cfg.seed, batch_size=50, progress=progress).outputs
     read = np.array([class_in_text(t["text"], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
     results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
+    return judge
+
+
+def cross(
+    cfg: Any, name: str, judge: Any, model: Any, processor: Processor, hw: Hardware, results: Results,
+    progress: Callable[[int], Any],
+) -> None:  # fmt: skip
+    """Generates from held-out parts, e.g. an image from speech, and scores how many show the class of what was given."""
+    task = cfg.judged[cfg.crossed[name].judged]
+    (modality,) = TASKS[name].generated
+    chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
+    sampler = instantiate(task.sampler, f"judged.{cfg.crossed[name].judged}.sampler")
+    with hw.autocast():
+        made = generate(
+            model, processor, name, chosen, sampler, task.guidance_scale, cfg.seed, batch_size=50, progress=progress
+        ).outputs
+    judgement = judge.classify([m[modality] for m in made])
+    results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
+    results.written[name] = [
+        {**m, "label": s["label"], "judged": int(j), "given": s} for m, s, j in zip(made, chosen, judgement, strict=True)
+    ]
+
+
+def shuffled(samples: list[dict], count: int, seed: int) -> list[dict]:
+    """`count` samples, all of them at the most, in an order drawn from the seed."""
+    return [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:count]]
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Generate text, images or speech from a trained model, and read images and speech back.
+"""Generate text, images or speech from a trained model, read images and speech back, and edit any of them.
 
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" count=10
+    mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" --film
     mdm generate checkpoint=runs/quickstart task=image_to_text prompt=seven.png
-    mdm generate checkpoint=runs/quickstart task=text
+    mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten nine" edit=seven.png region=0,4,8,8
+    mdm generate checkpoint=runs/quickstart task=text edit="The [mask:6] statement is"
+    mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
 
-Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text.
+Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text. A prompt of several
+parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds the same keys.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +21,17 @@ from typing import Any
 from omegaconf import MISSING
 from tqdm import tqdm
 
-from components.data.sources import read_audio, read_image
+from components.samplers import Blocks
 from components.sequences import TASKS
+from mdm import film
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
-from mdm.generation import generate
+from mdm.defaults import Defaults
+from mdm.generation import check_settings, generate
 from mdm.hardware import check_hardware, hardware
 from mdm.media import save_outputs
+from mdm.prompts import check_prompt, read_jsonl, read_prompt
 from mdm.run import check_output_dir
 
 CONFIG = "generate"
@@ -36,11 +44,19 @@ class Settings:
     checkpoint: str = MISSING
     task: str = MISSING
     output_dir: str = MISSING
-    prompt: str | None = None
+    prompt: Any = None
+    edit: str | None = None
+    region: str | None = None
+    prompts: str | None = None
     count: int = 4
     length: int | None = None
     sampler: dict[str, Any] | None = None
-    guidance_scale: float = 0.5
+    guidance_scale: float | None = None
+    defaults: str | None = None
+    cache: str = "off"
+    refresh_every: int | None = None
+    stop_at_end: bool = True
+    film: bool = False
     seed: int = 0
     batch_size: int = 100
     device: str = "auto"
@@ -50,62 +66,86 @@ class Settings:
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
+    cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
     model_folder(cfg.checkpoint)
     if cfg.task not in TASKS:
         raise UserError(f"task: {cfg.task!r} is not one of {', '.join(TASKS)}")
-    if TASKS[cfg.task].given and cfg.prompt is None:
-        given = " and ".join(TASKS[cfg.task].given)
-        kind = "a text" if given == "text" else "the path of a file"
-        raise UserError(f"prompt: task {cfg.task} is given {given}; write prompt=... ({kind})")
-    for key in ("count", "batch_size"):
-        if getattr(cfg, key) < 1:
+    for key in ("count", "batch_size", "length", "refresh_every"):
+        if getattr(cfg, key) is not None and getattr(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
-    if cfg.length is not None and cfg.length < 1:
-        raise UserError(f"length must be at least 1, got {cfg.length}")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-        instantiate(cfg.sampler, "sampler")
+    if cfg.guidance_scale is not None and cfg.guidance_scale < 0:
+        raise UserError(f"guidance_scale must be at least 0 (0 is off), got {cfg.guidance_scale}")
+    if cfg.guidance_scale and not TASKS[cfg.task].given:
+        raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
+    sampler = choose(cfg)[0]
+    try:
+        check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for prompt, where in asked(cfg):
+        check_prompt(prompt, cfg.task, where)
     check_output_dir(cfg.output_dir)
 
 
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
-        prompts = [read_prompt(cfg, processor)] * cfg.count
-        sampler = instantiate(cfg.sampler, "sampler") if cfg.sampler is not None else None
-        guidance = cfg.guidance_scale if TASKS[cfg.task].given else 0.0
-        length = cfg.length or (model.config.max_length // 2 if cfg.task == "text" else None)
-        with tqdm(total=cfg.count, desc=cfg.task, unit="sample") as bar, hw.autocast():
+        written = [prompt for prompt, _ in asked(cfg) for _ in range(cfg.count)]
+        read = [read_prompt(prompt, cfg.task, processor, where) for prompt, where in asked(cfg)]
+        prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
+        sampler, scale = choose(cfg, processor.vocabulary.modalities)
+        length = cfg.length or (model.config.max_length // 2 if cfg.task == "text" and cfg.edit is None else None)
+        with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
-                    model, processor, cfg.task, prompts, sampler, guidance, cfg.seed, cfg.batch_size, length,
-                    progress=bar.update,
+                    model, processor, cfg.task, prompts, sampler, scale, cfg.seed, cfg.batch_size, length, cfg.cache,
+                    cfg.refresh_every, cfg.stop_at_end, film=cfg.film, progress=bar.update,
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(str(error)) from error
+    folder = Path(cfg.output_dir)
     rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
-    for line in save_outputs(Path(cfg.output_dir), prompts, made.outputs, rate):
+    for line in save_outputs(folder, written, made.outputs, rate):
         print("  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")))
-    print(f"Written to {cfg.output_dir}")
+    if cfg.film:
+        shown = min(10, len(made.steps[0].tokens))
+        frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
+        (folder / "film.gif").write_bytes(film.gif(frames))
+    print(f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}")
 
 
-def read_prompt(cfg: Settings, processor: Any) -> dict[str, Any]:
-    """The prompt as the task's modality: a text, or the file of an image or a clip."""
+def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
+    """The prompts as they are written, each with where it stands."""
+    if cfg.prompts is not None:
+        if cfg.prompt is not None or cfg.edit is not None:
+            raise UserError("prompts: a file of prompts takes no prompt or edit beside it")
+        return [(prompt, f"prompts: line {k}") for k, prompt in enumerate(read_jsonl(cfg.prompts), 1)]
     given = TASKS[cfg.task].given
-    missing = [m for m in (*given, *TASKS[cfg.task].generated) if m not in processor.tokenizers]
-    if missing:
-        raise UserError(f"task {cfg.task}: the model of {cfg.checkpoint} has no {missing[0]}")
-    if not given or given == ("text",):
-        return {"text": cfg.prompt} if given else {}
-    path = Path(cfg.prompt)
-    if not path.is_file():
-        raise UserError(f"prompt: file not found: {cfg.prompt}")
-    try:
-        if given == ("image",):
-            return {"image": read_image(path, processor.tokenizers["image"].size)}
-        return {"audio": read_audio(path, processor.tokenizers["audio"].sample_rate)}
-    except Exception as error:  # decoders of many formats: whatever they say, the file is the user's
-        raise UserError(f"prompt: {cfg.prompt} cannot be read as {given[0]}: {error}") from error
+    if isinstance(cfg.prompt, dict):
+        prompt = {key: str(value) for key, value in cfg.prompt.items()}
+    elif cfg.prompt is None:
+        prompt = {}
+    elif len(given) != 1:
+        parts = " ".join(f"prompt.{m}=..." for m in given) or "no prompt"
+        raise UserError(f"prompt: task {cfg.task} is given {' and '.join(given) or 'nothing'}; write {parts}")
+    else:
+        prompt = {given[0]: str(cfg.prompt)}
+    extra = {key: value for key, value in (("edit", cfg.edit), ("region", cfg.region)) if value is not None}
+    return [({**prompt, **extra}, "prompt")]
+
+
+def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Any, float]:
+    """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
+    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, modalities)
+    sampler = defaults.sampler if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    scale = cfg.guidance_scale if cfg.guidance_scale is not None else defaults.guidance_scale
+    if cfg.cache != "off" and not isinstance(sampler, Blocks) and cfg.sampler is None:
+        raise UserError(
+            f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
+        )
+    return sampler, scale if TASKS[cfg.task].given else 0.0
 
 
 if __name__ == "__main__":

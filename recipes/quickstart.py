@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Settings(pretrain.Settings):
     """Those of pretrain and of evaluate; `recipes/configs/quickstart.yaml` explains each."""
 
     judged: dict[str, evaluate.JudgedTask] = MISSING
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
     read_sampler: dict[str, Any] = MISSING
     text_sampler: dict[str, Any] = MISSING
     samples: int = 200
@@ -96,7 +97,7 @@ def main(cfg: Settings) -> None:
     )
     path = folder / "report.html"
     report.write_report(path, "What the model learned", lead, sections)
-    for name in TARGETS:
+    for name in (*TARGETS, *(f"{task}_accuracy" for task in cfg.crossed)):
         print(f"  {name:<30}{results.metrics[name]:.3f}")
     print(f"\nReport: {path.resolve()}\nGo on with:")
     print(f'  mdm generate checkpoint={folder} task=text_to_image prompt="a handwritten seven"')
@@ -154,11 +155,10 @@ def film_section(model: Any, processor: Any, hw: Hardware, folder: Path) -> Sect
     prompts = [{"text": f"a handwritten {word}"} for word in WORDS]
     with hw.autocast():
         made = generate(model, processor, "text_to_image", prompts, Confidence(num_steps=8), 1.0, seed=1, film=True)
-    steps = film.start_and_steps(made.batch, processor.vocabulary.mask_id, made.frames)
-    frames = [film.frame(processor, made.batch, tokens) for tokens in steps]
+    frames = [film.frame(processor, made.batch, step.tokens) for step in made.steps]
     still = film.strip(frames)
     still.save(folder / "film.png")
-    moving = report.animation(frames)
+    moving = film.gif(frames)
     (folder / "film.gif").write_bytes(moving)
     body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
     body += report.picture(still, "the same, a row for each step")

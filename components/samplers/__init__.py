@@ -1,20 +1,46 @@
 """Samplers: start from masks (beside what is given), unmask until none is left. They drive any model.
 
-    tokens = sample(Ancestral(num_steps=16), logits_fn, tokens, mask_id)
+    tokens = sample(Ancestral(num_steps=16), logits_fn, tokens, mask_id).tokens
 
 A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is all it knows of a model.
 
     ancestral.py      the reverse process on a time grid (MDLM)
+    remasking.py      the same, masking decoded tokens again (ReMDM)
     first_hitting.py  one token at a time, exactly (2409.02908)
-    confidence.py     the most confident first (MaskGIT, LLaDA)
+    confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
+    adaptive.py       as many as are sure enough (threshold, entropy-bounded)
+    composite.py      in blocks from left to right; another sampler for each modality
     guidance.py       classifier-free guidance as a logits function around another
-    categorical.py    drawing tokens: temperature, top-p, float64 Gumbel noise
+    constraints.py    rules on what has been drawn: end of text
+    drawing.py        drawing tokens: temperature, top-k, top-p
+    ranking.py        what "surest" means
 """
 
+from components.samplers.adaptive import EntropyBounded, Threshold
 from components.samplers.ancestral import Ancestral
-from components.samplers.base import LogitsFn, Sampler, SamplerState, sample
+from components.samplers.base import LogitsFn, Sampled, Sampler, SamplerState, sample
+from components.samplers.composite import Blocks, PerModality
 from components.samplers.confidence import Confidence
+from components.samplers.constraints import FillAfterEnd
 from components.samplers.first_hitting import FirstHitting
-from components.samplers.guidance import guided
+from components.samplers.guidance import LinearScale, guided
+from components.samplers.remasking import ReMDM
 
-__all__ = ["Ancestral", "Confidence", "FirstHitting", "LogitsFn", "Sampler", "SamplerState", "guided", "sample"]
+__all__ = [
+    "Ancestral",
+    "Blocks",
+    "Confidence",
+    "EntropyBounded",
+    "FillAfterEnd",
+    "FirstHitting",
+    "LinearScale",
+    "LogitsFn",
+    "PerModality",
+    "ReMDM",
+    "Sampled",
+    "Sampler",
+    "SamplerState",
+    "Threshold",
+    "guided",
+    "sample",
+]

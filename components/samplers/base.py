@@ -2,37 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.noise import sample_rng
+
 LogitsFn = Callable[[Tensor], Tensor]
-"""tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i."""
+"""tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i.
+
+One that knows more of its rows than their tokens (prompts, a cache) may offer `select(rows) -> LogitsFn`: then rows that are
+finished are left out of the batch.
+"""
+
+TOKEN, POSITION, TIME = 0, 1, 2
+"""What each of a position's three random numbers decides."""
 
 
 @dataclass(frozen=True)
 class SamplerState:
-    """tokens: the canvas so far; masked: positions still to be generated; step: forwards done; total: masked at the start;
-    time: of the reverse process, from 1 down to 0; generator: every random draw comes from it."""
+    """A batch of sequences on their way. All tensors; a step never reads one on the host.
+
+    tokens:     the canvas so far, mask tokens where `masked`
+    masked:     positions still to be filled
+    generate:   positions that are generated at all; the others are given
+    modality:   which modality (or any other grouping) each position belongs to
+    confidence: probability that each generated token had when it was drawn; 0 before
+    uniform:    this step's random numbers, for each position three: TOKEN, POSITION, TIME
+    step:       steps done (in the current block)
+    total:      positions masked at the start (of the current block)
+    time:       of the reverse process, from 1 down to 0
+    block:      the current block, in semi-autoregressive decoding
+    finished:   rows that need no further step
+    mask_id:    the mask token
+    children:   states of the parts, in a sampler made of several
+    """
 
     tokens: Int[Tensor, "batch seq"]
     masked: Bool[Tensor, "batch seq"]
-    step: int
+    generate: Bool[Tensor, "batch seq"]
+    modality: Int[Tensor, "batch seq"]
+    confidence: Float[Tensor, "batch seq"]
+    uniform: Float[Tensor, "batch 3 seq"]
+    step: Int[Tensor, " batch"]
     total: Int[Tensor, " batch"]
     time: Float[Tensor, " batch"]
-    generator: torch.Generator | None = None
+    block: Int[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
+    mask_id: int
+    children: tuple[SamplerState, ...] = ()
+
+    @classmethod
+    def start(cls, tokens: Tensor, generate: Tensor, mask_id: int, modality: Tensor | None = None) -> SamplerState:
+        """Everything that is to be generated is masked."""
+        total = generate.sum(dim=1)
+        zeros = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+        return cls(
+            tokens=tokens.masked_fill(generate, mask_id),
+            masked=generate,
+            generate=generate,
+            modality=torch.zeros_like(tokens) if modality is None else modality,
+            confidence=zeros,
+            uniform=zeros[:, None].repeat(1, 3, 1),
+            step=torch.zeros_like(total),
+            total=total,
+            time=torch.ones(len(tokens), dtype=torch.float64, device=tokens.device),
+            block=torch.zeros_like(total),
+            finished=total == 0,
+            mask_id=mask_id,
+        ).clone()
+
+    def unmask(self, now: Tensor, drawn: Tensor, probability: Tensor, time: Tensor | None = None) -> SamplerState:
+        """The state after a step that puts the drawn tokens at the positions `now`."""
+        masked = self.masked & ~now
+        return replace(
+            self,
+            tokens=torch.where(now, drawn, self.tokens),
+            masked=masked,
+            confidence=torch.where(now, probability, self.confidence),
+            step=self.step + 1,
+            time=self.time if time is None else time,
+            finished=~masked.any(dim=1),
+        )
+
+    def clone(self) -> SamplerState:
+        """A state that shares no tensor with this one: a step compiled for shared ones would be compiled again without."""
+        return self._map(lambda own, _: own.clone())
+
+    def select(self, rows: Int[Tensor, " rows"]) -> SamplerState:
+        """Some of the rows."""
+        return self._map(lambda own, _: own[rows])
+
+    def merge(self, rows: Int[Tensor, " rows"], part: SamplerState) -> SamplerState:
+        """The whole batch, with the given rows replaced by those of `part`."""
+        return self._map(lambda own, other: own.index_copy(0, rows, other), part)
+
+    def _map(self, change: Callable[[Tensor, Tensor | None], Tensor], other: SamplerState | None = None) -> SamplerState:
+        changed = {}
+        for f in fields(self):
+            own = getattr(self, f.name)
+            if isinstance(own, tuple):
+                changed[f.name] = tuple(
+                    a._map(change, b) for a, b in zip(own, other.children if other else (None,) * len(own), strict=True)
+                )
+            else:
+                changed[f.name] = change(own, getattr(other, f.name, None)) if isinstance(own, Tensor) else own
+        return SamplerState(**changed)
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Anything with a step is a sampler. A step fills some of the masked positions, and at least one of each row in the end."""
+    """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
+
+    One that needs more may offer `start(state) -> state`, called once before the first step; it may raise ValueError.
+    """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
-        """The state after one forward pass."""
+        """The state after one forward pass. Pure tensor code: no host synchronisation, one graph when compiled."""
+
+
+class Sampled(NamedTuple):
+    """tokens: finished; confidence: each generated token's probability when it was drawn; forwards: passes of each row."""
+
+    tokens: Int[Tensor, "batch seq"]
+    confidence: Float[Tensor, "batch seq"]
+    forwards: Int[Tensor, " batch"]
 
 
 @torch.no_grad()
@@ -42,31 +141,79 @@ def sample(
     tokens: Int[Tensor, "batch seq"],
     mask_id: int,
     generate: Bool[Tensor, "batch seq"] | None = None,
-    allowed: Bool[Tensor, "batch seq vocab"] | None = None,
-    generator: torch.Generator | None = None,
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None = None,
+    modality: Int[Tensor, "batch seq"] | None = None,
+    constraint: Callable[[SamplerState], SamplerState] | None = None,
+    seed: int = 0,
+    index: Sequence[int] | None = None,
     on_step: Callable[[SamplerState], None] | None = None,
-) -> Int[Tensor, "batch seq"]:
+) -> Sampled:
     """Fills the masked positions of `tokens`; the others stay as they are.
 
-    generate: positions to fill; None: those that hold the mask token
-    allowed:  ids that may stand at each position; the mask token never may
-    on_step:  called with the state after each step (progress, films)
+    generate:   positions to fill; None: those that hold the mask token
+    allowed:    ids that may stand at each position; the mask token never may
+    modality:   groups of positions, for samplers and constraints that tell them apart
+    constraint: changes the state after each step, e.g. `FillAfterEnd`
+    seed, index: a row's noise is a function of (seed, its index, step), so a sample does not depend on its batch
+    on_step:    called with the state of the whole batch after each step (progress, films)
+
+    Raises ValueError for an empty batch, and where a position to fill is allowed no id.
     """
-    masked = tokens == mask_id if generate is None else generate
-    state = SamplerState(
-        tokens=tokens.masked_fill(masked, mask_id),
-        masked=masked,
-        step=0,
-        total=masked.sum(dim=1),
-        time=torch.ones(len(tokens), dtype=torch.float64, device=tokens.device),
-        generator=generator,
-    )
-    while bool(state.masked.any()):
-        logits = logits_fn(state.tokens)
+    generate = tokens == mask_id if generate is None else generate
+    index = range(len(tokens)) if index is None else index
+    _check(tokens, generate, allowed, mask_id)
+    state = SamplerState.start(tokens, generate, mask_id, modality)
+    state = sampler.start(state) if hasattr(sampler, "start") else state
+    noise = Noise(generate.cpu().numpy(), seed, index)
+    forwards = torch.zeros(len(tokens), dtype=torch.long)
+    active, active_fn, everything = list(range(len(tokens))), logits_fn, list(range(len(tokens)))
+    while True:
+        unfinished = (~state.finished).nonzero()[:, 0]  # the one synchronisation, between steps
+        still = unfinished.tolist()
+        if not still:
+            return Sampled(state.tokens, state.confidence, forwards)
+        if hasattr(logits_fn, "select") and still != active:
+            active, active_fn = still, logits_fn.select(unfinished)
+        whole = active == everything
+        rows = torch.tensor(active, device=tokens.device)
+        part = state if whole else state.select(rows)
+        part = replace(part, uniform=noise(active).to(tokens.device))
+        logits = active_fn(part.tokens)
         if allowed is not None:
-            logits = logits.masked_fill(~allowed, float("-inf"))
+            logits = logits.masked_fill(~(allowed if whole or len(allowed) == 1 else allowed[rows]), float("-inf"))
         logits[..., mask_id] = float("-inf")
-        state = sampler.step(logits, state)
+        before, part = part.finished, sampler.step(logits, part)
+        part = replace(part, finished=part.finished | before)
+        if constraint is not None:
+            part = constraint(part)
+        state = part if whole else state.merge(rows, part)
+        forwards[still] += 1
         if on_step is not None:
             on_step(state)
-    return state.tokens
+
+
+class Noise:
+    """The random numbers of each step, `[rows, 3, seq]`: every row from a generator of its own, for its own positions."""
+
+    def __init__(self, generate: np.ndarray, seed: int, index: Sequence[int]) -> None:
+        self.positions = [np.flatnonzero(row) for row in generate]
+        self.generators = [sample_rng(seed, "sample", i) for i in index]
+        self.length = generate.shape[1]
+
+    def __call__(self, rows: Sequence[int]) -> Float[Tensor, "rows 3 seq"]:
+        drawn = np.zeros((len(rows), 3, self.length))
+        for i, row in enumerate(rows):
+            drawn[i][:, self.positions[row]] = self.generators[row].random((3, len(self.positions[row])))
+        return torch.from_numpy(drawn)
+
+
+def _check(tokens: Tensor, generate: Tensor, allowed: Tensor | None, mask_id: int) -> None:
+    if len(tokens) == 0:
+        raise ValueError("sample: the batch is empty")
+    if allowed is None:
+        return
+    ids = torch.arange(allowed.shape[-1], device=allowed.device) != mask_id
+    nothing = generate & ~(allowed & ids).any(dim=-1)
+    if bool(nothing.any()):
+        row, position = nothing.nonzero()[0].tolist()
+        raise ValueError(f"sample: no id is allowed at position {position} of row {row}, which is to be generated")

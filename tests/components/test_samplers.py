@@ -5,8 +5,20 @@ import torch
 from scipy.stats import chi2
 from torch.testing import assert_close
 
-from components.samplers import Ancestral, Confidence, FirstHitting, guided, sample
-from components.samplers.categorical import draw, gumbel, top_p_filter
+from components.samplers import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    EntropyBounded,
+    FirstHitting,
+    LinearScale,
+    PerModality,
+    ReMDM,
+    Threshold,
+    guided,
+    sample,
+)
+from components.samplers.drawing import Drawing, gumbel, invert, top_k_filter, top_p_filter
 from components.schedules import Cosine
 from tests.oracles import LENGTH, MASK, exact_conditionals, tiny_joint
 
@@ -20,7 +32,7 @@ def logits_fn(tokens):
 
 def counts(sampler, draws=DRAWS, seed=0):
     start = torch.full((draws, LENGTH), MASK)
-    tokens = sample(sampler, logits_fn, start, MASK, generator=torch.Generator().manual_seed(seed))
+    tokens = sample(sampler, logits_fn, start, MASK, seed=seed).tokens
     assert (tokens != MASK).all()
     return torch.bincount(tokens @ torch.tensor([16, 4, 1]), minlength=64).double()
 
@@ -44,8 +56,7 @@ def test_first_hitting_takes_any_masked_position_with_equal_probability():
     """Shares of the first position: within 5 standard errors of 1/3. (By confidence the joint would be met too.)"""
     firsts = []
     start = torch.full((6000, LENGTH), MASK)
-    g = torch.Generator().manual_seed(0)
-    sample(FirstHitting(), logits_fn, start, MASK, generator=g, on_step=lambda s: firsts.append(~s.masked))
+    sample(FirstHitting(), logits_fn, start, MASK, on_step=lambda s: firsts.append(~s.masked))
     shares = firsts[0].double().mean(0)
     assert (firsts[0].sum(1) == 1).all()
     assert_close(shares, torch.full((3,), 1 / 3, dtype=torch.float64), atol=5 * math.sqrt(2 / 9 / 6000), rtol=0)
@@ -55,8 +66,7 @@ def test_first_hitting_times_fall_as_the_process_says():
     """With n masked under the linear schedule, the next time is t * u^(1/n): E log t = -(1/3 + 1/2 + 1) after three."""
     times = []
     start = torch.full((6000, LENGTH), MASK)
-    g = torch.Generator().manual_seed(0)
-    sample(FirstHitting(), logits_fn, start, MASK, generator=g, on_step=lambda s: times.append(s.time.log().mean().item()))
+    sample(FirstHitting(), logits_fn, start, MASK, on_step=lambda s: times.append(s.time.log().mean().item()))
     assert times == pytest.approx([-1 / 3, -5 / 6, -11 / 6], abs=5 * math.sqrt(49 / 36 / 6000))
 
 
@@ -69,12 +79,16 @@ def total_variation(observed):
     return float((observed / observed.sum() - JOINT.flatten()).abs().sum() / 2)
 
 
+def product_of_marginals():
+    marginals = torch.einsum("i,j,k->ijk", JOINT.sum((1, 2)), JOINT.sum((0, 2)), JOINT.sum((0, 1))).flatten()
+    return float((marginals - JOINT.flatten()).abs().sum() / 2)
+
+
 def test_ancestral_approaches_the_joint_as_steps_grow():
     """One step draws the product of marginals; the distance falls with the steps, to the noise of 20,000 draws (0.02)."""
     far, nearer, near = (total_variation(counts(Ancestral(num_steps=n))) for n in (1, 4, 64))
     assert far > 1.5 * nearer > 1.5 * near
-    marginals = torch.einsum("i,j,k->ijk", JOINT.sum((1, 2)), JOINT.sum((0, 2)), JOINT.sum((0, 1))).flatten()
-    assert far == pytest.approx(float((marginals - JOINT.flatten()).abs().sum() / 2), abs=0.02)
+    assert far == pytest.approx(product_of_marginals(), abs=0.02)
     assert near < 0.035
 
 
@@ -86,13 +100,122 @@ def test_confidence_is_biased_towards_likely_tokens():
     assert observed[likely] / observed.sum() > JOINT.flatten()[likely]
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(8), FirstHitting(), Confidence(2), Confidence(2, schedule=Cosine())], ids=repr)
+@pytest.mark.parametrize("by", ["random", "margin", "entropy", "probability"])
+def test_one_token_a_step_matches_the_joint_where_the_position_depends_on_the_distributions(by):
+    """Any such order is a chain rule. p < 1e-4 once in 10,000 seeds, and the seeds are fixed."""
+    assert chi_square_p(counts(Confidence(num_steps=LENGTH, rank_by=by))) > 1e-4
+
+
+def test_adaptive_samplers_match_the_joint_when_they_take_one_token_a_step():
+    """A threshold of 1 and a bound of 0 take the best position alone. Ranked by the drawn token, the bias is back."""
+    assert chi_square_p(counts(Threshold(threshold=1.0, rank_by="probability"))) > 1e-4
+    assert chi_square_p(counts(EntropyBounded(gamma=0.0))) > 1e-4
+    assert chi_square_p(counts(Threshold(threshold=1.0, rank_by="confidence"))) < 1e-6
+
+
+def test_adaptive_samplers_approach_independent_draws_as_they_take_more():
+    """Stated bias: all at once is the product of marginals; between, the distance to the joint grows with the bound."""
+    exact, bounded, all_at_once = (total_variation(counts(EntropyBounded(gamma=g))) for g in (0.0, 0.9, 100.0))
+    assert exact < 0.02 < bounded < all_at_once == pytest.approx(product_of_marginals(), abs=0.02)
+    assert total_variation(counts(Threshold(threshold=0.0))) == pytest.approx(product_of_marginals(), abs=0.02)
+
+
+def test_entropy_bound_counts_by_hand():
+    """Entropies 0.1, 0.3, 0.2, 0.6: sums without the largest are 0, 0.1, 0.3, 0.6 for the k surest."""
+
+    def two_ids(h):  # the p in (0.5, 1) of entropy h
+        p = torch.linspace(0.5, 1 - 1e-9, 200_001, dtype=torch.float64)
+        entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+        return p[(entropy - h).abs().argmin()]
+
+    p = torch.stack([two_ids(h) for h in (0.1, 0.3, 0.2, 0.6)])
+    logits = torch.stack([p.log(), (1 - p).log(), torch.full_like(p, -torch.inf)], dim=-1)[None]
+    for gamma, first in ((0.05, [0]), (0.11, [0, 2]), (0.31, [0, 1, 2]), (0.61, [0, 1, 2, 3])):
+        states = []
+        sample(EntropyBounded(gamma=gamma), lambda t: logits.clone(), torch.full((1, 4), 2), 2, on_step=states.append)
+        assert (~states[0].masked[0]).nonzero()[:, 0].tolist() == first
+
+
+def test_remasking_of_zero_is_ancestral_to_the_bit():
+    start = torch.full((500, LENGTH), MASK)
+    for variant in ("cap", "rescale", "confidence"):
+        a = sample(Ancestral(num_steps=6), logits_fn, start, MASK, seed=3).tokens
+        b = sample(ReMDM(num_steps=6, variant=variant, eta=0.0), logits_fn, start, MASK, seed=3).tokens
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("variant", "eta"), [("cap", 0.4), ("rescale", 0.7)])
+def test_remasking_keeps_the_marginals_of_every_time(variant, eta):
+    """After each step the share of masked tokens is 1 - alpha(s), whatever sigma; 5 standard errors of 20,000 x 3 tokens."""
+    shares, again = [], []
+    previous = torch.ones(DRAWS, LENGTH, dtype=torch.bool)
+
+    def watch(state):
+        nonlocal previous
+        shares.append(state.masked.double().mean().item())
+        again.append((state.masked & ~previous).double().mean().item())
+        previous = state.masked
+
+    sample(ReMDM(num_steps=4, variant=variant, eta=eta), logits_fn, torch.full((DRAWS, LENGTH), MASK), MASK, on_step=watch)
+    assert shares == pytest.approx([0.75, 0.5, 0.25, 0.0], abs=5 * 0.5 / math.sqrt(DRAWS))
+    largest = [min(1.0, (1 - alpha_s) / alpha_t) for alpha_t, alpha_s in ((0.25, 0.5), (0.5, 0.75))]
+    sigma = [min(eta, m) if variant == "cap" else eta * m for m in largest]
+    assert again == pytest.approx([0.0, 0.25 * sigma[0], 0.5 * sigma[1], 0.0], abs=5 * 0.5 / math.sqrt(DRAWS))
+
+
+def test_remasking_by_confidence_masks_the_least_sure_again():
+    """Two tokens drawn at 0.9 and 0.5: softmax(-0.9, -0.5) of the remasking."""
+    p = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    seen = []
+
+    def watch(state):
+        seen.append((state.masked.clone(), state.confidence.clone()))
+
+    n = 20_000
+    sampler = ReMDM(num_steps=3, variant="confidence", eta=1.0, temperature=0.0)
+    sample(sampler, lambda t: p.log().expand(len(t), 2, 3).clone(), torch.full((n, 2), 2), 2, on_step=watch)
+    both = ~seen[0][0].any(1)  # rows whose two tokens were unmasked in the first step
+    share = (seen[1][0][both]).double().mean(0)
+    largest = 1.0  # alpha_t = 1/3, alpha_s = 2/3: (1 - alpha_s) / alpha_t
+    expected = torch.tensor([-0.9, -0.5], dtype=torch.float64).softmax(0) * largest
+    assert_close(share, expected, atol=5 * 0.5 / math.sqrt(int(both.sum())), rtol=0)
+
+
+EVERY = [
+    Ancestral(num_steps=8),
+    FirstHitting(),
+    Confidence(num_steps=2),
+    Confidence(num_steps=2, schedule=Cosine(), choice_temperature=2.0),
+    Confidence(num_steps=3, rank_by="margin", top_k=2),
+    Threshold(threshold=0.5),
+    EntropyBounded(gamma=0.5),
+    ReMDM(num_steps=8, variant="rescale", eta=0.5),
+    ReMDM(num_steps=8, variant="confidence", eta=1.0),
+    Blocks(Confidence(num_steps=1), 1),
+    PerModality([Ancestral(num_steps=3)]),
+    PerModality([Blocks(Threshold(threshold=0.3), 1)]),
+]
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=repr)
 def test_given_positions_stay_and_all_others_are_filled(sampler):
     tokens = torch.tensor([[2, MASK, MASK], [MASK, 1, MASK], [0, 1, 2]])
-    out = sample(sampler, logits_fn, tokens, MASK, generator=torch.Generator().manual_seed(0))
+    out = sample(sampler, logits_fn, tokens, MASK)
     given = tokens != MASK
-    assert_close(out[given], tokens[given])
-    assert (out != MASK).all()
+    assert_close(out.tokens[given], tokens[given])
+    assert (out.tokens != MASK).all()
+    assert (out.confidence[~given] > 0).all()
+    assert (out.confidence[given] == 0).all()
+    assert out.forwards[2] == 0  # nothing to do
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=repr)
+def test_a_sample_does_not_depend_on_its_batch(sampler):
+    start = torch.full((7, LENGTH), MASK)
+    together = sample(sampler, logits_fn, start, MASK, seed=5).tokens
+    alone = [sample(sampler, logits_fn, start[:1], MASK, seed=5, index=[i]).tokens[0] for i in range(7)]
+    assert torch.equal(together, torch.stack(alone))
+    assert not torch.equal(together, sample(sampler, logits_fn, start, MASK, seed=6).tokens)
 
 
 def test_allowed_ids_and_positions_to_generate_are_obeyed():
@@ -100,7 +223,7 @@ def test_allowed_ids_and_positions_to_generate_are_obeyed():
     allowed[:, 1, 2:] = False
     tokens = torch.full((50, LENGTH), MASK)
     generate = torch.tensor([True, True, False]).expand(50, -1)
-    out = sample(FirstHitting(), logits_fn, tokens, MASK, generate, allowed)
+    out = sample(FirstHitting(), logits_fn, tokens, MASK, generate, allowed).tokens
     assert (out[:, 1] < 2).all()
     assert (out[:, 2] == MASK).all()
 
@@ -110,7 +233,11 @@ def test_llada_counts_of_confidence():
     left = []
     logits = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
     sample(
-        Confidence(3), lambda t: logits.clone(), torch.full((1, 5), 3), 3, on_step=lambda s: left.append(int(s.masked.sum()))
+        Confidence(num_steps=3),
+        lambda t: logits.clone(),
+        torch.full((1, 5), 3),
+        3,
+        on_step=lambda s: left.append(int(s.masked.sum())),
     )
     assert left == [3, 1, 0]
 
@@ -119,7 +246,7 @@ def test_maskgit_schedule_of_confidence():
     """MaskGIT keeps floor(cos(pi/2 * step/steps) * L) masked after each step."""
     left = []
     logits = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0))
-    sampler = Confidence(5, schedule=Cosine(), choice_temperature=4.5)
+    sampler = Confidence(num_steps=5, schedule=Cosine(), choice_temperature=4.5)
     sample(sampler, lambda t: logits.clone(), torch.full((1, 20), 3), 3, on_step=lambda s: left.append(int(s.masked.sum())))
     assert left == [math.floor(math.cos(math.pi / 2 * k / 5) * 20) for k in range(1, 5)] + [0]
 
@@ -128,28 +255,55 @@ def test_greedy_confidence_takes_the_surest_first():
     logits = torch.tensor([[[5.0, 0, 0], [0, 1.0, 0], [0, 9.0, 0]]])
     order = []
     start = torch.full((1, 3), 2)
-    sample(Confidence(3, temperature=0.0), lambda t: logits.clone(), start, 2, on_step=lambda s: order.append(s.tokens.clone()))
+    sample(
+        Confidence(num_steps=3, temperature=0.0),
+        lambda t: logits.clone(),
+        start,
+        2,
+        on_step=lambda s: order.append(s.tokens.clone()),
+    )
     assert [o[0].tolist() for o in order] == [[2, 2, 1], [0, 2, 1], [0, 1, 1]]
 
 
-def test_gumbel_noise_is_float64_and_standard():
-    """Mean 0.5772, variance pi^2 / 6; 5 standard errors at n = 200,000. float64 reaches beyond float32's largest, 16.6."""
-    noise = gumbel((200_000,), torch.device("cpu"), torch.Generator().manual_seed(0))
+def test_the_inverse_distribution_function_by_hand():
+    """Cumulative 0.1, 0.1, 0.4, 1.0: an id of probability 0 is never drawn, not even at the ends."""
+    logits = torch.tensor([0.1, 0.0, 0.3, 0.6]).log()
+    u = torch.tensor([0.0, 0.0999, 0.1001, 0.399, 0.401, 1 - 2**-53], dtype=torch.float64)
+    assert invert(logits.expand(6, -1), u).tolist() == [0, 0, 2, 2, 3, 3]
+    assert invert(torch.tensor([[0.0, -torch.inf]]), u[-1:]).tolist() == [0]
+    assert invert(torch.tensor([[-torch.inf, 0.0]]), u[:1]).tolist() == [1]
+
+
+def test_drawing_reaches_ids_that_float32_noise_does_not():
+    """An id of probability 2e-12, last of three, is drawn for u in the last 2e-12 of [0, 1): float32 has no such u."""
+    logits = torch.tensor([[0.0, -1.0, -27.0]], dtype=torch.float64)
+    p = logits.softmax(-1)[0, 2].item()
+    assert invert(logits, torch.tensor([1 - p / 2], dtype=torch.float64)).item() == 2
+    assert invert(logits, torch.tensor([1 - 2 * p], dtype=torch.float64)).item() == 1
+
+
+def test_gumbel_noise_is_standard_and_float64():
+    """Mean 0.5772, variance pi^2 / 6; 5 standard errors at n = 200,000."""
+    noise = gumbel(torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     assert noise.dtype == torch.float64
     assert noise.mean().item() == pytest.approx(0.57722, abs=5 * math.sqrt(math.pi**2 / 6 / 200_000))
     assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.03)
 
 
-def test_temperature_and_top_p_change_the_draws_as_they_say():
+def test_temperature_top_k_and_top_p_change_the_draws_as_they_say():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(40_000, -1)
+    u = torch.rand(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for temperature in (0.5, 1.0, 2.0):
-        token, probability = draw(logits, temperature, 1.0, torch.Generator().manual_seed(0))
+        token, probability = Drawing(temperature=temperature).draw(logits, u)
         share = torch.bincount(token, minlength=4) / 40_000
         assert_close(share, (logits[0] / temperature).softmax(0), atol=5 * 0.5 / 200, rtol=0)
-        assert_close(probability, logits[0].double().softmax(0)[token])
+        assert_close(probability, logits[0].softmax(0)[token].double())
     assert torch.isfinite(top_p_filter(logits[:1], 0.7)).sum() == 2  # 0.64 alone does not reach 0.7
-    assert draw(logits, 1.0, 0.7, torch.Generator().manual_seed(0))[0].max() == 1
-    assert (draw(logits, 0.0, 1.0, None)[0] == 0).all()
+    assert torch.isfinite(top_k_filter(logits[:1], 3)).sum() == 3
+    assert torch.isfinite(top_k_filter(logits[:1], 9)).sum() == 4
+    assert Drawing(top_p=0.7).draw(logits, u)[0].max() == 1
+    assert Drawing(top_k=2).draw(logits, u)[0].max() == 1
+    assert (Drawing(temperature=0.0).draw(logits, u)[0] == 0).all()
 
 
 def test_guidance_is_one_batched_forward_of_the_formula():
@@ -168,12 +322,52 @@ def test_guidance_is_one_batched_forward_of_the_formula():
     assert guided(fn, prompt, 4, 0.0) is fn
 
 
+def test_a_guidance_scale_may_change_with_the_share_still_masked():
+    def fn(tokens):
+        return torch.nn.functional.one_hot(tokens, 5).float() * 3
+
+    prompt = torch.tensor([[True, False, False]])
+    generate = ~prompt
+    out = guided(fn, prompt, 4, LinearScale(start=1.0, end=3.0), generate)
+    half = torch.tensor([[1, 4, 2]])
+    assert_close(out(half), guided(fn, prompt, 4, 2.0)(half))
+    assert_close(out(torch.tensor([[1, 4, 4]])), guided(fn, prompt, 4, 1.0)(torch.tensor([[1, 4, 4]])))
+
+
+NONE = torch.zeros(1, LENGTH, dtype=torch.bool)
+MASKS = torch.full((1, LENGTH), MASK)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Ancestral(0), "num_steps must be at least 1, got 0"),
+        (lambda: Ancestral(num_steps=0), "Ancestral: num_steps must be at least 1, got 0"),
+        (lambda: ReMDM(num_steps=0), "ReMDM: num_steps must be at least 1, got 0"),
         (lambda: Confidence(temperature=-1.0), "temperature must be at least 0"),
         (lambda: FirstHitting(top_p=0.0), r"top_p must be in \(0, 1\], got 0"),
+        (lambda: FirstHitting(top_k=0), "top_k must be at least 1"),
+        (lambda: Confidence(rank_by="luck"), "rank_by 'luck' is not one of confidence, probability"),
+        (lambda: Confidence(rank_by="margin", choice_temperature=1.0), "choice_temperature is noise on a log-probability"),
+        (lambda: Threshold(threshold=1.5), r"threshold must be in \[0, 1\], got 1.5"),
+        (lambda: Threshold(rank_by="random"), "not rank_by 'random'"),
+        (lambda: EntropyBounded(gamma=-1.0), "gamma must be at least 0"),
+        (lambda: ReMDM(variant="more"), "variant 'more' is not one of cap, rescale, confidence"),
+        (lambda: ReMDM(eta=2.0), "eta must be in"),
+        (lambda: Blocks(FirstHitting(), 0), "block_length must be at least 1, got 0"),
+        (lambda: sample(Blocks(FirstHitting(), 2), logits_fn, MASKS, MASK), "block_length 2 does not divide the 3 positions"),
+        (lambda: sample(Blocks(PerModality([FirstHitting()]), 1), logits_fn, MASKS, MASK), "PerModality cannot be inside"),
+        (
+            lambda: sample(PerModality([FirstHitting()]), logits_fn, MASKS, MASK, modality=torch.ones_like(MASKS)),
+            "1 samplers, and positions of modality 1",
+        ),
+        (lambda: sample(FirstHitting(), logits_fn, MASKS[:0], MASK), "the batch is empty"),
+        (
+            lambda: sample(FirstHitting(), logits_fn, MASKS, MASK, allowed=torch.arange(5).expand(1, 1, 5) == MASK),
+            "no id is allowed at position 0 of row 0",
+        ),
+        (lambda: guided(logits_fn, NONE, MASK, 1.5), "guidance_scale 1.5: there is no prompt"),
+        (lambda: guided(logits_fn, ~NONE, MASK, -1.0), "guidance_scale must be at least 0"),
+        (lambda: guided(logits_fn, ~NONE, MASK, LinearScale()), "`generate` has to say"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -61,3 +61,26 @@ def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options)
 @pytest.fixture
 def run():
     return mdm
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A tri-modal model as a recipe exports it, with random weights: enough for every path that generates."""
+    import torch
+
+    from components.tokenizers.audio import Codec2Tokenizer
+    from components.tokenizers.image import GreyPatchTokenizer
+    from components.tokenizers.text import TextTokenizer
+    from mdm import builders
+    from mdm.checkpoint import export
+    from mdm.hardware import Hardware
+    from mdm.processor import Processor
+
+    folder = tmp_path_factory.mktemp("untrained")
+    text = TextTokenizer.train(["a handwritten seven", "a spoken nine", "The value of the statement is"] * 20, vocab_size=300)
+    tokenizers = {"text": text, "image": GreyPatchTokenizer(8, 2, 3), "audio": Codec2Tokenizer()}
+    processor = Processor.build(tokenizers, {"text": 24, "image": 16, "audio": 16})
+    model = builders.nano(vocab_size=processor.vocabulary.size, max_length=128, width=32, num_layers=1, num_heads=2)
+    model.init_weights(torch.Generator().manual_seed(0))
+    export(folder / "model", model, processor, Hardware(torch.device("cpu"), 0, 1, False))
+    return folder

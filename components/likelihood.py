@@ -1,0 +1,139 @@
+"""Likelihood of given tokens under a masked diffusion model, for any logits function; conditional on whatever is not scored.
+
+    NELBO          E_k [ L/k * sum over k masked positions of -log p(x_i | the others) ],  k uniform on 1..L      >= -log p(x)
+    any order      log p(x) = sum_j log p(x_o(j) | the tokens before it in the order o),  L forwards a sequence
+
+The first is a bound by Monte Carlo: k is stratified over the draws of a sequence, so that few of them cover all mask rates. The
+second is exact for the order that is asked for, from left to right if none is. The NELBO is its mean over all orders (RADD,
+2406.03736; any-order autoregressive models, 2110.02037).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.noise import sample_rng
+from components.samplers.base import LogitsFn
+
+
+@dataclass(frozen=True)
+class Bound:
+    """nats: the NELBO of each sequence, an upper bound of -log p; error: its standard error over the draws."""
+
+    nats: Float[Tensor, " batch"]
+    error: Float[Tensor, " batch"]
+
+
+@torch.no_grad()
+def nelbo(
+    logits_fn: LogitsFn,
+    tokens: Int[Tensor, "batch seq"],
+    mask_id: int,
+    scored: Bool[Tensor, "batch seq"] | None = None,
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None = None,
+    draws: int = 16,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> Bound:
+    """The NELBO of each sequence, in nats.
+
+    scored:     positions whose likelihood is asked for; the others are the prompt. None is all
+    allowed:    ids that may stand at each position (the softmax is over them); the mask token never may
+    draws:      masks of each sequence; batch_size: rows of a forward pass
+    progress:   called with the number of rows done
+
+    Raises ValueError for a row without a scored position, or fewer than two draws (there is no error then).
+    """
+    scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
+    if draws < 2:
+        raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
+    lengths = _lengths(scored)
+    masks = torch.from_numpy(
+        np.stack([_stratified_masks(row.cpu().numpy(), draws, seed, i) for i, row in enumerate(scored)])
+    ).to(tokens.device)  # [batch, draws, seq]
+    log_p = score(logits_fn, tokens, masks, mask_id, allowed, batch_size, progress)
+    weight = lengths[:, None] / masks.sum(dim=2)
+    each = -weight * log_p.sum(dim=2)
+    return Bound(each.mean(dim=1), each.std(dim=1) / draws**0.5)
+
+
+@torch.no_grad()
+def ordered(
+    logits_fn: LogitsFn,
+    tokens: Int[Tensor, "batch seq"],
+    mask_id: int,
+    scored: Bool[Tensor, "batch seq"] | None = None,
+    order: Int[Tensor, "batch seq"] | None = None,
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int], object] | None = None,
+) -> Float[Tensor, "batch seq"]:
+    """log p of each scored token given the prompt and the tokens before it in the order, in nats; 0 elsewhere.
+
+    Their sum over a row is the model's exact log-likelihood in that order.
+
+    order: a rank for each position, lower is earlier; None is left to right
+    """
+    scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
+    _lengths(scored)
+    rank = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if order is None else order
+    rank = rank.masked_fill(~scored, int(1e9)).argsort(dim=1, stable=True).argsort(dim=1)
+    steps = torch.arange(int(scored.sum(dim=1).max()), device=tokens.device)
+    masks = scored[:, None] & (rank[:, None] >= steps[None, :, None])  # [batch, steps, seq]: what is not known at each step
+    log_p = score(logits_fn, tokens, masks, mask_id, allowed, batch_size, progress)
+    return (log_p * (rank[:, None] == steps[None, :, None])).sum(dim=1)
+
+
+def score(
+    logits_fn: LogitsFn,
+    tokens: Int[Tensor, "batch seq"],
+    masks: Bool[Tensor, "batch variants seq"],
+    mask_id: int,
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None,
+    batch_size: int,
+    progress: Callable[[int], object] | None,
+) -> Float[Tensor, "batch variants seq"]:
+    """log p of the masked tokens of every variant of every sequence, 0 at visible ones."""
+    batch, variants, seq = masks.shape
+    flat = masks.reshape(-1, seq)
+    rows = torch.arange(batch, device=tokens.device).repeat_interleave(variants)
+    out = torch.zeros(flat.shape, dtype=torch.float64, device=tokens.device)
+    needed = flat.any(dim=1).nonzero()[:, 0]
+    for part in needed.split(batch_size):
+        own = rows[part]
+        fn = logits_fn.select(own) if hasattr(logits_fn, "select") else logits_fn
+        logits = fn(tokens[own].masked_fill(flat[part], mask_id))
+        if allowed is not None:
+            logits = logits.masked_fill(~(allowed if len(allowed) == 1 else allowed[own]), float("-inf"))
+        logits[..., mask_id] = float("-inf")
+        chosen = logits.gather(-1, tokens[own][..., None])[..., 0].double()
+        log_p = chosen - logits.logsumexp(dim=-1).double()
+        out[part] = torch.where(flat[part], log_p, 0.0)
+        if progress is not None:
+            progress(len(part))
+    return out.reshape(masks.shape)
+
+
+def _stratified_masks(scored: np.ndarray, draws: int, seed: int, index: int) -> Bool[np.ndarray, "draws seq"]:
+    """Masks of k positions, k = ceil(t L) with one t in each of `draws` equal strata of (0, 1]."""
+    rng = sample_rng(seed, "mask", index)
+    positions = np.flatnonzero(scored)
+    t = (np.arange(draws) + 1 - rng.random(draws)) / draws
+    masks = np.zeros((draws, len(scored)), dtype=bool)
+    for mask, k in zip(masks, np.ceil(t * len(positions)).astype(int), strict=True):
+        mask[rng.choice(positions, size=k, replace=False)] = True
+    return masks
+
+
+def _lengths(scored: Bool[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
+    lengths = scored.sum(dim=1)
+    if bool((lengths == 0).any()):
+        raise ValueError(f"likelihood: row {int((lengths == 0).nonzero()[0])} has no scored position")
+    return lengths

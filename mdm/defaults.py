@@ -1,0 +1,78 @@
+"""Default inference settings of each modality: measured by `recipes/sweep_inference.py`, kept in a YAML file beside the model.
+
+    image:
+      sampler: {_component_: components.samplers.FirstHitting, top_p: 0.95}
+      guidance_scale: 0.5
+
+A key is a modality, or a task that needs settings of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from components.samplers import PerModality, Sampler
+from components.sequences import find_task
+from mdm.checkpoint import model_folder
+from mdm.config import UserError, instantiate, read_yaml
+
+FILE = "defaults.yaml"
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a modality is sampled."""
+
+    sampler: Sampler
+    guidance_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Inference settings by modality or task."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def packaged(cls) -> Defaults:
+        """Those that come with the library, measured on the quickstart's model."""
+        return cls.load(Path(__file__).parent / FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Defaults:
+        """Reads a file. Raises UserError where it is missing, or holds something else."""
+        settings = OmegaConf.to_container(read_yaml(Path(path)), resolve=True)
+        for key, node in settings.items():
+            if not isinstance(node, Mapping) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
+                raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
+            instantiate(node["sampler"], f"{key}.sampler")
+        return cls(settings)
+
+    @classmethod
+    def beside(cls, checkpoint: str | Path, path: str | Path | None = None) -> Defaults:
+        """Those of `path`, else those beside a checkpoint's model, else the packaged ones."""
+        own = model_folder(checkpoint) / FILE
+        return cls.load(path) if path else cls.load(own) if own.is_file() else cls.packaged()
+
+    def of(self, task: str, modalities: Sequence[str]) -> Inference:
+        """The settings of a task: its own, or those of what it generates (of each, where that is more than one modality).
+
+        modalities: of the model, in the order of their indices
+        """
+        generated = find_task(task).generated
+        if task in self.settings or len(generated) == 1:
+            return self._one(task if task in self.settings else generated[0])
+        each = {m: self._one(m) for m in generated}
+        absent = next(iter(each.values())).sampler  # never used: such a modality has no position
+        return Inference(PerModality([each[m].sampler if m in each else absent for m in modalities]))
+
+    def _one(self, key: str) -> Inference:
+        if key not in self.settings:
+            raise UserError(f"defaults: no settings for {key!r}; there are {', '.join(self.settings)}")
+        node = self.settings[key]
+        return Inference(instantiate(node["sampler"], f"{key}.sampler"), node.get("guidance_scale", 0.0))

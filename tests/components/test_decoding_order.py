@@ -1,0 +1,216 @@
+"""Greedy decoding in blocks against LLaDA's rule, written from its paper as a slow loop; rows, constraints and groups."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.samplers import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    FillAfterEnd,
+    FirstHitting,
+    PerModality,
+    Threshold,
+    guided,
+    sample,
+)
+
+V, MASK = 12, 11
+
+
+def tiny_transformer(seed=0):
+    """A random bidirectional model of two layers in float64: logits at a position depend on all tokens."""
+    torch.manual_seed(seed)
+    embed = torch.nn.Embedding(V, 16)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    body, head = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.nn.Linear(16, V)
+    place = torch.randn(64, 16, dtype=torch.float64)
+    modules = [m.double().eval() for m in (embed, body, head)]
+
+    def fn(tokens):
+        with torch.no_grad():
+            return 3 * modules[2](modules[1](modules[0](tokens) + place[: tokens.shape[1]]))
+
+    return fn
+
+
+def random_logits(tokens):
+    """Logits drawn anew for every context: a hash of the row seeds them."""
+    rows = [torch.Generator().manual_seed(int((row * torch.arange(1, len(row) + 1)).sum())) for row in tokens]
+    return torch.stack([torch.randn(tokens.shape[1], V, dtype=torch.float64, generator=g) for g in rows])
+
+
+def llada_reference(logits_fn, prompt, gen_length, steps, block_length, scale=0.0):
+    """Section 2.4 and the appendix of 2502.09992, one prompt, one position at a time: the tokens, and their order."""
+    x = torch.cat([prompt, torch.full((gen_length,), MASK)])
+    order = []
+    blocks = gen_length // block_length
+    steps_a_block = steps // blocks
+    for b in range(blocks):
+        end = len(prompt) + (b + 1) * block_length
+        n = int((x[:end] == MASK).sum())
+        for step in range(steps_a_block):
+            logits = logits_fn(x[None])[0]
+            if scale:
+                empty = x.clone()
+                empty[: len(prompt)] = MASK
+                logits = (1 + scale) * logits - scale * logits_fn(empty[None])[0]
+            logits[:, MASK] = -torch.inf
+            probability = logits.softmax(-1)
+            sure = {i: probability[i].max().item() for i in range(end) if x[i] == MASK}
+            keep = n // steps_a_block + (step < n % steps_a_block)
+            for i in sorted(sure, key=lambda i: -sure[i])[:keep]:
+                x[i] = logits[i].argmax()
+                order.append((b, step, i - len(prompt)))
+    return x[len(prompt) :], order
+
+
+@pytest.mark.parametrize("logits_fn", [random_logits, tiny_transformer()], ids=["random", "transformer"])
+@pytest.mark.parametrize(("steps", "block"), [(12, 12), (12, 4), (8, 4), (5, 12), (3, 4)])
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+def test_greedy_confidence_in_blocks_is_lladas_decoding(logits_fn, steps, block, scale):
+    """The same tokens, unmasked in the same steps of the same blocks."""
+    prompt = torch.randint(0, MASK, (5,), generator=torch.Generator().manual_seed(steps))
+    tokens = torch.cat([prompt, torch.full((12,), MASK)])[None]
+    given = (tokens != MASK) & (torch.arange(17) < 5)
+    want, order = llada_reference(logits_fn, prompt, 12, steps, block, scale)
+    masks = []
+    fn = guided(logits_fn, given, MASK, scale)
+    sampler = Blocks(Confidence(num_steps=steps * block // 12, temperature=0.0), block)
+    got = sample(sampler, fn, tokens, MASK, on_step=lambda s: masks.append(s.masked[0, 5:]))
+    assert torch.equal(got.tokens[0, 5:], want)
+    previous, groups = torch.ones(12, dtype=torch.bool), []
+    for masked in masks:
+        groups.append(sorted((previous & ~masked).nonzero()[:, 0].tolist()))
+        previous = masked
+    expected = {}
+    for b, step, i in order:
+        expected.setdefault((b, step), []).append(i)
+    assert groups == [sorted(g) for g in expected.values()]
+
+
+class Rows:
+    """A logits function that can leave rows out, and counts the rows it is asked for."""
+
+    def __init__(self, fn, rows=0):
+        self.fn, self.rows = fn, [rows]
+
+    def __call__(self, tokens):
+        self.rows[0] += len(tokens)
+        return self.fn(tokens)
+
+    def select(self, rows):
+        return self
+
+
+def test_a_finished_row_costs_no_more_forwards():
+    tokens = torch.full((3, 12), MASK)
+    tokens[1, 3:] = 0  # three to fill
+    tokens[2] = 0  # nothing
+    fn = Rows(tiny_transformer())
+    out = sample(Confidence(num_steps=12, temperature=0.0), fn, tokens, MASK)
+    assert out.forwards.tolist() == [12, 3, 0]
+    assert fn.rows == [15]
+    plain = sample(Confidence(num_steps=12, temperature=0.0), tiny_transformer(), tokens, MASK)
+    assert torch.equal(plain.tokens, out.tokens)  # a plain function gets the whole batch each time
+
+
+def test_rows_of_an_adaptive_sampler_go_through_blocks_at_their_own_pace():
+    fn = tiny_transformer()
+    tokens = torch.full((6, 12), MASK)
+    tokens[:, :4] = torch.randint(0, MASK, (6, 4), generator=torch.Generator().manual_seed(0))
+    sampler = Blocks(Threshold(threshold=0.5, temperature=0.0), 4)
+    together = sample(sampler, Rows(fn), tokens, MASK)
+    alone = [sample(sampler, fn, tokens[i : i + 1], MASK) for i in range(6)]
+    assert torch.equal(together.tokens, torch.cat([a.tokens for a in alone]))
+    assert together.forwards.tolist() == [a.forwards.item() for a in alone]
+    assert len(set(together.forwards.tolist())) > 1
+
+
+def test_blocks_are_filled_from_left_to_right():
+    seen = []
+    sampler = Blocks(FirstHitting(), 3)
+    sample(sampler, tiny_transformer(), torch.full((4, 12), MASK), MASK, on_step=lambda s: seen.append(s.masked))
+    for step, masked in enumerate(seen, 1):
+        assert (~masked[:, : step // 3 * 3]).all()
+        assert masked[:, (step - 1) // 3 * 3 + 3 :].all()
+
+
+def test_everything_behind_an_end_token_of_its_span_is_filled_at_once():
+    end, states = 0, []
+    modality = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+
+    def fn(tokens):  # an end at position 1 of both spans is the surest, then other tokens
+        logits = torch.zeros(1, 8, V)
+        logits[:, :, 5] = 2.0
+        logits[:, [1, 5], end] = 9.0
+        return logits
+
+    sampler = Confidence(num_steps=8, temperature=0.0)
+    out = sample(
+        sampler, fn, torch.full((1, 8), MASK), MASK, modality=modality, constraint=FillAfterEnd(end), on_step=states.append
+    )
+    assert states[0].tokens[0].tolist() == [MASK, end, end, end, MASK, MASK, MASK, MASK]
+    assert out.tokens[0].tolist() == [5, end, end, end, 5, end, end, end]
+    assert out.forwards.item() == 4
+
+
+def test_each_modality_has_its_own_sampler_in_the_same_forwards():
+    modality = torch.arange(12).expand(5, 12) // 6
+    samplers = [Confidence(num_steps=2, temperature=0.0), Blocks(FirstHitting(), 3)]
+    left = []
+    start = torch.full((5, 12), MASK)
+    out = sample(
+        PerModality(samplers), tiny_transformer(), start, MASK, modality=modality, on_step=lambda s: left.append(s.masked)
+    )
+    assert [[int(m[0, :6].sum()), int(m[0, 6:].sum())] for m in left] == [[3, 5], [0, 4], [0, 3], [0, 2], [0, 1], [0, 0]]
+    assert (out.tokens != MASK).all()
+
+
+def test_ancestral_steps_that_unmask_nothing_do_not_end_a_row():
+    out = sample(Ancestral(num_steps=50), tiny_transformer(), torch.full((2, 3), MASK), MASK)
+    assert (out.forwards > 3).all()  # 50 steps for 3 tokens: most unmask none
+
+
+COMPILED = """
+import torch
+from components.samplers import *
+from components.schedules import Cosine
+modality = torch.arange(8).expand(4, 8) // 4
+samplers = [
+    Ancestral(num_steps=4, top_p=0.9), ReMDM(num_steps=5, variant="confidence", eta=1.0), FirstHitting(top_k=3),
+    Confidence(num_steps=4, choice_temperature=1.0, schedule=Cosine()), Confidence(num_steps=3, rank_by="entropy"),
+    Threshold(threshold=0.5), EntropyBounded(gamma=1.0), Blocks(Confidence(num_steps=2), 4),
+    PerModality([Ancestral(num_steps=3), Blocks(Threshold(threshold=0.1), 2)]),
+]
+def fn(tokens):
+    return torch.nn.functional.one_hot(tokens.roll(1, 1), 11).float() * torch.linspace(0, 2, 11)
+class Compiled:
+    def __init__(self, sampler):
+        self.step = torch.compile(sampler.step, fullgraph=True, backend="eager")
+        self.start = getattr(sampler, "start", lambda state: state)
+for s in samplers:
+    torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
+    start = torch.full((4, 8), 10)
+    a, b = (sample(x, fn, start, 10, modality=modality, constraint=FillAfterEnd(3), seed=1).tokens for x in (s, Compiled(s)))
+    assert torch.equal(a, b), s
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, (s, torch._dynamo.utils.counters["stats"])
+print("compiled", len(samplers))
+"""
+
+
+def test_every_step_is_one_graph_without_breaks():
+    """fullgraph=True raises at a graph break, and reading a tensor on the host is one; counts and times do not recompile."""
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=root, env=without_checks())
+    assert "compiled 9" in done.stdout, done.stderr[-2000:]
+
+
+def without_checks():
+    import os
+
+    return {k: v for k, v in os.environ.items() if k != "MDM_TYPECHECK"}
