@@ -33,17 +33,22 @@ PITCHES = (35, 50, 65)  # espeak's scale of 0..100
 
 
 def spoken_words(
-    split: Literal["train", "judge", "test"], caption: str = "a spoken {}", max_seconds: float = 0.52
+    split: Literal["train", "judge", "test"],
+    caption: str = "a spoken {}",
+    max_seconds: float = 0.52,
+    voices: int | None = None,
 ) -> list[dict]:
     """Samples `{"text": caption, "audio": float waveform at 8 kHz, "label": 0..9, "voice": name}`.
 
     Every clip peaks at 0.7, without the silence around the word; clips longer than `max_seconds` are left out.
+
+    voices: only the first of the split's; None is all
     """
     if split not in VOICES:
         raise ValueError(f"spoken_words: split {split!r} is not one of {', '.join(VOICES)}")
     espeak = Espeak()
     samples = []
-    for voice in VOICES[split].split():
+    for voice in VOICES[split].split()[:voices]:
         espeak.set_voice(f"en-us+{voice}")
         for rate in RATES:
             for pitch in PITCHES:

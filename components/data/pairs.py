@@ -1,0 +1,28 @@
+"""Spoken digits beside handwritten ones: every clip of a word with an image of the same digit, for tasks between the two."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from components.data.digits import digits
+from components.data.speech import spoken_words
+
+
+def spoken_digits(
+    split: Literal["train", "judge", "test"], images: int = 1, voices: int | None = None, caption: str = "a handwritten {}"
+) -> list[dict]:
+    """Samples `{"text", "image", "audio", "label", "voice"}`: each clip beside `images` images of its digit.
+
+    voices: only the first of the split's; None is all. Which images is drawn once, the same in every process.
+    """
+    by_label: list[list[dict]] = [[] for _ in range(10)]
+    for sample in digits(split, caption):
+        by_label[sample["label"]].append(sample)
+    rng = np.random.default_rng(0)
+    samples = []
+    for clip in spoken_words(split, voices=voices):
+        own = by_label[clip["label"]]
+        samples += [{**clip, **own[i]} for i in rng.choice(len(own), size=images, replace=False)]
+    return samples
