@@ -1,0 +1,61 @@
+"""Open a page on which a trained model generates and edits text, images and speech, and every unmasking can be watched.
+
+    mdm demo checkpoint=runs/quickstart
+    mdm demo checkpoint=runs/quickstart port=8000 host=0.0.0.0
+
+Needs gradio: pip install -e ".[demo]".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from mdm.checkpoint import load_model, model_folder
+from mdm.cli import run_recipe
+from mdm.config import UserError
+from mdm.defaults import Defaults
+from mdm.demo import Model, build
+from mdm.hardware import check_hardware, hardware
+
+CONFIG = "demo"
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/demo.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    host: str = "127.0.0.1"
+    port: int = 7860
+    defaults: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before the model loads. Raises UserError."""
+    check_hardware(cfg.device, cfg.precision)
+    model_folder(cfg.checkpoint)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the demo needs gradio; install it with: pip install -e '.[demo]'")
+    with socket.socket() as probe:
+        try:
+            probe.bind((cfg.host, cfg.port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"port={cfg.port} of host={cfg.host} cannot be listened to ({error}); choose another") from error
+
+
+def main(cfg: Settings) -> None:
+    with hardware(cfg.device, cfg.precision) as hw:
+        model, processor = load_model(cfg.checkpoint, hw.device)
+        page = build(Model(model, processor, hw, Defaults.beside(cfg.checkpoint, cfg.defaults)), cfg.checkpoint)
+        print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C ends it)", flush=True)
+        page.queue().launch(server_name=cfg.host, server_port=cfg.port, quiet=True, show_error=True)
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)

@@ -1,0 +1,92 @@
+"""The demo's page, through its API and in a real headless browser (where gradio, playwright and Chromium are installed)."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.recipes.conftest import ROOT
+
+pytest.importorskip("gradio")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page(untrained):
+    """The address of a page with an untrained tri-modal model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
+    env.pop("MDM_TYPECHECK", None)
+    command = [sys.executable, "-m", "mdm.cli", "demo", f"checkpoint={untrained}", f"port={port}", "device=cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=ROOT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(address, timeout=1).read()
+                break
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.5)
+        yield address
+    finally:
+        process.kill()
+
+
+def test_the_unmasking_streams_over_the_api(page):
+    """Every pass is a message: all masked at first, nothing masked at the end, then the images."""
+    from gradio_client import Client
+
+    client = Client(page, verbose=False)
+    job = client.submit("a seven", "first-hitting (one token a pass)", 8, 1.0, 0.9, 0.5, 2, 0, api_name="/go-text_to_image")
+    job.result(timeout=60)
+    pages = [out[0] for out in job.outputs()]
+    assert 'class="masked"' in pages[0]
+    assert "Pass 0" in pages[0]
+    assert "confidence" in pages[-1]
+    assert "Done in 16 passes (16.0 a sample)" in pages[-1]
+    assert 'class="masked"' not in pages[-1]
+    assert len(job.outputs()[-1][1]) == 2  # the gallery
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_user_generates_and_edits_in_a_browser(page):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        view = browser.new_page(viewport={"width": 1200, "height": 900})
+        errors = []
+        view.on("pageerror", lambda error: errors.append(str(error)))
+        view.goto(page, wait_until="domcontentloaded", timeout=60_000)
+        for tab, task in (("Image", "text_to_image"), ("Speech", "text_to_speech"), ("Text", "text")):
+            view.get_by_role("tab", name=tab, exact=True).click(timeout=60_000)
+            view.locator(f"#go-{task}").click()
+            shown = view.locator(".live:visible")
+            shown.get_by_text("Done in").wait_for(timeout=60_000)
+            assert shown.locator("[title^='confidence']").count() > 0
+            assert shown.locator(".masked").count() == 0
+        view.get_by_role("tab", name="Editing", exact=True).click()
+        view.locator("#go-text-edit").click()
+        view.locator(".live:visible").get_by_text("Done in").wait_for(timeout=60_000)
+        assert view.locator(".live:visible [title='given']").count() > 0
+        view.get_by_role("tab", name="Part of an image").click()
+        view.locator("#go-text_to_image-edit").click()
+        view.get_by_text("choose an image first").first.wait_for(timeout=30_000)
+        assert not errors
+        browser.close()
+
+
+def test_a_port_in_use_is_one_line(untrained, run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("demo", f"checkpoint={untrained}", f"port={taken.getsockname()[1]}", check=False)
+    assert done.returncode == 2
+    assert "cannot be listened to" in done.stderr
