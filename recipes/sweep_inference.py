@@ -1,0 +1,259 @@
+"""Sweep inference settings on a trained model: steps x temperature x guidance x schedule x sampler, for each modality.
+
+    mdm run sweep_inference checkpoint=runs/quickstart output_dir=runs/sweep
+
+Every setting generates the same prompts with the same noise. Images and speech are scored by judges that never saw the
+model's data: accuracy, Frechet distance to held-out samples, and the share of distinct ones, since accuracy alone is won by one
+prototype for each class. Text is scored by a 3-gram model of held-out text, beside its own entropy.
+
+Writes cells.csv, summary.json (one token a step, the fewest forwards as good, the untuned setting), plots of quality against
+forward passes and of guidance and temperature, findings.md, and defaults.yaml, put beside the model for `mdm generate`.
+Run it again to go on behind the last finished setting.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from tqdm import tqdm
+
+from components.data.digits import WORDS
+from components.sequences import TASKS
+from mdm import sweep
+from mdm.checkpoint import load_model, model_folder
+from mdm.cli import run_recipe
+from mdm.config import UserError, check, instantiate
+from mdm.data import open_source
+from mdm.generation import Generated, generate
+from mdm.hardware import check_hardware, compile_blocks, hardware
+from mdm.judges import accuracy
+from mdm.quality import NGram, distinct, frechet, unigram_entropy
+from mdm.run import check_output_dir
+
+CONFIG = "sweep_inference"
+
+
+@dataclass
+class Swept:
+    """A modality of the sweep.
+
+    task:         what is generated: an image or speech from a caption, or text from nothing
+    test:         held-out samples: the reference of the Frechet distance (text: of the 3-gram)
+    judge, caption: `_component_` of a judge and the caption of a class word; not for text
+    length:       tokens of a text
+    untuned, one_per_step, grid: settings (sampler, guidance_scale, stop_at_end); a list anywhere inside is swept
+    """
+
+    task: str = MISSING
+    test: dict[str, Any] = MISSING
+    judge: dict[str, Any] | None = None
+    caption: str = ""
+    length: int | None = None
+    untuned: dict[str, Any] = MISSING
+    one_per_step: list[dict[str, Any]] = MISSING
+    grid: list[dict[str, Any]] = MISSING
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/sweep_inference.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    output_dir: str = MISSING
+    modalities: dict[str, Swept] = MISSING
+    samples: int = 1000
+    batch_size: int = 100
+    install: bool = True
+    fixed: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before the model loads. Raises UserError."""
+    check_hardware(cfg.device, cfg.precision)
+    model_folder(cfg.checkpoint)
+    check_output_dir(cfg.output_dir)
+    if cfg.samples < 2:
+        raise UserError(f"samples must be at least 2, got {cfg.samples}")
+    for name, swept in cfg.modalities.items():
+        if swept.task not in TASKS or TASKS[swept.task].generated != (name,):
+            fitting = ", ".join(t for t, task in TASKS.items() if task.generated == (name,))
+            raise UserError(
+                f"modalities.{name}.task: {swept.task!r} does not generate {name} alone; these do: {fitting or 'none'}"
+            )
+        check(swept.test, f"modalities.{name}.test")
+        if name != "text":
+            check(swept.judge, f"modalities.{name}.judge")
+        for part, key, setting in settings_of(swept):
+            if set(setting) - {"sampler", "guidance_scale", "stop_at_end"}:
+                raise UserError(
+                    f"modalities.{name}.{part}: a setting has sampler, guidance_scale, stop_at_end; got {', '.join(setting)}"
+                )
+            instantiate(setting.get("sampler"), f"modalities.{name}.{part}{key}.sampler")
+
+
+def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every single setting of a modality: where it stands in the config, and itself."""
+    found = [("untuned", "", swept.untuned)]
+    for part in ("one_per_step", "grid"):
+        found += [(part, f"[{i}]", one) for i, entry in enumerate(getattr(swept, part)) for one in sweep.expand(entry)]
+    return found
+
+
+def main(cfg: Settings) -> None:
+    folder = Path(cfg.output_dir)
+    cells = sweep.Cells(
+        folder, {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed}
+    )
+    summary: dict[str, Any] = {}
+    with hardware(cfg.device, cfg.precision) as hw:
+        model, processor = load_model(cfg.checkpoint, hw.device)
+        compile_blocks(model, cfg.compile, hw)
+        missing = [m for m in cfg.modalities if m not in processor.tokenizers]
+        if missing:
+            raise UserError(
+                f"modalities.{missing[0]}: the model has {', '.join(processor.tokenizers)}; take it out of the config"
+            )
+        total = sum(len(settings_of(s)) for s in cfg.modalities.values())
+        with tqdm(total=total, unit="setting", dynamic_ncols=True) as bar:
+            for name, swept in cfg.modalities.items():
+                prompts, measure, real = scorer(cfg, name, swept, processor)
+                measured: dict[str, list[dict]] = {"untuned": [], "one_per_step": [], "grid": []}
+                for part, _, setting in settings_of(swept):
+                    bar.set_description(f"{name} {sweep.label(setting['sampler'])}")
+                    cell = cells.get(name, setting)
+                    if cell is None:
+                        with hw.autocast():
+                            made = run(cfg, name, swept, setting, prompts, model, processor)
+                        cell = cells.add(name, setting, measure(made))
+                    measured[part].append(cell)
+                    bar.update(1)
+                summary[name] = conclude(folder, name, measured, real)
+    write_table(folder, cells)
+    write_defaults(cfg, folder, summary)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / "findings.md").write_text("# Inference settings\n\n" + "\n".join(finding(n, s) for n, s in summary.items()))
+    print((folder / "findings.md").read_text())
+    print(f"Written to {folder}")
+
+
+def run(cfg: Settings, name: str, swept: Swept, setting: dict, prompts: list[dict], model: Any, processor: Any) -> Generated:
+    """The samples of one setting."""
+    sampler = instantiate(setting["sampler"], f"modalities.{name}.sampler")
+    try:
+        return generate(
+            model, processor, swept.task, prompts, sampler, setting.get("guidance_scale", 0.0), cfg.seed, cfg.batch_size,
+            swept.length, stop_at_end=setting.get("stop_at_end", True),
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"modalities.{name}: {sweep.describe(setting)}: {error}") from error
+
+
+def scorer(
+    cfg: Settings, name: str, swept: Swept, processor: Any
+) -> tuple[list[dict], Callable[[Generated], dict[str, float]], dict[str, float]]:
+    """The prompts, the function that scores what was made of them, and the same figures of real held-out samples."""
+    test = open_source(swept.test, f"modalities.{name}.test")
+    if name == "text":
+        documents = [processor.tokenizers["text"].encode(s["text"]).tolist() for s in test]
+        kept = [d for i, d in enumerate(documents) if i % 5]
+        ngram = NGram(kept, processor.tokenizers["text"].codebooks[0])  # each fifth document shows what real text scores
+
+        def of_text(samples: list[list[int]]) -> dict[str, float]:
+            return {"ngram_bits": ngram.bits(samples), "entropy_bits": unigram_entropy(samples), "distinct": distinct(samples)}
+
+        def measure_text(made: Generated) -> dict[str, float]:
+            end = processor.vocabulary.end_id
+            own = [row[m].tolist() for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
+            texts = [s[: s.index(end)] if end in s else s for s in own]
+            return {"forwards": made.forwards.double().mean().item(), **of_text([t for t in texts if t])}
+
+        return [{}] * cfg.samples, measure_text, of_text(documents[::5])
+
+    def coded(samples: list[dict]) -> list[dict]:
+        """Real samples as the tokenizer hands them back: what a perfect model could make."""
+        return [{**s, name: processor.decode(name, processor.encode(name, s[name]))} for s in samples]
+
+    training = instantiate(swept.judge["samples"], f"modalities.{name}.judge.samples")
+    node = {key: value for key, value in swept.judge.items() if key != "samples"}
+    judge = instantiate(node, f"modalities.{name}.judge", samples=[*training, *coded(training)])
+    items = [s[name] for s in coded(test)]
+    held_out = judge.features(items)
+    classes = [i % len(WORDS) for i in range(cfg.samples)]
+
+    def measure(made: Generated) -> dict[str, float]:
+        outputs = [o[name] for o in made.outputs]
+        tokens = [row[m].tolist() for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
+        return {
+            "forwards": made.forwards.double().mean().item(),
+            "accuracy": accuracy(judge.classify(outputs), classes),
+            "frechet": frechet(judge.features(outputs), held_out),
+            "distinct": distinct(tokens),
+        }
+
+    halves = frechet(held_out[::2], held_out[1::2])
+    real = {"accuracy": accuracy(judge.classify(items), [s["label"] for s in test]), "frechet_of_halves": halves}
+    return [{"text": swept.caption.format(WORDS[c])} for c in classes], measure, real
+
+
+def conclude(folder: Path, name: str, measured: Mapping[str, list[dict]], real: dict[str, float]) -> dict[str, Any]:
+    """The reference, the best and the untuned setting of a modality, and its plots."""
+    every = [*measured["one_per_step"], *measured["grid"]]
+    base = sweep.reference(measured["one_per_step"])
+    chosen = sweep.best(every, base)
+    (folder / f"pareto_{name}.png").write_bytes(sweep.pareto_figure(every, base, chosen, name))
+    effects = sweep.effects_figure(every, name)
+    if effects is not None:
+        (folder / f"effects_{name}.png").write_bytes(effects)
+    kept = {"one_per_step": base, "best": chosen, "untuned": measured["untuned"][0]}
+    summary: dict[str, Any] = {k: {key: v for key, v in c.items() if key != "modality"} for k, c in kept.items()}
+    return {**summary, "fewer_forwards": base["forwards"] / chosen["forwards"], "real": real}
+
+
+def write_table(folder: Path, cells: sweep.Cells) -> None:
+    """cells.csv: a line for each setting."""
+    rows = list(cells.known.values())
+    figures = list(dict.fromkeys(k for row in rows for k in row if k not in ("modality", "setting")))
+    with (folder / "cells.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["modality", "setting", *figures])
+        for row in rows:
+            out.writerow([row["modality"], sweep.describe(row["setting"]), *(row.get(f, "") for f in figures)])
+
+
+def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> None:
+    """defaults.yaml, here and beside the model: the best setting of each modality, and the tasks that were not swept."""
+    chosen = {n: {k: s["best"]["setting"].get(k, 0.0) for k in ("sampler", "guidance_scale")} for n, s in summary.items()}
+    path = folder / "defaults.yaml"
+    head = "# Written by sweep_inference: the fewest forward passes at the quality of one token a step.\n"
+    path.write_text(head + OmegaConf.to_yaml(OmegaConf.create({**chosen, **cfg.fixed})))
+    if cfg.install:
+        shutil.copy(path, model_folder(cfg.checkpoint) / "defaults.yaml")
+
+
+def finding(name: str, s: Mapping[str, Any]) -> str:
+    """What the sweep says of a modality, in a paragraph."""
+
+    def figures(cell: Mapping[str, Any]) -> str:
+        return ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in cell.items() if isinstance(v, float))
+
+    lines = [f"**{name}.** One token a step, {sweep.describe(s['one_per_step']['setting'])}: {figures(s['one_per_step'])}."]
+    lines.append(
+        f"As good with {s['fewer_forwards']:.1f}x fewer forwards, {sweep.describe(s['best']['setting'])}: {figures(s['best'])}."
+    )
+    lines.append(f"Untuned, {sweep.describe(s['untuned']['setting'])}: {figures(s['untuned'])}.")
+    return " ".join([*lines, f"Real held-out samples: {figures(s['real'])}."]) + "\n"
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
