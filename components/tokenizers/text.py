@@ -10,7 +10,6 @@ from typing import Any
 import tiktoken
 import torch
 from jaxtyping import Int
-from tiktoken.load import load_tiktoken_bpe
 from torch import Tensor
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,7 +41,9 @@ class TextTokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"tiktoken rank file not found: {path}")
         try:
-            ranks = load_tiktoken_bpe(str(path))
+            # not tiktoken's load_tiktoken_bpe: it remembers the file of a path, and a path may hold another one by now
+            pairs = (line.split() for line in path.read_bytes().splitlines() if line)
+            ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
             return cls(tiktoken.Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}))
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path} is not a tiktoken rank file: {error}") from error

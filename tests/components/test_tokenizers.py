@@ -118,3 +118,14 @@ def test_a_file_that_is_no_rank_file_is_named(tmp_path):
     (tmp_path / "x.tiktoken").write_text("hello world foo")
     with pytest.raises(ValueError, match=r"x\.tiktoken is not a tiktoken rank file"):
         TextTokenizer.from_ranks(tmp_path / "x.tiktoken")
+
+
+def test_a_rank_file_is_read_anew_where_its_path_holds_another(tmp_path, monkeypatch):
+    """tiktoken's own loader caches by path: a second run in the same folder would speak the tokens of the first one."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["aaab aaab"] * 9, ["bbba bbba"] * 9):
+        trained = TextTokenizer.train(words, vocab_size=259)
+        trained.save(tmp_path)
+        loaded = TextTokenizer.from_ranks("text.tiktoken")
+        for word in ("aaab", "bbba"):
+            assert loaded.encode(word).tolist() == trained.encode(word).tolist()
