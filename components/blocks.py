@@ -19,6 +19,30 @@ from torchtune.modules import (
     RotaryPositionalEmbeddings,
     TransformerSelfAttentionLayer,
 )
+from torchtune.modules.attention_utils import _sdpa_or_flex_attention
+
+SHORT = 512  # keys; beyond, a matrix of all scores costs more memory than the fused kernel costs time
+_fused = _sdpa_or_flex_attention()
+
+
+def attention(
+    q: Float[Tensor, "batch heads queries dim"],
+    k: Float[Tensor, "batch heads keys dim"],
+    v: Float[Tensor, "batch heads keys dim"],
+    mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+) -> Float[Tensor, "batch heads queries dim"]:
+    """torchtune's fused attention; on a CPU, for short rows, the two products and the softmax themselves.
+
+    Forward and backward in bf16 these take a quarter of the fused kernel's time (77 positions, 4 heads of 48, two cores).
+    """
+    if q.is_cuda or k.shape[-2] > SHORT or dropout_p > 0 or is_causal:
+        return _fused(q, k, v, mask=mask, dropout_p=dropout_p, is_causal=is_causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class ResidualMultiplier(nn.Module):
@@ -62,7 +86,7 @@ def transformer_block(
     def scale() -> nn.Module | None:
         return None if residual_multiplier == 1.0 else ResidualMultiplier(residual_multiplier)
 
-    attention = MultiHeadAttention(
+    self_attention = MultiHeadAttention(
         embed_dim=width,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -77,9 +101,10 @@ def transformer_block(
         max_seq_len=max_length,
         is_causal=False,
     )
+    self_attention._attention_call = attention
     mlp = FeedForward(gate_proj=linear(width, ffn_width), down_proj=linear(ffn_width, width), up_proj=linear(width, ffn_width))
     return TransformerSelfAttentionLayer(
-        attention,
+        self_attention,
         mlp,
         sa_norm=RMSNorm(width, eps=norm_eps),
         mlp_norm=RMSNorm(width, eps=norm_eps),
