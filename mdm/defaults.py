@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from components.samplers import PerModality, Sampler
+from components.samplers.guidance import Scale
 from components.sequences import find_task
 from mdm.checkpoint import model_folder
 from mdm.config import UserError, instantiate, read_yaml
@@ -29,7 +30,7 @@ class Inference:
     """How a modality is sampled."""
 
     sampler: Sampler
-    guidance_scale: float = 0.0
+    guidance_scale: Scale = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,16 @@ class Defaults:
         if key not in self.settings:
             raise UserError(f"defaults: no settings for {key!r}; there are {', '.join(self.settings)}")
         node = self.settings[key]
-        return Inference(instantiate(node["sampler"], f"{key}.sampler"), node.get("guidance_scale", 0.0))
+        return Inference(instantiate(node["sampler"], f"{key}.sampler"), build_scale(node.get("guidance_scale"), key))
+
+
+def build_scale(node: Any, key: str) -> Scale:
+    """A guidance scale as configs have it: a number, or the `_component_` of one that changes with time. None is off.
+
+    Raises UserError where it is neither, or negative.
+    """
+    if isinstance(node, Mapping):
+        return instantiate(node, f"{key}.guidance_scale")
+    if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or node < 0):
+        raise UserError(f"guidance_scale must be at least 0 (0 is off), or the _component_ of a schedule; got {node!r}")
+    return float(node or 0.0)

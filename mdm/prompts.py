@@ -79,7 +79,7 @@ def edited_modality(prompt: Mapping[str, str], spec: Task, where: str) -> str:
     return modality
 
 
-def parse_region(region: str, where: str) -> tuple[float, ...]:
+def parse_region(region: str, where: str) -> tuple[int | float, ...]:
     """The numbers of a region. Raises UserError where it is not one."""
     try:
         if "," in region:

@@ -40,7 +40,7 @@ def describe(setting: Mapping[str, Any]) -> str:
             return f"{node['_component_'].rsplit('.', 1)[-1]}({inner})"
         return str(node)
 
-    return f"{short(setting['sampler'])}, guidance_scale={setting.get('guidance_scale', 0.0)}"
+    return f"{short(setting['sampler'])}, guidance_scale={short(setting.get('guidance_scale', 0.0))}"
 
 
 class Cells:
@@ -126,6 +126,8 @@ def effects_figure(cells: Sequence[Mapping[str, Any]], title: str) -> bytes | No
     """The effect of guidance (and temperature) with everything else equal: the family of settings that varies them most."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for cell in cells:
+        if isinstance(cell["setting"].get("guidance_scale"), Mapping):
+            continue  # a scale that changes with time has no place on the axis
         fixed = {k: v for k, v in cell["setting"]["sampler"].items() if k != "temperature"}
         groups[json.dumps(fixed, sort_keys=True)].append(cell)
     largest = max(groups.values(), key=len)

@@ -25,6 +25,7 @@ from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
 from mdm.data import StreamSettings, open_source, validation_batches
+from mdm.editing import Edit, inpaint, respeak
 from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
 from mdm.generation import generate
 from mdm.hardware import Hardware, check_hardware, hardware
@@ -45,6 +46,7 @@ class JudgedTask:
     caption:  the prompt for a class word
     write:    the task that generates the modality from the caption, with its sampler and guidance scale
     read:     the task that reads it back as text
+    complete: the task that generates it with its caption, from the first half of a held-out item; null is not scored
     """
 
     judge: dict[str, Any] = MISSING
@@ -52,16 +54,21 @@ class JudgedTask:
     caption: str = MISSING
     write: str = MISSING
     read: str = MISSING
+    complete: str | None = None
     sampler: dict[str, Any] = MISSING
     guidance_scale: float = 0.0
 
 
 @dataclass
 class CrossedTask:
-    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge and sampler."""
+    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge and sampler.
+
+    guidance_scale: null is that of the judged modality
+    """
 
     judged: str = MISSING
     test: dict[str, Any] = MISSING
+    guidance_scale: float | None = None
 
 
 @dataclass
@@ -103,8 +110,8 @@ def validate_judged(cfg: Any) -> None:
     for name, task in cfg.judged.items():
         check(task.judge, f"judged.{name}.judge")
         check(task.test, f"judged.{name}.test")
-        for key in ("write", "read"):
-            if getattr(task, key) not in TASKS:
+        for key in ("write", "read", "complete"):
+            if getattr(task, key) not in (*TASKS, None):
                 raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
         instantiate(task.sampler, f"judged.{name}.sampler")
     for name, task in cfg.crossed.items():
@@ -135,7 +142,9 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
     check_modalities(cfg, processor)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
     plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
-    work = sum(len(batches) for batches in plan.values()) + cfg.samples * (2 * len(cfg.judged) + len(cfg.crossed))
+    work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
+        2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
+    )
     with tqdm(total=work, desc="evaluating", dynamic_ncols=True) as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
         results.metrics |= {f"{task}_bits_per_token": value for task, value in task_bits(nats, plan).items()}
@@ -146,6 +155,8 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
             results.metrics["text_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))
         for name, task in cfg.judged.items():
             judge = judged(cfg, name, task, model, processor, hw, results, bar.update)
+            if task.complete is not None:
+                complete(cfg, name, task, judge, model, processor, hw, results, bar.update)
             for crossing in [c for c, crossed in cfg.crossed.items() if crossed.judged == name]:
                 cross(cfg, crossing, judge, model, processor, hw, results, bar.update)
     return results
@@ -154,7 +165,7 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
 def check_modalities(cfg: Any, processor: Processor) -> None:
     """Raises UserError where the model lacks a modality that is to be evaluated."""
     asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
-    asked |= {f"judged.{name}": [task.write, task.read] for name, task in cfg.judged.items()}
+    asked |= {f"judged.{name}": [t for t in (task.write, task.read, task.complete) if t] for name, task in cfg.judged.items()}
     asked |= {f"crossed.{name}": [name] for name in cfg.crossed}
     for key, tasks in asked.items():
         for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
@@ -200,6 +211,27 @@ def judged(
     return judge
 
 
+def complete(
+    cfg: Any, name: str, task: JudgedTask, judge: Any, model: Any, processor: Processor, hw: Hardware, results: Results,
+    progress: Callable[[int], Any],
+) -> None:  # fmt: skip
+    """Completes held-out items from their first half, without a caption; scores how many still show their class."""
+    modality = TASKS[task.write].generated[0]
+    chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
+    with hw.autocast():
+        prompts = [{modality: second_half(processor, modality, s[modality])} for s in chosen]
+        made = generate(model, processor, task.complete, prompts, seed=cfg.seed, batch_size=50, progress=progress).outputs
+    judgement = judge.classify([m[modality] for m in made])
+    results.metrics[f"{name}_completed_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
+
+
+def second_half(processor: Processor, modality: str, item: Any) -> Edit:
+    """The lower half of an image, or the second half of a clip, to be generated anew."""
+    if modality == "image":
+        return inpaint(processor, item, (0, item.height // 2, item.width, item.height))
+    return respeak(processor, item, len(item) / processor.tokenizers[modality].sample_rate / 2)
+
+
 def cross(
     cfg: Any, name: str, judge: Any, model: Any, processor: Processor, hw: Hardware, results: Results,
     progress: Callable[[int], Any],
@@ -209,10 +241,10 @@ def cross(
     (modality,) = TASKS[name].generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
     sampler = instantiate(task.sampler, f"judged.{cfg.crossed[name].judged}.sampler")
+    own = cfg.crossed[name].guidance_scale
+    scale = task.guidance_scale if own is None else own
     with hw.autocast():
-        made = generate(
-            model, processor, name, chosen, sampler, task.guidance_scale, cfg.seed, batch_size=50, progress=progress
-        ).outputs
+        made = generate(model, processor, name, chosen, sampler, scale, cfg.seed, batch_size=50, progress=progress).outputs
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
     results.written[name] = [

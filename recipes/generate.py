@@ -21,13 +21,14 @@ from typing import Any
 from omegaconf import MISSING
 from tqdm import tqdm
 
-from components.samplers import Blocks
+from components.samplers import Blocks, Sampler
+from components.samplers.guidance import Scale
 from components.sequences import TASKS
 from mdm import film
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
-from mdm.defaults import Defaults
+from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_hardware, hardware
 from mdm.media import save_outputs
@@ -51,7 +52,7 @@ class Settings:
     count: int = 4
     length: int | None = None
     sampler: dict[str, Any] | None = None
-    guidance_scale: float | None = None
+    guidance_scale: Any = None
     defaults: str | None = None
     cache: str = "off"
     refresh_every: int | None = None
@@ -75,8 +76,6 @@ def validate(cfg: Settings) -> None:
             raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-    if cfg.guidance_scale is not None and cfg.guidance_scale < 0:
-        raise UserError(f"guidance_scale must be at least 0 (0 is off), got {cfg.guidance_scale}")
     if cfg.guidance_scale and not TASKS[cfg.task].given:
         raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
     sampler = choose(cfg)[0]
@@ -136,12 +135,12 @@ def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
     return [({**prompt, **extra}, "prompt")]
 
 
-def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Any, float]:
+def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
     defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, modalities)
     sampler = defaults.sampler if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
-    scale = cfg.guidance_scale if cfg.guidance_scale is not None else defaults.guidance_scale
-    if cfg.cache != "off" and not isinstance(sampler, Blocks) and cfg.sampler is None:
+    scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
+    if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:
         raise UserError(
             f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
         )

@@ -31,6 +31,7 @@ from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
 from mdm.data import open_source
+from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
 from mdm.hardware import check_hardware, compile_blocks, hardware
 from mdm.judges import accuracy
@@ -100,6 +101,7 @@ def validate(cfg: Settings) -> None:
                     f"modalities.{name}.{part}: a setting has sampler, guidance_scale, stop_at_end; got {', '.join(setting)}"
                 )
             instantiate(setting.get("sampler"), f"modalities.{name}.{part}{key}.sampler")
+            build_scale(setting.get("guidance_scale"), f"modalities.{name}.{part}{key}")
 
 
 def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
@@ -150,9 +152,10 @@ def main(cfg: Settings) -> None:
 def run(cfg: Settings, name: str, swept: Swept, setting: dict, prompts: list[dict], model: Any, processor: Any) -> Generated:
     """The samples of one setting."""
     sampler = instantiate(setting["sampler"], f"modalities.{name}.sampler")
+    scale = build_scale(setting.get("guidance_scale"), name)
     try:
         return generate(
-            model, processor, swept.task, prompts, sampler, setting.get("guidance_scale", 0.0), cfg.seed, cfg.batch_size,
+            model, processor, swept.task, prompts, sampler, scale, cfg.seed, cfg.batch_size,
             swept.length, stop_at_end=setting.get("stop_at_end", True),
         )  # fmt: skip
     except ValueError as error:

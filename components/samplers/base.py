@@ -166,21 +166,22 @@ def sample(
     state = sampler.start(state) if hasattr(sampler, "start") else state
     noise = Noise(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
-    active, active_fn, everything = list(range(len(tokens))), logits_fn, list(range(len(tokens)))
+    everything = list(range(len(tokens)))
+    active, rows, active_fn, active_ids = everything, None, logits_fn, allowed
     while True:
         unfinished = (~state.finished).nonzero()[:, 0]  # the one synchronisation, between steps
         still = unfinished.tolist()
         if not still:
             return Sampled(state.tokens, state.confidence, forwards)
         if hasattr(logits_fn, "select") and still != active:
-            active, active_fn = still, logits_fn.select(unfinished)
+            active, rows, active_fn = still, unfinished, logits_fn.select(unfinished)
+            active_ids = allowed if allowed is None or len(allowed) == 1 else allowed[unfinished]
         whole = active == everything
-        rows = torch.tensor(active, device=tokens.device)
         part = state if whole else state.select(rows)
         part = replace(part, uniform=noise(active).to(tokens.device))
         logits = active_fn(part.tokens)
-        if allowed is not None:
-            logits = logits.masked_fill(~(allowed if whole or len(allowed) == 1 else allowed[rows]), float("-inf"))
+        if active_ids is not None:
+            logits = logits.masked_fill(~active_ids, float("-inf"))
         logits[..., mask_id] = float("-inf")
         before, part = part.finished, sampler.step(logits, part)
         part = replace(part, finished=part.finished | before)

@@ -2,12 +2,13 @@ import json
 
 import pytest
 
-from mdm.cli import split_launcher
-from mdm.config import UserError
+from mdm.cli import load_recipe, split_launcher
+from mdm.config import UserError, find_config, load
 
 ACCURACIES = ("text_to_image", "text_to_speech", "image_to_text", "speech_to_text", "image_judge", "speech_judge")
 OTHERS = ("text_bits_per_token", "text_unigram_bits_per_token", "tokens_per_second", "seconds")
-KEYS = {*(f"{name}_accuracy" for name in ACCURACIES), *OTHERS}
+COMPLETED = ("image_completed", "speech_completed")
+KEYS = {*(f"{name}_accuracy" for name in (*ACCURACIES, *COMPLETED)), *OTHERS}
 
 
 def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
@@ -40,6 +41,35 @@ def test_the_command_explains_itself(run):
     wrong = run("validate", "pretrain", "tokens=-1", check=False)
     assert wrong.returncode == 2
     assert "tokens must be at least 1, got -1" in wrong.stderr
+
+
+def test_any_to_any_is_the_quickstart_with_more_tasks(run, tmp_path):
+    """A config on top of another: both streams of pairs are added, nothing of the quickstart is lost; and it runs."""
+    assert "The config is valid." in run("validate", "quickstart", "--config", "quickstart_any").stdout
+    recipe = load_recipe("quickstart")
+    plain, more = (load(recipe.Settings, find_config(name)) for name in ("quickstart", "quickstart_any"))
+    assert set(more.data) - set(plain.data) == {"speaking", "drawing"}
+    assert more.judged == plain.judged
+    assert more.data["digits"] == plain.data["digits"]
+    small = ["tokens=9000", "samples=10", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
+    few = ["data.speaking.train.images=1", "data.speaking.train.voices=1", "data.drawing.train.images=1"]
+    out = tmp_path / "any"
+    done = run("run", "quickstart", "--config", "quickstart_any", f"output_dir={out}", *small, *few, timeout=400, typecheck="0")
+    metrics = json.loads((out / "metrics.json").read_text())
+    crossed = {f"{task}_accuracy" for task in ("speech_to_image", "image_to_speech", "text_image_to_speech")}
+    assert set(metrics) >= KEYS | crossed
+    assert "speech_to_image_accuracy" in done.stdout
+
+
+def test_a_config_may_build_on_another(tmp_path):
+    recipe = load_recipe("generate")
+    (tmp_path / "first.yaml").write_text("base: generate\ncount: 7\nseed: 1\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nseed: 2\ncheckpoint: x\ntask: text\n")
+    cfg = load(recipe.Settings, tmp_path / "second.yaml")
+    assert (cfg.count, cfg.seed, cfg.batch_size) == (7, 2, 100)
+    (tmp_path / "third.yaml").write_text("base: absent\n")
+    with pytest.raises(UserError, match="config 'absent' is not one of"):
+        load(recipe.Settings, tmp_path / "third.yaml")
 
 
 def test_torchruns_flags_pass_through():

@@ -1,0 +1,184 @@
+"""`mdm generate` as a user runs it, on an untrained model: every task, prompts from a file, edits, films, and mistakes."""
+
+import json
+import wave
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.sequences import TASKS
+from mdm.checkpoint import load_model
+from mdm.cli import load_recipe
+from mdm.config import UserError, find_config, load
+from mdm.media import write_wav
+
+TEXTS = {"text": "a seven"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A picture and a clip of a user's."""
+    folder = tmp_path_factory.mktemp("files")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / "picture.png")
+    write_wav(folder / "clip.wav", np.sin(np.arange(1280) / 5) * 0.5, 8000)
+    return folder
+
+
+def make(untrained, output_dir, *overrides):
+    """The recipe in this process: as `mdm generate`, without an interpreter of its own."""
+    recipe = load_recipe("generate")
+    common = [f"checkpoint={untrained}", f"output_dir={output_dir}", "device=cpu", "precision=fp32"]
+    cfg = load(recipe.Settings, find_config("generate"), [*common, *overrides])
+    recipe.validate(cfg)
+    recipe.main(cfg)
+    return [json.loads(line) for line in (output_dir / "outputs.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_writes_what_it_generates(untrained, files, tmp_path, task):
+    values = {"text": "a seven", "image": files / "picture.png", "audio": files / "clip.wav"}
+    prompt = [f"prompt.{m}={values[m]}" for m in TASKS[task].given]
+    lines = make(untrained, tmp_path / "out", f"task={task}", "count=2", *prompt)
+    assert len(lines) == 2
+    for line in lines:
+        assert set(TASKS[task].generated) <= set(line)
+        for modality in ("image", "audio"):
+            if modality in TASKS[task].generated:
+                assert (tmp_path / "out" / line[modality]).stat().st_size > 40
+
+
+def test_prompts_come_from_a_file_and_each_is_sampled_count_times(untrained, tmp_path):
+    (tmp_path / "many.jsonl").write_text('{"text": "a seven"}\n\n{"text": "nine"}\n')
+    lines = make(
+        untrained, tmp_path / "out", "task=text_to_image", f"prompts={tmp_path / 'many.jsonl'}", "count=3", "batch_size=2"
+    )
+    assert [line["given_text"] for line in lines] == ["a seven"] * 3 + ["nine"] * 3
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 6
+
+
+def test_edits_of_every_modality(untrained, files, tmp_path):
+    (line,) = make(untrained, tmp_path / "t", "task=text", "edit=The [mask:3] statement", "count=1")
+    assert line["text"].startswith("The")
+    assert line["text"].endswith(" statement")
+    (tmp_path / "many.jsonl").write_text(
+        json.dumps({"text": "a seven", "edit": str(files / "picture.png"), "region": "0,4,8,8"}) + "\n"
+    )
+    make(untrained, tmp_path / "i", "task=text_to_image", f"prompts={tmp_path / 'many.jsonl'}", "count=2")
+    _, processor = load_model(untrained)
+    given = np.asarray(Image.open(files / "picture.png").resize((8, 8)))
+    a, b = (np.asarray(Image.open(tmp_path / "i" / f"{i:04d}.png")) for i in range(2))
+    assert (a[:4] == b[:4]).all()
+    assert a[:4].shape == given[:4].shape
+    make(untrained, tmp_path / "s", "task=text_to_speech", "prompt=a seven", f"edit={files / 'clip.wav'}", "region=0.05-0.1")
+    with wave.open(str(tmp_path / "s" / "0000.wav")) as clip:
+        assert clip.getnframes() == 1280  # its length is given
+    assert processor.tokenizers["audio"].sample_rate == 8000
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "text_to_speech", "text", "joint_text_image"])
+def test_a_film_has_a_frame_for_every_pass_and_the_first(untrained, tmp_path, task):
+    prompt = ["prompt=a seven"] if TASKS[task].given else []
+    sampler = "sampler={_component_: components.samplers.Ancestral, num_steps: 5}"
+    make(untrained, tmp_path, f"task={task}", "film=true", "count=2", "stop_at_end=false", sampler, *prompt)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert 4 <= film.n_frames <= 6  # a pass that unmasks nothing adds no frame to a GIF
+        first = np.asarray(film.convert("RGB")).copy()
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB"))
+    blue = np.array([120, 170, 215])
+    assert (np.abs(first.astype(int) - blue).sum(-1) < 20).mean() > 0.02
+    assert (np.abs(last.astype(int) - blue).sum(-1) < 20).sum() == 0
+
+
+def test_caches_work_from_the_command(untrained, tmp_path):
+    inner = "{_component_: components.samplers.Confidence, num_steps: 2}"
+    blocks = f"sampler={{_component_: components.samplers.Blocks, block_length: 4, sampler: {inner}}}"
+    for cache in ("prefix", "dual"):
+        lines = make(untrained, tmp_path / cache, "task=text_to_image", "prompt=a seven", blocks, f"cache={cache}")
+        assert len(lines) == 4
+
+
+def test_defaults_beside_the_model_are_used(untrained, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("image: {sampler: {_component_: components.samplers.Ancestral, num_steps: 3}}\n")
+    make(untrained, tmp_path / "a", "task=text_to_image", "prompt=a seven", f"defaults={tmp_path / 'mine.yaml'}")
+    assert "3.0 forward passes a sample" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none"),
+    "no file": (["task=image_to_text", "prompt=absent.png"], "image file not found: absent.png"),
+    "one prompt for two parts": (["task=text_image_to_speech", "prompt=a"], "write prompt.text=... prompt.image=..."),
+    "a part that is not given": (
+        ["task=text_to_image", "prompt.audio=a.wav"],
+        "'audio' has no place here; task text_to_image is given",
+    ),
+    "region without edit": (["task=text_to_image", "prompt=a", "region=0,0,4,4"], "a region needs an edit"),
+    "edit of another modality": (
+        ["task=text_to_image", "prompt=a", "edit=x"],
+        "an edit takes a region left,top,right,bottom (image)",
+    ),
+    "a region that is none": (
+        ["task=text_to_image", "prompt=a", "edit=README.md", "region=0,1"],
+        "is neither left,top,right,bottom",
+    ),
+    "region outside": (["task=text_to_image", "prompt=a", "edit={picture}", "region=0,0,9,9"], "inside 0..8"),
+    "edit without a gap": (["task=text", "edit=The statement"], "has no gap; write [mask]"),
+    "guidance of nothing": (["task=text", "guidance_scale=1"], "task text is given nothing that could be left out"),
+    "negative guidance": (["task=text_to_image", "prompt=a", "guidance_scale=-1"], "guidance_scale must be at least 0"),
+    "cache without blocks": (
+        ["task=text_to_image", "prompt=a", "cache=dual"],
+        "does not decode in blocks; set sampler=... to Blocks",
+    ),
+    "unknown cache": (["task=text_to_image", "prompt=a", "cache=all"], "cache 'all' is not one of off, prefix, dual"),
+    "zero steps": (
+        ["task=text_to_image", "prompt=a", "sampler={_component_: components.samplers.Ancestral, num_steps: 0}"],
+        "sampler: Ancestral: num_steps must be at least 1, got 0",
+    ),
+    "a block that does not divide": (
+        [
+            "task=text_to_image",
+            "prompt=a",
+            "sampler={_component_: components.samplers.Blocks, block_length: 5, "
+            "sampler: {_component_: components.samplers.FirstHitting}}",
+        ],
+        "block_length 5 does not divide the 16 positions to generate",
+    ),
+    "a prompt that is too long": (["task=text_to_image", "prompt=" + "many words " * 9], "does not fit its canvas of 24"),
+    "a text that is too long": (["task=text", "length=200"], "203 positions, but the model has 128"),
+    "no such file of prompts": (["task=text_to_image", "prompts=absent.jsonl"], "prompts: file not found: absent.jsonl"),
+    "no such defaults": (["task=text_to_image", "prompt=a", "defaults=absent.yaml"], "config file not found: absent.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES, ids=lambda c: c.replace(" ", "_"))
+def test_a_mistake_is_one_sentence(untrained, files, tmp_path, case):
+    arguments, message = MISTAKES[case]
+    with pytest.raises(UserError) as error:
+        make(untrained, tmp_path, *(a.format(picture=files / "picture.png") if "{picture}" in a else a for a in arguments))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 1 of"), ('{"text": 3}', "must be like"), ('{"txt": "a"}', "'txt' has no place here"), ("", "holds no line")],
+)
+def test_a_line_that_is_no_prompt_is_named(untrained, tmp_path, line, message):
+    (tmp_path / "many.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        make(untrained, tmp_path, "task=text_to_image", f"prompts={tmp_path / 'many.jsonl'}")
+
+
+def test_the_command_takes_film_as_a_flag(untrained, run, tmp_path):
+    done = run(
+        "generate",
+        f"checkpoint={untrained}",
+        f"output_dir={tmp_path}",
+        "task=text_to_image",
+        "prompt=a seven",
+        "--film",
+        "count=1",
+    )
+    assert (tmp_path / "film.gif").is_file()
+    assert "forward passes a sample" in done.stdout
