@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
@@ -204,7 +205,8 @@ def scorer(
             "distinct": distinct(tokens),
         }
 
-    halves = frechet(held_out[::2], held_out[1::2])
+    order = np.random.default_rng(0).permutation(len(held_out))
+    halves = frechet(held_out[order[::2]], held_out[order[1::2]])
     real = {"accuracy": accuracy(judge.classify(items), [s["label"] for s in test]), "frechet_of_halves": halves}
     return [{"text": swept.caption.format(WORDS[c])} for c in classes], measure, real
 
