@@ -9,4 +9,6 @@ import os
 if os.environ.get("MDM_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
 
-    install_import_hook(["components", "mdm"], "beartype.beartype")
+    import components.typecheck  # noqa: F401 (before the hook, which would check the checker)
+
+    install_import_hook(["components", "mdm"], "components.typecheck.check")

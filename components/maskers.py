@@ -88,7 +88,7 @@ class BernoulliMasker:
 
     schedule:   one for all, or one per modality name (then the bound is valid, but another one)
     t_min:      times are drawn from (t_min, 1], and with anti-masking from (t_min, 1 - t_min): the variance of the weight
-                diverges at the ends. The bias is of the order of t_min.
+                diverges at the ends. The bias is of the order of t_min; a large one trains on heavy noise alone.
     pairs:      anti-masking: the mask weighs -alpha'/(1 - alpha), its complement -alpha'/alpha
     modalities: the vocabulary's modality names, where `schedule` is a mapping
     """
@@ -102,8 +102,9 @@ class BernoulliMasker:
     modalities: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_min < 0.5:
-            raise ValueError(f"BernoulliMasker: t_min must be in [0, 0.5), got {self.t_min}")
+        if not 0 <= self.t_min < (0.5 if self.pairs else 1.0):
+            range_ = "[0, 0.5) with pairs" if self.pairs else "[0, 1)"
+            raise ValueError(f"BernoulliMasker: t_min must be in {range_}, got {self.t_min}")
         if isinstance(self.schedule, Mapping) and set(self.schedule) != set(self.modalities):
             raise ValueError(
                 f"BernoulliMasker: a schedule for each of {sorted(self.modalities)}, got one for {sorted(self.schedule)}"

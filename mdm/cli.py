@@ -95,12 +95,12 @@ def leave(code: int) -> NoReturn:
 
 
 def _ls(arguments: argparse.Namespace) -> None:
-    print(f"{'RECIPE':<18}{'CONFIGS':<30}WHAT IT DOES")
+    print(f"{'RECIPE':<18}WHAT IT DOES, AND ITS CONFIGS")
     configs = sorted(p.stem for p in (recipe_root() / "configs").glob("*.yaml"))
     for name in _names():
         own = [c for c in configs if c == name or c.startswith(f"{name}_")]
         first = (find_recipe(name).read_text().split('"""')[1].strip().splitlines() or [""])[0]
-        print(f"{name:<18}{', '.join(own):<30}{first}")
+        print(f"{name:<18}{first}\n{'':<18}  {', '.join(own)}")
 
 
 def _cp(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from components.types import Batch, Movable, NoisyBatch
 from mdm.config import UserError, check, instantiate
 from mdm.processor import Processor
 
+MASKER_SUPPLIED = ("mask_id", "modalities", "seed")
+"""What a run hands to its maskers."""
+
 
 @dataclass
 class StreamSettings:
@@ -28,6 +31,7 @@ class StreamSettings:
     weight:  share in the mix: rows among the sum of all weights
     tasks:   share of each task among its samples
     pack:    row length for running text; absent for pairs, which stand on canvases
+    masker:  `_component_` node of what masks its rows in training; absent, the run's `masker`
     """
 
     tasks: dict[str, float]
@@ -35,14 +39,44 @@ class StreamSettings:
     train: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
     pack: int | None = None
+    masker: dict[str, Any] | None = None
 
 
 @dataclass
 class BatchSettings:
-    """physical: sequences of an optimizer step, over all ranks; micro: those of one forward pass at the most."""
+    """Sequences of an optimizer step; an anti-masking pair is two.
 
-    physical: int
+    logical:  where the optimizer's settings were tuned
+    physical: of a step as it runs, over all processes; null is logical
+    micro:    of one forward pass of one process, at the most; a larger physical is a multiple of micro x processes
+    ramp:     share of the horizon -> the physical batch from there on
+    """
+
+    logical: int
     micro: int
+    physical: int | None = None
+    ramp: dict[float, int] = field(default_factory=dict)
+
+    def at(self, progress: float) -> int:
+        """The physical batch after a share of the horizon."""
+        begun = [share for share in self.ramp if share <= progress]
+        return self.ramp[max(begun)] if begun else self.physical or self.logical
+
+    def validate(self, processes: int) -> None:
+        """Raises UserError."""
+        for key in ("logical", "physical", "micro"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"batch.{key} must be at least 1, got {value}")
+        for share in self.ramp:
+            if not 0 < share < 1:
+                raise UserError(f"batch.ramp: {share} is not a share of the horizon in (0, 1)")
+        first = "physical" if self.physical else "logical"
+        for key, size in {first: self.at(0.0), **{f"ramp.{share}": size for share, size in self.ramp.items()}}.items():
+            own = size // processes
+            if size < 1 or size % processes or (own > self.micro and own % self.micro):
+                ranks = f" x {processes} processes" if processes > 1 else ""
+                raise UserError(f"batch.{key} = {size} must be a multiple of batch.micro = {self.micro}{ranks} (or smaller)")
 
 
 @dataclass
@@ -101,6 +135,8 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
         check(s.train, f"data.{name}.train")
         if s.validation is not None:
             check(s.validation, f"data.{name}.validation")
+        if s.masker is not None:
+            check(s.masker, f"data.{name}.masker", supplied=MASKER_SUPPLIED)
 
 
 def check_tasks(
@@ -129,14 +165,11 @@ def check_tasks(
                     )
 
 
-def check_loss(loss: LossSettings, batch: BatchSettings) -> None:
-    """The choices of `loss` and the sizes of `batch`. Raises UserError."""
+def check_loss(loss: LossSettings) -> None:
+    """The choices of `loss`. Raises UserError."""
     for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
         if getattr(loss, key) not in known:
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")
-    for key in ("physical", "micro"):
-        if getattr(batch, key) < 1:
-            raise UserError(f"batch.{key} must be at least 1, got {getattr(batch, key)}")
 
 
 def open_source(node: Mapping[str, Any], key: str) -> Any:
@@ -159,23 +192,38 @@ def corpus(sources: Mapping[str, Any], limit: int = 20_000_000) -> Iterator[str]
                 return
 
 
+def maskers(
+    data: Mapping[str, StreamSettings], default: Mapping[str, Any], processor: Processor, seed: int
+) -> dict[str, Masker]:
+    """What masks each stream's rows: its own masker, or that of the node `default`."""
+    supplied = dict(zip(MASKER_SUPPLIED, (processor.vocabulary.mask_id, processor.vocabulary.modalities, seed), strict=True))
+    of_run = instantiate(default, "masker", **supplied)
+    own = {name: instantiate(s.masker, f"data.{name}.masker", **supplied) for name, s in data.items() if s.masker is not None}
+    return {name: own.get(name, of_run) for name in data}
+
+
 def streams(
-    data: Mapping[str, StreamSettings], sources: Mapping[str, Any], processor: Processor, seed: int, prompt_dropout: float
+    data: Mapping[str, StreamSettings],
+    sources: Mapping[str, Any],
+    processor: Processor,
+    masker: Mapping[str, Masker],
+    seed: int,
+    prompt_dropout: float,
 ) -> list[Stream]:
     """The streams of the mix. Samples that lie in memory are tokenized once, the others when they are drawn."""
     built = []
     for k, (name, settings) in enumerate(data.items()):
         source = sources[name]
-        in_memory = isinstance(source, list)
+        in_memory, pairs = isinstance(source, list), masker[name].pairs
         if settings.pack is not None:
             node = _endless([processor.text_document(s) for s in source] if in_memory else source, seed + k)
             ids = (lambda document: document) if in_memory else processor.text_document
             packed = Packed(node, ids, processor.text_sequence, settings.pack)
-            built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack))
+            built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack, pairs))
         else:
             build = PairBuilder(name, processor, settings.tasks, prompt_dropout, encode=not in_memory)
             samples = [build.checked(processor.encode_sample(s)) for s in source] if in_memory else source
-            built.append(Stream(name, _endless(samples, seed + k), settings.weight, build))
+            built.append(Stream(name, _endless(samples, seed + k), settings.weight, build, pairs=pairs))
     return built
 
 
@@ -215,20 +263,24 @@ class PairBuilder:
 
 def training_loader(
     built: Sequence[Stream],
-    masker: Masker,
+    masker: Mapping[str, Masker],
     processor: Processor,
-    batch: BatchSettings,
+    physical: Callable[[int], int],
+    micro: int,
     loss: LossSettings,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
     prefetch: int = 2,
 ) -> tn.Loader:
-    """An endless loader of optimizer steps (lists of micro-batches), with `state_dict` / `load_state_dict`."""
+    """An endless loader of optimizer steps (lists of micro-batches), with `state_dict` / `load_state_dict`.
+
+    physical: tokens seen -> sequences of the next step, over all ranks
+    micro:    sequences of one forward pass of one rank at the most
+    """
     num_ranges = len(processor.vocabulary.ranges)
-    mix = Mix(built, seed, masker.pairs)
-    node = MicroBatches(mix, batch.physical, batch.micro, processor.vocabulary.pad_id, rank, world_size)
-    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker, loss, num_ranges) for b in batches])
+    node = MicroBatches(Mix(built, seed), physical, micro, processor.vocabulary.pad_id, rank, world_size)
+    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[name], loss, num_ranges) for name, b in batches])
     return tn.Loader(tn.Prefetcher(node, prefetch))
 
 

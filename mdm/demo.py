@@ -18,6 +18,7 @@ from components.sequences import TASKS
 from components.types import Batch
 from mdm.defaults import Defaults
 from mdm.editing import infill, inpaint, respeak
+from mdm.film import partial_image
 from mdm.generation import Generated, Step, generate
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel
@@ -115,12 +116,10 @@ def words(processor: Processor, ids: torch.Tensor, confidence: torch.Tensor) -> 
 
 def patches(processor: Processor, ids: torch.Tensor, confidence: torch.Tensor) -> str:
     """An image, and beside it the confidence of each of its tokens."""
-    tokenizer, mask_id = processor.tokenizers["image"], processor.vocabulary.mask_id
-    masked = ids == mask_id
-    start = processor.vocabulary.ranges[processor.vocabulary.ranges_of("image")[0]].start
-    grey = np.asarray(processor.decode("image", torch.where(masked, start, ids)).convert("L"))
+    tokenizer, masked = processor.tokenizers["image"], ids == processor.vocabulary.mask_id
+    picture, hidden = partial_image(processor, ids)
+    grey = np.asarray(picture.convert("L"))
     side, patch = tokenizer.size // tokenizer.patch, tokenizer.patch
-    hidden = np.kron(masked.numpy().reshape(side, side), np.ones((patch, patch))).astype(bool)
     pixels = [
         [
             '<td class="masked"></td>' if hidden[y, x] else f'<td style="background:rgb({g},{g},{g})"></td>'

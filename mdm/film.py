@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -32,14 +32,20 @@ def frame(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], 
 
 def image_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int) -> Image.Image:
     """An image, masked patches in blue."""
+    picture, hidden = partial_image(processor, ids)
+    colours = np.asarray(picture.convert("RGB")).copy()
+    colours[hidden] = MASKED
+    return Image.fromarray(np.kron(colours, np.ones((scale, scale, 1), dtype=np.uint8)))
+
+
+def partial_image(processor: Processor, ids: Int[Tensor, " n"]) -> tuple[Image.Image, Bool[np.ndarray, "height width"]]:
+    """An image so far, and which of its pixels are still masked (whatever they show)."""
     tokenizer = processor.tokenizers["image"]
     masked = ids == processor.vocabulary.mask_id
     start = processor.vocabulary.ranges[processor.vocabulary.ranges_of("image")[0]].start
-    colours = np.asarray(processor.decode("image", torch.where(masked, start, ids)).convert("RGB")).copy()
     side = tokenizer.size // tokenizer.patch
     hidden = np.kron(masked.numpy().reshape(side, side), np.ones((tokenizer.patch, tokenizer.patch))).astype(bool)
-    colours[hidden] = MASKED
-    return Image.fromarray(np.kron(colours, np.ones((scale, scale, 1), dtype=np.uint8)))
+    return processor.decode("image", torch.where(masked, start, ids)), hidden
 
 
 def audio_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int) -> Image.Image:

@@ -101,9 +101,10 @@ def generate(
     """
     spec = find_task(task)
     check_settings(task, prompts, batch_size, cache, sampler)
-    defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)
-    sampler = sampler or defaults.sampler
-    guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
+    if sampler is None or guidance_scale is None:  # else there is no file to read
+        defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)
+        sampler = sampler or defaults.sampler
+        guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
     canvas = {**processor.canvas, **({"text": length} if length and "text" in spec.generated else {})}
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
         del canvas["text"]  # running text has no canvas: what is edited has its own length

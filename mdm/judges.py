@@ -5,10 +5,13 @@ They score what the model draws and says; their own accuracy on the held-out `te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from mdm.config import instantiate
+from mdm.processor import Processor
 
 SAMPLE_RATE = 8000
 
@@ -66,6 +69,18 @@ class SpeechJudge:
             stretched = [np.interp(at, np.arange(len(mel)), band) for band in (mel - mel.mean(axis=0)).T]
             features.append(np.append(np.stack(stretched), 10 * len(clip) / SAMPLE_RATE))
         return np.stack(features)
+
+
+def coded(samples: Sequence[dict], processor: Processor, modality: str) -> list[dict]:
+    """Real samples as the tokenizer hands them back: what a perfect model could make."""
+    return [{**s, modality: processor.decode(modality, processor.encode(modality, s[modality]))} for s in samples]
+
+
+def train_judge(node: Mapping[str, Any], key: str, processor: Processor, modality: str) -> Any:
+    """The judge of a config's node, trained on its `samples` as they are and as the tokenizer hands them back."""
+    training = instantiate(node["samples"], f"{key}.samples")
+    own = {name: value for name, value in node.items() if name != "samples"}
+    return instantiate(own, key, samples=[*training, *coded(training, processor, modality)])
 
 
 def _labels(samples: Sequence[dict]) -> np.ndarray:

@@ -17,6 +17,17 @@ from torch import Tensor, nn
 from torchtune.modules import RMSNorm
 
 from components.blocks import document_mask, transformer_block
+from components.parameterization import CompleteP, initialize
+
+RULES = {
+    r"(^|\.)embedding\.": "embedding",
+    r"(^|\.)unembedding\.": "unembedding",
+    r"^norm\.": "final_norm",
+    r"[qk]_norm\.": "qk_gain",
+    r"\.(sa|mlp)_norm\.": "vector",
+    r"\.(attn|mlp)\..*weight$": "hidden",
+}
+"""The role of each of the model's tensors (see `components.parameterization`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +85,22 @@ class MaskedDiffusionModel(nn.Module):
         self.norm = RMSNorm(config.width, eps=1e-6)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Embedding N(0, 1); matrices N(0, 1/fan_in), those that write into the residual stream smaller by sqrt(2 layers)."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-                continue
-            std = 1.0 if name.startswith("embedding") else parameter.shape[1] ** -0.5
+    def init_weights(self, generator: torch.Generator | None = None, parameterization: CompleteP | None = None) -> None:
+        """Embedding N(0, 1); matrices N(0, 1/fan_in), those that write into the residual stream smaller by sqrt(2 layers).
+
+        That is the base model; `parameterization` says how much wider and deeper this one is, and scales it from there.
+        """
+        scaled = parameterization or CompleteP()
+
+        def base_std(name: str, parameter: nn.Parameter) -> float:
+            if name.startswith("embedding"):
+                return 1.0
+            std = (parameter.shape[1] / scaled.width) ** -0.5
             if name.endswith(("output_proj.weight", "w2.weight")):
-                std /= math.sqrt(2 * self.config.num_layers)
-            parameter.normal_(0.0, std, generator=generator)
+                std /= math.sqrt(2 * self.config.num_layers / scaled.depth)
+            return std
+
+        initialize(self, RULES, scaled, base_std, generator)
 
     def hidden(
         self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None

@@ -1,24 +1,50 @@
-"""The optimizer, and a learning rate that is a function of tokens seen, not of steps."""
+"""AdamW as a run uses it: tuned settings, carried to its width, depth, batch and horizon (CompleteP and the SDE scaler)."""
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from components.parameterization import CompleteP, param_groups
+from components.sde import AdamWSettings, SDEScaler
 from mdm.config import UserError
+from mdm.data import BatchSettings
+from mdm.model import RULES, ModelConfig
+
+
+@dataclass
+class ParameterizationSettings:
+    """The model at which the optimizer's settings were tuned; null is the model itself. alpha: see `CompleteP`."""
+
+    base_width: int | None = None
+    base_depth: int | None = None
+    alpha: float = 1.0
+
+    def of(self, config: ModelConfig) -> CompleteP:
+        """How much wider and deeper a model is. Raises UserError."""
+        try:
+            return CompleteP(
+                config.width / (self.base_width or config.width),
+                config.num_layers / (self.base_depth or config.num_layers),
+                self.alpha,
+            )
+        except ValueError as error:
+            raise UserError(f"parameterization: {error}") from error
 
 
 @dataclass
 class OptimizerSettings:
-    """AdamW as in PyTorch (decay is multiplied by lr).
+    """AdamW as in PyTorch (decay is multiplied by lr), tuned at `batch.logical`, `base_tokens` and the base model.
 
     warmup:   share of the token horizon over which lr rises linearly from 0; at most 0.25
     final_lr: share of lr that the cosine ends at
     clip:     largest gradient norm; gradients are clipped before they enter the moments
+    base_tokens, gamma: horizon of the tuning (null: this run's), and how the settings move with it; see `components.sde`
+    critical_steps: S_crit of a `sweep_batch`: a run that takes fewer steps warns; null is unknown
     """
 
     lr: float = 1e-3
@@ -28,6 +54,9 @@ class OptimizerSettings:
     warmup: float = 0.05
     final_lr: float = 0.0
     clip: float = 1.0
+    base_tokens: int | None = None
+    gamma: float = 0.44
+    critical_steps: int | None = None
 
     def validate(self) -> None:
         if self.lr <= 0:
@@ -36,29 +65,58 @@ class OptimizerSettings:
             raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
         if not 0 <= self.warmup <= 0.25:
             raise UserError(f"optimizer.warmup must be in [0, 0.25] of the horizon, got {self.warmup}")
-        if self.clip <= 0:
-            raise UserError(f"optimizer.clip must be positive, got {self.clip}")
+        for name in ("eps", "clip", "base_tokens", "critical_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"optimizer.{name} must be positive, got {value}")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+
+    def scaler(self, batch: BatchSettings, physical: int, tokens: int) -> SDEScaler:
+        """These settings at a physical batch, for a horizon of `tokens`."""
+        return SDEScaler(
+            base=AdamWSettings(self.lr, *self.betas, self.eps, self.weight_decay),
+            logical=batch.logical,
+            physical=physical,
+            tokens=tokens,
+            base_tokens=self.base_tokens,
+            gamma=self.gamma,
+            warmup=self.warmup,
+            final_lr=self.final_lr,
+        )
 
 
-def adamw(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over matrices with weight decay, and norm gains without."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas), eps=settings.eps, fused=True)
+def adamw(model: nn.Module, scaler: SDEScaler, parameterization: CompleteP) -> torch.optim.AdamW:
+    """AdamW over groups by role; matrices decay, norm gains do not. `scaler.configure` sets it before every step."""
+    base = scaler.base
+    groups = param_groups(model, RULES, parameterization, base.lr, base.eps, base.weight_decay)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    scaler.configure(optimizer, seen=0)
+    return optimizer
 
 
-def learning_rate(settings: OptimizerSettings, tokens: int, horizon: int) -> float:
-    """Linear warm-up, then a cosine from lr to final_lr * lr over the token horizon (2602.21472: cosine)."""
-    warmup = settings.warmup * horizon
-    if tokens < warmup:
-        return settings.lr * tokens / warmup
-    progress = min((tokens - warmup) / max(horizon - warmup, 1), 1.0)
-    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+def batch_warnings(scaler: SDEScaler, step_tokens: int, critical_steps: int | None) -> list[str]:
+    """What is to be said of a physical batch whose steps see `step_tokens` tokens."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scaler.settings  # noqa: B018 (it warns)
+    warnings.filterwarnings("ignore", message="kappa = ")  # once is enough: the settings are built at every step
+    found = [str(w.message) for w in caught]
+    steps = scaler.tokens / step_tokens
+    if critical_steps is not None and steps < critical_steps:
+        critical_batch = scaler.physical * steps / critical_steps
+        found.append(
+            f"steps of {scaler.physical} sequences leave {steps:.0f} of them, fewer than optimizer.critical_steps = "
+            f"{critical_steps}: the loss gets worse past the critical batch, {critical_batch:.0f} sequences"
+        )
+    return found
 
 
 class EMA:
-    """Exponential moving average of the weights, evaluated in their place. Works on sharded parameters too."""
+    """Exponential moving average of the weights, evaluated in their place. Works on sharded parameters too.
+
+    decay: of a step at the logical batch; one of kappa times that is decay^kappa, so that it averages over as many tokens
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
@@ -67,9 +125,9 @@ class EMA:
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def update(self, parameters: Iterable[tuple[str, nn.Parameter]], kappa: float = 1.0) -> None:
         for name, p in parameters:
-            self.average[name].lerp_(p, 1 - self.decay)
+            self.average[name].lerp_(p, 1 - self.decay**kappa)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:

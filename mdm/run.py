@@ -18,7 +18,7 @@ from mdm.config import UserError, instantiate
 from mdm.data import MicroBatch
 from mdm.hardware import Hardware
 
-FIXED = ("model", "tokenizers", "canvas", "data", "prompt_dropout", "masker", "loss", "seed")
+FIXED = ("model", "tokenizers", "canvas", "data", "prompt_dropout", "masker", "loss", "parameterization", "seed")
 """Settings that a resumed run must share with the one it goes on from."""
 
 
@@ -48,7 +48,7 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
         return {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED}}
     saved = json.loads((newest / "state.json").read_text())
     for key in FIXED:
-        if saved["fixed"][key] != json.loads(json.dumps(config[key])):
+        if saved["fixed"].get(key) != json.loads(json.dumps(config[key])):
             raise UserError(
                 f"{run.folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
             )
@@ -105,6 +105,7 @@ class History:
         self.maskable: list[int] | None = None
         self.loss: torch.Tensor | None = None
         self.norm: torch.Tensor | None = None
+        self.squared_norm: torch.Tensor | None = None
         self.steps = self.tokens = 0
         self.seconds = 0.0
 
@@ -117,6 +118,7 @@ class History:
         """A step's loss, gradient norm before clipping, tokens over all ranks, and time."""
         self.loss = loss if self.loss is None else self.loss + loss
         self.norm = norm if self.norm is None else self.norm + norm
+        self.squared_norm = norm**2 if self.squared_norm is None else self.squared_norm + norm**2
         self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
 
     def write(self, state: dict[str, Any], vocabulary: Vocabulary, lr: float) -> str:
@@ -134,6 +136,7 @@ class History:
             "tokens": state["tokens"],
             "loss": loss,
             "grad_norm": self.norm.item() / self.steps,
+            "squared_grad_norm": self.squared_norm.item() / self.steps,
             "lr": lr,
             "tokens_per_second": self.tokens / self.seconds,
             "seconds": state["seconds"],

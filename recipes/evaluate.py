@@ -23,13 +23,13 @@ from components.losses import bits_per_byte
 from components.sequences import TASKS, find_task
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, check, instantiate
+from mdm.config import UserError, check
 from mdm.data import StreamSettings, open_source, validation_batches
 from mdm.editing import Edit, inpaint, respeak
 from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
 from mdm.generation import generate
 from mdm.hardware import Hardware, check_hardware, hardware
-from mdm.judges import accuracy, class_in_text
+from mdm.judges import accuracy, class_in_text, coded, train_judge
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
 from mdm.run import check_output_dir
@@ -44,7 +44,7 @@ class JudgedTask:
     judge:    `_component_` of a judge, trained on its `samples`
     test:     held-out samples with a `label`
     caption:  the prompt for a class word
-    write:    the task that generates the modality from the caption, with its sampler and guidance scale
+    write:    the task that generates the modality from the caption
     read:     the task that reads it back as text
     complete: the task that generates it with its caption, from the first half of a held-out item; null is not scored
     """
@@ -55,20 +55,14 @@ class JudgedTask:
     write: str = MISSING
     read: str = MISSING
     complete: str | None = None
-    sampler: dict[str, Any] = MISSING
-    guidance_scale: float = 0.0
 
 
 @dataclass
 class CrossedTask:
-    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge and sampler.
-
-    guidance_scale: null is that of the judged modality
-    """
+    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge."""
 
     judged: str = MISSING
     test: dict[str, Any] = MISSING
-    guidance_scale: float | None = None
 
 
 @dataclass
@@ -80,7 +74,6 @@ class Settings:
     data: dict[str, StreamSettings] = MISSING
     judged: dict[str, JudgedTask] = MISSING
     crossed: dict[str, CrossedTask] = field(default_factory=dict)
-    read_sampler: dict[str, Any] = MISSING
     samples: int = 200
     nelbo_repeats: int = 4
     seed: int = 0
@@ -113,14 +106,12 @@ def validate_judged(cfg: Any) -> None:
         for key in ("write", "read", "complete"):
             if getattr(task, key) not in (*TASKS, None):
                 raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
-        instantiate(task.sampler, f"judged.{name}.sampler")
     for name, task in cfg.crossed.items():
         check(task.test, f"crossed.{name}.test")
         if name not in TASKS:
             raise UserError(f"crossed: {name!r} is not one of {', '.join(TASKS)}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
-    instantiate(cfg.read_sampler, "read_sampler")
     if cfg.samples < 1:
         raise UserError(f"samples must be at least 1, got {cfg.samples}")
 
@@ -180,31 +171,22 @@ def judged(
 ) -> Any:  # fmt: skip
     """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge, which it returns."""
     modality = TASKS[task.write].generated[0]
-
-    def coded(samples: list[dict]) -> list[dict]:
-        """Real samples as the tokenizer hands them back: what a perfect model could make."""
-        return [{**s, modality: processor.decode(modality, processor.encode(modality, s[modality]))} for s in samples]
-
-    training = instantiate(task.judge["samples"], f"judged.{name}.judge.samples")
-    node = {key: value for key, value in task.judge.items() if key != "samples"}
-    judge = instantiate(node, f"judged.{name}.judge", samples=[*training, *coded(training)])
+    judge = train_judge(task.judge, f"judged.{name}.judge", processor, modality)
     test = open_source(task.test, f"judged.{name}.test")
     labels = [s["label"] for s in test]
-    results.metrics[f"{name}_judge_accuracy"] = accuracy(judge.classify([s[modality] for s in coded(test)]), labels)
+    results.metrics[f"{name}_judge_accuracy"] = accuracy(
+        judge.classify([s[modality] for s in coded(test, processor, modality)]), labels
+    )
 
     classes = [i % len(WORDS) for i in range(cfg.samples)]
     prompts = [{"text": task.caption.format(WORDS[c])} for c in classes]
     with hw.autocast():
-        sampler = instantiate(task.sampler, f"judged.{name}.sampler")
-        made = generate(
-            model, processor, task.write, prompts, sampler, task.guidance_scale, cfg.seed, batch_size=50, progress=progress
-        ).outputs
+        made = generate(model, processor, task.write, prompts, seed=cfg.seed, batch_size=50, progress=progress).outputs
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
         chosen = shuffled(test, cfg.samples, cfg.seed)
-        sampler = instantiate(cfg.read_sampler, "read_sampler")
-        texts = generate(model, processor, task.read, chosen, sampler, 0.0, cfg.seed, batch_size=50, progress=progress).outputs
+        texts = generate(model, processor, task.read, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     read = np.array([class_in_text(t["text"], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
     results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
@@ -237,14 +219,10 @@ def cross(
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Generates from held-out parts, e.g. an image from speech, and scores how many show the class of what was given."""
-    task = cfg.judged[cfg.crossed[name].judged]
     (modality,) = TASKS[name].generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
-    sampler = instantiate(task.sampler, f"judged.{cfg.crossed[name].judged}.sampler")
-    own = cfg.crossed[name].guidance_scale
-    scale = task.guidance_scale if own is None else own
     with hw.autocast():
-        made = generate(model, processor, name, chosen, sampler, scale, cfg.seed, batch_size=50, progress=progress).outputs
+        made = generate(model, processor, name, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
     results.written[name] = [

@@ -5,15 +5,18 @@
     mdm cp pretrain my.py                                  take a copy and change it
 
 A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
-an AdamW step on the weighted cross-entropy; the learning rate is a function of tokens seen. Run it again with the same
-output_dir to resume from its last checkpoint, at the very next sample.
+an AdamW step on the weighted cross-entropy. The optimizer's settings are those tuned at `batch.logical` sequences and at the
+base width and depth: the SDE scaler carries them to the physical batch, CompleteP to the model's shape, and the learning rate
+is a function of tokens seen. Run it again with the same output_dir to resume from its last checkpoint, at the very next
+sample, on as many processes and with as large a physical batch as you have now.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,14 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 from tqdm import tqdm
 
+from components.sde import rescale_moments
 from components.sequences import TASKS
 from mdm import checkpoint
 from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
 from mdm.data import (
     FORWARD_TASKS,
+    MASKER_SUPPLIED,
     BatchSettings,
     LossSettings,
     StreamSettings,
@@ -36,6 +41,7 @@ from mdm.data import (
     check_streams,
     check_tasks,
     corpus,
+    maskers,
     next_step,
     open_source,
     streams,
@@ -56,11 +62,12 @@ from mdm.hardware import (
     whole,
 )
 from mdm.media import save_outputs
-from mdm.optim import EMA, OptimizerSettings, adamw, learning_rate
+from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
 from mdm.run import History, NonFinite, check_output_dir, open_history, restore_or_start
 
 CONFIG = "pretrain"
+MODEL_SUPPLIED = ("vocab_size", "residual_multiplier")
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Settings:
     prompt_dropout: float = 0.1
     masker: dict[str, Any] = MISSING
     loss: LossSettings = field(default_factory=LossSettings)
+    parameterization: ParameterizationSettings = field(default_factory=ParameterizationSettings)
     batch: BatchSettings = MISSING
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     tokens: int = MISSING
@@ -97,15 +105,17 @@ def validate(cfg: Settings) -> None:
     check_output_dir(cfg.output_dir)
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile)
-    check(cfg.model, "model", supplied=("vocab_size",))
+    check(cfg.model, "model", supplied=MODEL_SUPPLIED)
     for modality, node in cfg.tokenizers.items():
         check(node, f"tokenizers.{modality}", supplied=("corpus",))
     check_streams(cfg.data)
-    check(cfg.masker, "masker", supplied=("mask_id", "modalities", "seed"))
-    check_loss(cfg.loss, cfg.batch)
+    check(cfg.masker, "masker", supplied=MASKER_SUPPLIED)
+    check_loss(cfg.loss)
+    cfg.batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
     cfg.optimizer.validate()
     with torch.device("meta"):
-        model = instantiate(cfg.model, "model", vocab_size=1)
+        model = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0)
+    cfg.parameterization.of(model.config)
     check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, model.config.max_length)
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")
@@ -142,21 +152,24 @@ class Pretrain:
         except ValueError as error:
             raise UserError(str(error)) from error
         self.vocabulary = self.processor.vocabulary
-        self.masker = instantiate(
-            cfg.masker, "masker", mask_id=self.vocabulary.mask_id, modalities=self.vocabulary.modalities, seed=cfg.seed
-        )
+        masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
         try:
             self.loader = training_loader(
-                streams(cfg.data, sources, self.processor, cfg.seed, cfg.prompt_dropout),
-                self.masker, self.processor, cfg.batch, cfg.loss, cfg.seed, hw.rank, hw.world_size,
+                streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout),
+                masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
             self.plan = validation_batches(cfg.data, self.held_out, self.processor, cfg.validation_samples)
         except ValueError as error:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
-        self.model = instantiate(cfg.model, "model", vocab_size=self.vocabulary.size)
-        self.model.init_weights(torch.Generator().manual_seed(cfg.seed))
+        with torch.device("meta"):
+            shape = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
+        scaled = cfg.parameterization.of(shape)
+        self.model = instantiate(
+            cfg.model, "model", vocab_size=self.vocabulary.size, residual_multiplier=scaled.residual_multiplier
+        )
+        self.model.init_weights(torch.Generator().manual_seed(cfg.seed), scaled)
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         self.flops = self.model.flops_per_token(self.model.config.max_length)
@@ -164,10 +177,12 @@ class Pretrain:
             set_activation_checkpointing(self.model, {TransformerSelfAttentionLayer})
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
         shard(self.model, hw)
-        self.optimizer = adamw(self.model, cfg.optimizer)
+        self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
+        self.optimizer = adamw(self.model, self.scaler, scaled)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
+        self.scaled_to: int | None = None
         self.history: History = open_history(cfg, hw, self.state["step"])
         self.finite = NonFinite(hw)
 
@@ -176,8 +191,8 @@ class Pretrain:
         hw.say(
             f"{self.num_parameters / 1e6:.1f} M parameters ({self.flops / 1e6:.0f} MFLOP a token), "
             f"{hw.world_size} x {hw.device.type}, {'bf16' if hw.bf16 else 'float32'}, "
-            f"{'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of {cfg.batch.physical} "
-            f"sequences; vocabulary of {self.vocabulary.size}"
+            f"{'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of "
+            f"{self.physical(state['tokens'])} sequences; vocabulary of {self.vocabulary.size}"
         )
         if cfg.precision == "auto" and not hw.bf16:
             hw.say("This hardware does not multiply bfloat16: training runs in float32, about a third slower.")
@@ -217,7 +232,7 @@ class Pretrain:
         hw, started = self.hw, time.perf_counter()
         totals = hw.sum(torch.tensor([[m.denominator, m.num_tokens] for m in micros], dtype=torch.float64).sum(0))
         denominator, seen = max(totals[0].item(), 1.0), int(totals[1].item())  # made on the CPU: nothing waits for the device
-        rate = learning_rate(self.cfg.optimizer, self.state["tokens"] + seen, self.cfg.tokens)
+        self.follow_batch(seen)
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
             sync_gradients(self.model, i == len(micros) - 1, hw)
@@ -226,17 +241,33 @@ class Pretrain:
             loss += sums.loss.detach() / denominator
             self.history.accumulate(sums.nelbo, micro.maskable)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.scaler.configure(self.optimizer, self.state["tokens"] + seen)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update(self.model.named_parameters())
+            self.ema.update(self.model.named_parameters(), self.scaler.kappa)
         self.state["step"] += 1
         self.state["tokens"] += seen
         self.finite.record(self.state["step"], micros, loss, norm)
         self.history.count(loss, norm, seen, time.perf_counter() - started)
         return seen
+
+    def physical(self, seen: int) -> int:
+        """Sequences of the step that begins after `seen` tokens."""
+        return self.cfg.batch.at(seen / self.cfg.tokens)
+
+    def follow_batch(self, step_tokens: int) -> None:
+        """Carries the optimizer over to another physical batch: one of the ramp, or of a resume with other settings."""
+        physical, state = self.physical(self.state["tokens"]), self.state
+        if self.scaled_to == physical:
+            return
+        if state.setdefault("physical", physical) != physical:
+            rescale_moments(self.optimizer, physical / state["physical"])
+            self.hw.say(f"The physical batch goes from {state['physical']} to {physical} sequences, and AdamW with it.")
+        state["physical"] = self.scaled_to = physical
+        self.scaler = replace(self.scaler, physical=physical)
+        for warning in batch_warnings(self.scaler, step_tokens, self.cfg.optimizer.critical_steps):
+            self.hw.say(f"Warning: {warning}")
 
     def log(self) -> str:
         """The only place, with validation and saving, that waits for the device."""

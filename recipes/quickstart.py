@@ -48,8 +48,6 @@ class Settings(pretrain.Settings):
 
     judged: dict[str, evaluate.JudgedTask] = MISSING
     crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
-    read_sampler: dict[str, Any] = MISSING
-    text_sampler: dict[str, Any] = MISSING
     samples: int = 200
     nelbo_repeats: int = 4
 
@@ -214,10 +212,9 @@ def reading_section(results: Any) -> Section:
 
 def text_section(cfg: Settings, model: Any, processor: Any, hw: Hardware) -> Section:
     """Text written from nothing."""
-    sampler = evaluate.instantiate(cfg.text_sampler, "text_sampler")
     length = next(s.pack for s in cfg.data.values() if s.pack is not None) - 3
     with hw.autocast():
-        made = generate(model, processor, "text", [{}] * 4, sampler, length=length)
+        made = generate(model, processor, "text", [{}] * 4, length=length)
     body = "".join(report.preformatted(o["text"]) for o in made.outputs)
     return Section(
         "Text", "Unconditional samples: the vocabulary and phrases of the language reference, little sense yet.", body

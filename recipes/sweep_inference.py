@@ -35,7 +35,7 @@ from mdm.data import open_source
 from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
 from mdm.hardware import check_hardware, compile_blocks, hardware
-from mdm.judges import accuracy
+from mdm.judges import accuracy, coded, train_judge
 from mdm.quality import NGram, distinct, frechet, unigram_entropy
 from mdm.run import check_output_dir
 
@@ -184,14 +184,8 @@ def scorer(
 
         return [{}] * cfg.samples, measure_text, of_text(documents[::5])
 
-    def coded(samples: list[dict]) -> list[dict]:
-        """Real samples as the tokenizer hands them back: what a perfect model could make."""
-        return [{**s, name: processor.decode(name, processor.encode(name, s[name]))} for s in samples]
-
-    training = instantiate(swept.judge["samples"], f"modalities.{name}.judge.samples")
-    node = {key: value for key, value in swept.judge.items() if key != "samples"}
-    judge = instantiate(node, f"modalities.{name}.judge", samples=[*training, *coded(training)])
-    items = [s[name] for s in coded(test)]
+    judge = train_judge(swept.judge, f"modalities.{name}.judge", processor, name)
+    items = [s[name] for s in coded(test, processor, name)]
     held_out = judge.features(items)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
 

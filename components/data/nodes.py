@@ -158,6 +158,7 @@ class Stream:
     weight: its rows among every sum-of-weights rows of the mix, exactly
     build:  (item of the node, the row's generator) -> the row's sequences: where tasks are chosen and prompts dropped
     length: positions of its rows, or None for those of the longest row of the batch
+    pairs:  anti-masking: each of its rows comes twice, with documents of indices 2j and of 2j + 1
     """
 
     name: str
@@ -165,6 +166,7 @@ class Stream:
     weight: int
     build: Callable[[Any, np.random.Generator], list[TokenSequence]]
     length: int | None = None
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,24 +181,24 @@ class Row:
 class Mix(BaseNode):
     """Rows of several streams in exact proportion, in an order that is a function of (seed, row).
 
-    Yields one row, or with `pairs` (anti-masking) the same one twice: documents of indices 2j, and of 2j + 1.
+    Yields one row, or where any stream wants pairs two: the same one twice, or two of a stream that wants none.
     """
 
-    def __init__(self, streams: Sequence[Stream], seed: int, pairs: bool = False) -> None:
+    def __init__(self, streams: Sequence[Stream], seed: int) -> None:
         super().__init__()
         if not streams:
             raise ValueError("data: there is no stream to mix")
         for s in streams:
             if not isinstance(s.weight, int) or s.weight < 1:
                 raise ValueError(f"data.{s.name}.weight must be a positive integer, got {s.weight!r}")
-        self.streams, self.seed, self.pairs = list(streams), seed, pairs
+        self.streams, self.seed, self.copies = list(streams), seed, 1 + any(s.pairs for s in streams)
         divisor = math.gcd(*(s.weight for s in streams))
         self._window = np.repeat(np.arange(len(streams)), [s.weight // divisor for s in streams])
 
     @property
     def window(self) -> int:
         """Sequences after which the shares are exact: a batch of a multiple of it always has the same make-up."""
-        return len(self._window) * (1 + self.pairs)
+        return len(self._window) * self.copies
 
     def reset(self, initial_state: dict | None = None) -> None:
         super().reset(initial_state)
@@ -206,47 +208,65 @@ class Mix(BaseNode):
             s.node.reset(state["streams"][s.name] if state else None)
 
     def next(self) -> list[Row]:
-        """The next row of the mix, once or (with `pairs`) twice."""
+        """The next row of the mix, or two."""
         window, place = divmod(self.row, len(self._window))
         stream = self.streams[sample_rng(self.seed, "mix", window).permutation(self._window)[place]]
-        sequences = stream.build(next(stream.node), sample_rng(self.seed, "task", self.row))
-        copies = 1 + self.pairs
-        rows = [
-            Row(stream.name, sequences, [self.index + copies * k + c for k in range(len(sequences))]) for c in range(copies)
-        ]
         self.row += 1
-        self.index += copies * len(sequences)
-        return rows
+        together = self.copies if stream.pairs else 1
+        return [row for _ in range(self.copies // together) for row in self._draw(stream, together)]
+
+    def _draw(self, stream: Stream, copies: int) -> list[Row]:
+        """One row of a stream, `copies` times."""
+        sequences = stream.build(next(stream.node), sample_rng(self.seed, "task", self.index))
+        first = -(-self.index // copies) * copies  # 2j, so that 2j + 1 is the other of a pair
+        self.index = first + copies * len(sequences)
+        return [Row(stream.name, sequences, [first + copies * k + c for k in range(len(sequences))]) for c in range(copies)]
 
     def get_state(self) -> dict[str, Any]:
         return {"row": self.row, "index": self.index, "streams": {s.name: s.node.state_dict() for s in self.streams}}
 
 
 class MicroBatches(BaseNode):
-    """The next `batch_size` sequences of the mix as micro-batches: each of one stream, at that stream's own length.
+    """The next sequences of the mix as micro-batches: each of one stream, at that stream's own length.
 
-    micro_size: rows of a micro-batch at the most, over all ranks
+    batch_size: tokens of all rows before -> sequences of the next step (so it may change on the way); or one number
+    micro_size: rows of a micro-batch at the most, on each rank
     rank, world_size: every rank reads the whole mix and keeps each world_size-th row of every micro-batch
     """
 
-    def __init__(self, mix: Mix, batch_size: int, micro_size: int, pad_id: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        mix: Mix,
+        batch_size: int | Callable[[int], int],
+        micro_size: int,
+        pad_id: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         super().__init__()
-        if batch_size % (1 + mix.pairs):
-            raise ValueError(f"batch.physical {batch_size} must be even: anti-masking makes pairs")
-        if micro_size < world_size:
-            raise ValueError(f"batch.micro {micro_size} must be at least the number of processes, {world_size}")
-        self.mix, self.batch_size, self.micro_size, self.pad_id = mix, batch_size, micro_size, pad_id
+        self.mix, self.micro_size, self.pad_id = mix, micro_size * world_size, pad_id
+        self.batch_size = batch_size if callable(batch_size) else lambda tokens: batch_size
         self.rank, self.world_size = rank, world_size
+        self._checked(self.batch_size(0))
+
+    def _checked(self, size: int) -> int:
+        if size % self.mix.copies:
+            raise ValueError(f"the physical batch of {size} must be even: anti-masking makes pairs")
+        return size
 
     def reset(self, initial_state: dict | None = None) -> None:
         super().reset(initial_state)
-        self.mix.reset(None if initial_state is None else initial_state["mix"])
+        state = initial_state or {"mix": None, "tokens": 0}
+        self.tokens = state["tokens"]
+        self.mix.reset(state["mix"])
 
-    def next(self) -> list[Batch]:
-        """The micro-batches of one optimizer step, stream by stream."""
+    def next(self) -> list[tuple[str, Batch]]:
+        """The micro-batches of one optimizer step, stream by stream, each with its stream's name."""
         rows: list[Row] = []
-        while len(rows) < self.batch_size:
+        size = self._checked(self.batch_size(self.tokens))
+        while len(rows) < size:
             rows += next(self.mix)
+        self.tokens += sum(len(s) for r in rows for s in r.sequences)
         batches = []
         for stream in self.mix.streams:
             own = [r for r in rows if r.stream == stream.name]
@@ -257,8 +277,9 @@ class MicroBatches(BaseNode):
                         f"data.{stream.name}: {len(part)} rows of a micro-batch cannot be shared by {self.world_size} ranks; "
                         "raise batch.physical or the stream's weight"
                     )
-                batches.append(collate([r.sequences for r in kept], [r.indices for r in kept], self.pad_id, stream.length))
+                batch = collate([r.sequences for r in kept], [r.indices for r in kept], self.pad_id, stream.length)
+                batches.append((stream.name, batch))
         return batches
 
     def get_state(self) -> dict[str, Any]:
-        return {"mix": self.mix.state_dict()}
+        return {"mix": self.mix.state_dict(), "tokens": self.tokens}

@@ -17,8 +17,8 @@ from components.sequences import task_sequence
 from mdm.media import write_wav
 
 
-def make_pipeline(vocabulary, pairs=False, rank=0, world_size=1, batch_size=12):
-    """A packed text stream and a stream of pairs, 1 : 2."""
+def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_size=12):
+    """A stream of two modalities and one of packed text, 2 : 1; `pairs`: anti-masking for each."""
 
     def pair(sample, rng):
         parts = {"text": torch.tensor([sample % 7]), "image": vocabulary.to_global("image", torch.full((4,), sample % 5))}
@@ -30,17 +30,17 @@ def make_pipeline(vocabulary, pairs=False, rank=0, world_size=1, batch_size=12):
         Shuffled(documents, 0), lambda d: d, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24
     )
     streams = [
-        Stream("pairs", Shuffled(range(10), 1), 2, pair),
-        Stream("text", packed, 1, lambda row, rng: row, length=24),
+        Stream("pairs", Shuffled(range(10), 1), 2, pair, pairs=pairs[0]),
+        Stream("text", packed, 1, lambda row, rng: row, length=24, pairs=pairs[1]),
     ]
-    return MicroBatches(Mix(streams, 0, pairs), batch_size, 6, vocabulary.pad_id, rank, world_size)
+    return MicroBatches(Mix(streams, 0), batch_size, 6 // world_size, vocabulary.pad_id, rank, world_size)
 
 
 def flat(step):
-    return [(b.tokens, b.document) for b in step]
+    return [(b.tokens, b.document) for _, b in step]
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [(False, False), (True, True), (True, False)])
 @pytest.mark.parametrize("stop", [0, 1, 5])
 def test_the_pipeline_resumes_at_the_very_next_sample(vocabulary, pairs, stop):
     loader = Loader(Prefetcher(make_pipeline(vocabulary, pairs), 3))
@@ -62,29 +62,64 @@ def test_shares_are_exact_and_batches_have_one_make_up(vocabulary):
     node = make_pipeline(vocabulary)
     for _ in range(5):
         step = next(node)
-        assert [tuple(b.tokens.shape) for b in step] == [(4, 11), (4, 11), (4, 24)]
+        assert [(name, *b.tokens.shape) for name, b in step] == [("pairs", 4, 11), ("pairs", 4, 11), ("text", 4, 24)]
 
 
 def test_every_sample_index_is_given_once(vocabulary):
     node = make_pipeline(vocabulary)
-    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for b in next(node)])
+    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b in next(node)])
     assert sorted(seen.tolist()) == list(range(len(seen)))
 
 
 def test_pairs_are_the_same_sequence_twice(vocabulary):
-    for batch in next(make_pipeline(vocabulary, pairs=True)):
+    for _, batch in next(make_pipeline(vocabulary, pairs=(True, True))):
         assert_close(batch.tokens[0::2], batch.tokens[1::2])
         assert_close(batch.document[0::2] + (batch.document[0::2] >= 0).long(), batch.document[1::2])
         assert (batch.document[0::2] % 2 <= 0).logical_or(batch.document[0::2] < 0).all()
 
 
+@pytest.mark.parametrize("paired", ["pairs", "text"])
+def test_a_stream_without_pairs_beside_one_with_them_keeps_its_share_in_samples_of_its_own(vocabulary, paired):
+    node = make_pipeline(vocabulary, pairs=(paired == "pairs", paired == "text"))
+    seen = []
+    for step in [next(node) for _ in range(4)]:
+        assert [(name, len(b.tokens)) for name, b in step] == [("pairs", 4), ("pairs", 4), ("text", 4)]
+        for name, batch in step:
+            first = batch.document[:, 0]
+            if name == paired:
+                assert_close(first[0::2] % 2, torch.zeros(2, dtype=torch.long))
+                assert_close(first[0::2] + 1, first[1::2])
+                assert_close(batch.tokens[0::2], batch.tokens[1::2])
+            seen.append(batch.document[batch.document >= 0].unique())
+    indices = torch.cat(seen).tolist()
+    assert len(set(indices)) == len(indices)
+
+
+def test_the_batch_may_change_with_the_tokens_seen(vocabulary):
+    """The same samples in the same order, cut into other steps: also where it goes on from the state after two."""
+    one = make_pipeline(vocabulary, batch_size=12)
+    grows = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
+    expected = [b for _ in range(6) for _, b in next(one)]
+    steps = [next(grows) for _ in range(2)]
+    again = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
+    again.reset(grows.state_dict())
+    steps += [next(again) for _ in range(2)]
+    assert [sum(len(b.tokens) for _, b in step) for step in steps] == [12, 12, 24, 24]
+    for name in ("tokens", "document"):
+        seen = [sorted(row.tolist() for row in getattr(b, name) if b.tokens.shape[1] == 11) for b in expected]
+        rows = sorted(row for batch in seen for row in batch)
+        assert (
+            sorted(r.tolist() for step in steps for _, b in step if b.tokens.shape[1] == 11 for r in getattr(b, name)) == rows
+        )
+
+
 def test_ranks_share_the_rows_of_one_process(vocabulary):
     whole = next(make_pipeline(vocabulary))
     parts = [next(make_pipeline(vocabulary, rank=r, world_size=2)) for r in range(2)]
-    for batch, *halves in zip(whole, *parts, strict=True):
+    for (_, batch), *halves in zip(whole, *parts, strict=True):
         for r in range(2):
-            assert_close(halves[r].tokens, batch.tokens[r::2])
-            assert_close(halves[r].document, batch.document[r::2])
+            assert_close(halves[r][1].tokens, batch.tokens[r::2])
+            assert_close(halves[r][1].document, batch.document[r::2])
 
 
 def test_an_epoch_shows_every_sample_once_in_a_new_order():
@@ -113,7 +148,7 @@ def test_mistakes_are_named(vocabulary):
     with pytest.raises(ValueError, match=r"weight must be a positive integer, got 0"):
         Mix([Stream("x", Shuffled([1], 0), 0, lambda s, r: [])], 0)
     with pytest.raises(ValueError, match="must be even"):
-        make_pipeline(vocabulary, pairs=True, batch_size=13)
+        make_pipeline(vocabulary, pairs=(True, True), batch_size=13)
 
 
 def test_splits_are_disjoint():

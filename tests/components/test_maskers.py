@@ -177,6 +177,8 @@ def test_per_modality_schedules_apply_to_their_own_positions(vocabulary, make_ba
 
 def test_bad_settings_are_named(vocabulary):
     with pytest.raises(ValueError, match="t_min must be in"):
-        BernoulliMasker(vocabulary.mask_id, t_min=0.7)
+        BernoulliMasker(vocabulary.mask_id, t_min=1.0)
+    with pytest.raises(ValueError, match=r"with pairs, got 0\.7"):
+        BernoulliMasker(vocabulary.mask_id, pairs=True, t_min=0.7)
     with pytest.raises(ValueError, match="group must be at least 1, got 0"):
         LowDiscrepancyTimes(0)

@@ -28,7 +28,7 @@ data:
     tasks: {{text: 1.0}}
     pack: 32
 masker: {{_component_: components.maskers.BernoulliMasker, pairs: true}}
-batch: {{physical: 12, micro: 8}}
+batch: {{logical: 12, micro: 6}}
 optimizer: {{lr: 1.0e-3}}
 tokens: 12000
 device: cpu

@@ -1,4 +1,6 @@
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -6,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import safetensors.torch
 import torch
 from torch.testing import assert_close
@@ -24,13 +27,17 @@ def weights(folder):
 
 
 def test_resume_after_kill_9_is_bit_exact(config, run, tmp_path):
-    """40 steps in one go, and 20 + kill -9 (while a further checkpoint is half written) + resume: equal weights and losses."""
+    """A run in one go, and one with kill -9 (while a further checkpoint is half written) + resume: equal weights and losses.
+
+    Its physical batch doubles at a quarter, which is before the kill or after it.
+    """
     tokens_per_step = 384  # 8 pairs of 33 positions and 4 packed rows of 32, less what packing leaves empty
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = [f"tokens={tokens_per_step * 40}", f"checkpoint_every_tokens={tokens_per_step * 5}", "ema=0.9"]
+    settings.append("batch.ramp={0.25: 24}")
     run("run", "pretrain", "--config", config, f"output_dir={whole}", *settings)
     expected = losses(whole)
-    assert len(expected) >= 38
+    assert 24 <= len(expected) <= 26  # 10 steps of 12 sequences, 15 of 24
 
     command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config), f"output_dir={parts}", *settings]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "1", "PYTHONPATH": str(ROOT)}
@@ -79,6 +86,24 @@ def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path):
             assert_close(b[name], a[name], rtol=0, atol=2e-4)
 
 
+def test_a_run_goes_on_with_another_batch_on_other_processes(config, run, tmp_path):
+    """From 12 sequences on one process to 24 on two: settings, moments and schedule follow, and the tokens are the same."""
+    settings = ["tokens=6000", "checkpoint_every_tokens=3000", f"output_dir={tmp_path / 'out'}"]
+    run("run", "pretrain", "--config", config, *settings)
+    for late in complete(tmp_path / "out" / "checkpoints")[1:]:
+        shutil.rmtree(late)
+    two = ["run", "--nproc_per_node", "2", "pretrain", "--config", config]
+    done = run(*two, *settings, "batch.physical=24", "optimizer.critical_steps=100", typecheck="0")
+    assert "The physical batch goes from 12 to 24 sequences, and AdamW with it." in done.stdout
+    assert "fewer than optimizer.critical_steps = 100: the loss gets worse past the critical batch" in done.stdout
+    lines = [line for line in read_history(tmp_path / "out" / "history.jsonl") if "lr" in line]
+    resumed_at = next(i for i, (a, b) in enumerate(itertools.pairwise(lines)) if b["tokens"] - a["tokens"] > 500) + 1
+    assert lines[-1]["tokens"] < 7000
+    for line in lines[resumed_at:]:  # the schedule is a function of tokens, sqrt(2) higher
+        progress = (line["tokens"] - 300) / 5700
+        assert line["lr"] == pytest.approx(2**0.5 * 1e-3 * (1 + math.cos(math.pi * min(progress, 1))) / 2, rel=1e-6, abs=1e-9)
+
+
 def test_a_folder_and_a_streamed_dataset_train_and_resume(config, run, tmp_path):
     """The user's own data: images with captions from a folder, text streamed from a saved dataset."""
     import datasets
@@ -119,7 +144,7 @@ def test_a_copied_recipe_runs_from_an_empty_folder(run, tmp_path, config):
     assert (tmp_path / "my.yaml").is_file()
     source = (tmp_path / "my.py").read_text()
     (tmp_path / "my.py").write_text(source.replace("M parameters (", "M parameters, edited ("))
-    small = ["tokens=3000", "model.width=32", "batch.physical=24", "compile=false", "validation_samples=8"]
+    small = ["tokens=3000", "model.width=48", "batch.physical=24", "compile=false", "validation_samples=8"]
     done = run("run", "my.py", "--config", "my.yaml", "model.num_layers=2", *small, cwd=tmp_path)
     assert "edited" in done.stdout
     assert json.loads((tmp_path / "runs/pretrain/model/config.json").read_text())["num_layers"] == 2

@@ -1,0 +1,105 @@
+"""The coordinate check: how much activations change in the first steps, over width or depth (Tensor Programs V, 2203.03466).
+
+Where hyperparameters transfer, the change is flat: neither vanishing nor exploding as the model grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """rows: {"size", "seed", "module", "change"}: the root mean square change of a module's output on the probe."""
+
+    rows: list[dict[str, Any]]
+
+    def changes(self) -> dict[str, dict[int, np.ndarray]]:
+        """Per module and size, the changes of all seeds."""
+        found: dict[str, dict[int, list[float]]] = {}
+        for row in self.rows:
+            found.setdefault(row["module"], {}).setdefault(row["size"], []).append(row["change"])
+        return {module: {size: np.array(v) for size, v in by_size.items()} for module, by_size in found.items()}
+
+    def slopes(self) -> dict[str, float]:
+        """Per module, the slope of log change (its mean over seeds) against log size: 0 is flat."""
+        found = {}
+        for module, by_size in self.changes().items():
+            means = [np.log(changes).mean() for changes in by_size.values()]
+            found[module] = float(np.polyfit(np.log(list(by_size)), means, 1)[0])
+        return found
+
+    def draw(self, axes: Any, size: str) -> None:
+        """The changes over the size, with the spread over seeds, into a matplotlib axes."""
+        slopes = self.slopes()
+        for (module, by_size), marker in zip(self.changes().items(), "osD^vPX*h<>" * 9, strict=False):
+            means = [changes.mean() for changes in by_size.values()]
+            spread = [changes.std(ddof=1) if len(changes) > 1 else 0.0 for changes in by_size.values()]
+            label = f"{module} ({slopes[module]:+.2f})"
+            axes.errorbar(list(by_size), means, spread, marker=marker, markersize=4, capsize=2, linewidth=1, label=label)
+        sizes = sorted({row["size"] for row in self.rows})
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [str(s) for s in sizes])
+        axes.set_xlabel(size)
+        axes.set_ylabel("RMS change of the output")
+        axes.legend(fontsize="x-small", title="module (slope)", title_fontsize="x-small")
+
+
+def coordinate_check(
+    build: Callable[[int, int], nn.Module],
+    train: Callable[[nn.Module], None],
+    probe: Callable[[nn.Module], Any],
+    watch: Callable[[nn.Module], Mapping[str, nn.Module]],
+    sizes: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    on_model: Callable[[int, int], None] | None = None,
+) -> CoordinateCheck:
+    """Trains a fresh model of each size and seed for a few steps and compares its activations before and after.
+
+    build:    (size, seed) -> model, its optimizer's concern left to `train`
+    train:    takes the steps, in place; the same data for every size
+    probe:    runs the model on fixed inputs
+    watch:    the modules whose outputs are looked at, by name: the same names for every size
+    on_model: called after each model
+
+    Raises ValueError for fewer than two sizes.
+    """
+    if len(set(sizes)) < 2:
+        raise ValueError(f"coordinate_check: at least two sizes are needed, got {list(sizes)}")
+    rows = []
+    for size in sizes:
+        for seed in seeds:
+            model = build(size, seed)
+            before = _outputs(model, probe, watch(model))
+            train(model)
+            after = _outputs(model, probe, watch(model))
+            for name, value in after.items():
+                change = (value - before[name]).square().mean().sqrt().item()
+                rows.append({"size": size, "seed": seed, "module": name, "change": change})
+            if on_model is not None:
+                on_model(size, seed)
+    return CoordinateCheck(rows)
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, probe: Callable[[nn.Module], Any], modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Each module's last output on the probe, in float32."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.__setitem__(name, output.detach().float().clone())
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        probe(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

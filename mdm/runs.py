@@ -1,0 +1,189 @@
+"""Many runs of a recipe, each a process of its own: in parallel, resumable, and a finished one is never repeated.
+
+folder/runs/NAME.yaml       the settings of a run
+folder/runs/NAME/           what the recipe writes (checkpoints are removed when it has finished)
+folder/runs/NAME.json       its outcome
+folder/runs/NAME.log        what it printed
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import queue
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from mdm.config import UserError, find_config, load
+from mdm.run import read_history
+
+
+def settings_of(schema: type, config: str, changes: Mapping[str, Any]) -> Any:
+    """The settings of a run: a config with some keys changed (dotted, as on the command line). Raises UserError."""
+    return load(schema, find_config(config), [f"{key}={_spelled(value)}" for key, value in changes.items()])
+
+
+def _spelled(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+class Runs:
+    """The runs of a sweep. The outcome of one is {"loss", "steps", "tokens", "seconds", "grad_norm", ...}.
+
+    workers: processes at a time; each has its share of the cores, or a GPU of its own
+    """
+
+    def __init__(self, folder: Path, config: str, base: Mapping[str, Any], workers: int | None = None) -> None:
+        """base: the keys of `config` that every run changes. Raises UserError where the folder holds a sweep of others."""
+        self.folder, self.config, self.base = folder / "runs", config, dict(base)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header, of = self.folder / "sweep.json", json.loads(json.dumps({"config": config, "base": dict(base)}))
+        if header.is_file() and json.loads(header.read_text()) != of:
+            raise UserError(f"output_dir {folder} holds a sweep of other settings; choose another, or delete it")
+        header.write_text(json.dumps(of, indent=1))
+        self.devices = max(torch.cuda.device_count(), 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = workers or (self.devices if torch.cuda.is_available() else max(cores, 1))
+        self.threads = max(cores // self.workers, 1)
+        self.pool = ThreadPoolExecutor(self.workers)
+        self.slots: queue.Queue[int] = queue.Queue()
+        for slot in range(self.workers):
+            self.slots.put(slot)
+        self.bar = tqdm(total=0, unit="run", dynamic_ncols=True)
+
+    def outcome(self, name: str) -> dict[str, Any] | None:
+        """What a finished run gave; None if it has not finished."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def run(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Runs the recipe `pretrain` once for each name, with these keys changed; returns every outcome.
+
+        A run whose loss was not finite has the outcome {"loss": inf, "error": ...}. Raises UserError for any other failure.
+        May be called from several threads: they share the workers.
+        """
+        missing = [name for name in changes if self.outcome(name) is None]
+        self.bar.total += len(changes)
+        self.bar.update(len(changes) - len(missing))
+        waiting = [self.pool.submit(self._next, name, {**self.base, **changes[name]}) for name in missing]
+        for done in waiting:
+            done.result()
+        return {name: self.outcome(name) or {} for name in changes}
+
+    def _next(self, name: str, changes: Mapping[str, Any]) -> None:
+        slot = self.slots.get()
+        try:
+            self.bar.set_description(name)
+            self._run(name, changes, slot)
+            self.bar.update(1)
+        except BaseException:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            self.slots.put(slot)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.bar.close()
+
+    def _run(self, name: str, changes: Mapping[str, Any], slot: int) -> None:
+        own = self.folder / name
+        config = self.folder / f"{name}.yaml"
+        OmegaConf.save(OmegaConf.create({"base": self.config, **_nested({**changes, "output_dir": str(own)})}), config)
+        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if torch.cuda.is_available():
+            env["CUDA_VISIBLE_DEVICES"] = str(slot % self.devices)
+        command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config)]
+        with (self.folder / f"{name}.log").open("w") as log:
+            code = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
+        text = (self.folder / f"{name}.log").read_text().splitlines()
+        error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
+        if code == 2 and ("loss is" in error or "gradient norm is" in error):
+            outcome: dict[str, Any] = {"loss": float("inf"), "error": error}
+        elif code:
+            raise UserError(f"the run {name} failed ({error}); its output is in {self.folder / name}.log")
+        else:
+            outcome = _outcome(own)
+        shutil.rmtree(own / "checkpoints", ignore_errors=True)
+        partial = self.folder / f"{name}.json.partial"
+        partial.write_text(json.dumps({"name": name, **outcome}))
+        os.replace(partial, self.folder / f"{name}.json")
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}."""
+    nested: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *parents, last = key.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return nested
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """The last validation of a run (its mean over tasks is the loss, in bits a token), and how it got there."""
+    history = read_history(folder / "history.jsonl")
+    validation = [line for line in history if any(k.startswith("bits/") for k in line)][-1]
+    trained = [line for line in history if "grad_norm" in line]
+    bits = {k: v for k, v in validation.items() if k.startswith("bits/")}
+    later = trained[len(trained) // 2 :]  # the first half has another gradient
+    return {
+        "loss": sum(bits.values()) / len(bits),
+        **bits,
+        "steps": validation["step"],
+        "tokens": validation["tokens"],
+        "seconds": trained[-1]["seconds"],
+        "squared_grad_norm": sum(line["squared_grad_norm"] for line in later) / len(later),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row; a figure that a row lacks is left empty."""
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="") as file:
+        out = csv.DictWriter(file, fields)
+        out.writeheader()
+        out.writerows(rows)
+
+
+def tune(
+    losses: Callable[[Sequence[float]], Mapping[float, float]], start: float, factor: float = 2.0, most: int = 8
+) -> dict[float, float]:
+    """The losses on a geometric grid around `start`, widened until its best learning rate is inside it.
+
+    losses: learning rates -> the loss of each
+
+    Raises UserError where the best is still at an edge after `most` more.
+    """
+    known = dict(losses([start / factor, start, start * factor]))
+    for _ in range(most):
+        best = min(known, key=lambda rate: known[rate])
+        if best not in (min(known), max(known)):
+            return known
+        further = best / factor if best == min(known) else best * factor
+        known |= losses([further])
+    raise UserError(f"the best learning rate lies outside {min(known):.2g} to {max(known):.2g}; start elsewhere")
+
+
+def vertex(losses: Mapping[float, float]) -> float:
+    """The minimum of the parabola, in log lr, through the best learning rate and its neighbours; without them, the best."""
+    rates = sorted(losses)
+    i = min(range(len(rates)), key=lambda k: losses[rates[k]])
+    if i in (0, len(rates) - 1) or not all(math.isfinite(losses[rates[k]]) for k in (i - 1, i, i + 1)):
+        return rates[i]
+    a, b, c = (losses[rates[k]] for k in (i - 1, i, i + 1))
+    step = math.log(rates[i + 1] / rates[i])
+    return rates[i] * math.exp(step * 0.5 * (a - c) / (a - 2 * b + c))

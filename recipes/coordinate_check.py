@@ -1,0 +1,160 @@
+"""Coordinate check: how much activations change in the first steps of training, against width and depth.
+
+    mdm run coordinate_check --config coordinate_check_cpu
+
+With CompleteP the changes are flat, and the learning rate that is right for one size is right for all; without it they grow.
+Writes runs.csv, summary.json (the slope of log change against log size for each module), figure.png and finding.md.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from torch import nn
+from tqdm import tqdm
+
+from components.coordinate_check import CoordinateCheck, coordinate_check
+from mdm.cli import load_recipe, run_recipe
+from mdm.config import UserError
+from mdm.data import next_step
+from mdm.hardware import check_hardware, hardware
+from mdm.report import figure_png
+from mdm.run import check_output_dir
+from mdm.runs import settings_of, write_csv
+
+CONFIG = "coordinate_check_cpu"
+
+pretrain = load_recipe("pretrain")
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/coordinate_check_cpu.yaml` explains each."""
+
+    output_dir: str = MISSING
+    run: str = MISSING
+    set: dict[str, Any] = field(default_factory=dict)
+    widths: list[int] = MISSING
+    depths: list[int] = MISSING
+    steps: int = 10
+    seeds: int = 3
+    device: str = "auto"
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before the first model. Raises UserError."""
+    check_output_dir(cfg.output_dir)
+    check_hardware(cfg.device, "fp32")
+    for key in ("widths", "depths"):
+        if len(set(getattr(cfg, key))) < 2 or min(getattr(cfg, key)) < 1:
+            raise UserError(f"{key}: at least two, each at least 1; got {getattr(cfg, key)}")
+    for key in ("steps", "seeds"):
+        if getattr(cfg, key) < 1:
+            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+    for axis in ("width", "depth"):
+        for size in cfg.widths if axis == "width" else cfg.depths:
+            pretrain.validate(settings_of(pretrain.Settings, cfg.run, changes(cfg, axis, size, 0, True)))
+
+
+def changes(cfg: Settings, axis: str, size: int, seed: int, ruled: bool) -> dict[str, Any]:
+    """The keys of a run: one axis grows from its first size, the other stays at its own."""
+    base = {"width": cfg.widths[0], "depth": cfg.depths[0]}
+    own = {**base, axis: size}
+    return {
+        **cfg.set,
+        "model.width": own["width"],
+        "model.num_layers": own["depth"],
+        "parameterization.base_width": base["width"] if ruled else None,
+        "parameterization.base_depth": base["depth"] if ruled else None,
+        "optimizer.warmup": 0.0,  # the first steps at the whole learning rate
+        "device": cfg.device,
+        "seed": seed,
+    }
+
+
+def watch(model: nn.Module) -> dict[str, nn.Module]:
+    """Where the change is measured, from the tokens to the logits."""
+    first, last = model.blocks[0], model.blocks[-1]
+    return {
+        "embedding": model.embedding,
+        "first attention": first.attn,
+        "first feed-forward": first.mlp,
+        "last block": last,
+        "final norm": model.norm,
+        "logits": model.unembedding,
+    }
+
+
+def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck:
+    """The check over one axis."""
+    current: Any = None
+
+    def build(size: int, seed: int) -> nn.Module:
+        nonlocal current
+        own = changes(cfg, axis, size, seed, ruled)
+        with tempfile.TemporaryDirectory() as scratch, hardware(cfg.device, "fp32") as hw:
+            current = pretrain.Pretrain(settings_of(pretrain.Settings, cfg.run, {**own, "output_dir": scratch}), hw)
+            current.history.close()
+        return current.model
+
+    def train(model: nn.Module) -> None:
+        batches = iter(current.loader)
+        for _ in range(cfg.steps):
+            current.step(next_step(batches))
+
+    def probe(model: nn.Module) -> None:
+        micro = next(iter(current.plan.values()))[0][0].to(current.hw.device)  # held-out, masked alike at every size
+        model(micro.noisy.noisy, micro.noisy.clean.document, micro.noisy.clean.position)
+
+    sizes = cfg.widths if axis == "width" else cfg.depths
+    return coordinate_check(build, train, probe, watch, sizes, range(cfg.seeds), lambda size, seed: bar.update(1))
+
+
+def main(cfg: Settings) -> None:
+    folder = Path(cfg.output_dir)
+    found: dict[tuple[str, str], CoordinateCheck] = {}
+    total = 2 * cfg.seeds * (len(cfg.widths) + len(cfg.depths))
+    with tqdm(total=total, unit="model", dynamic_ncols=True) as bar:
+        for axis in ("width", "depth"):
+            for rule in ("with", "without"):
+                bar.set_description(f"{axis} {rule} CompleteP")
+                found[axis, rule] = measure(cfg, axis, rule == "with", bar)
+    write_csv(folder / "runs.csv", [{"axis": a, "rule": r, **row} for (a, r), check in found.items() for row in check.rows])
+    summary = {axis: {rule: found[axis, rule].slopes() for rule in ("with", "without")} for axis in ("width", "depth")}
+    (folder / "summary.json").write_text(json.dumps({"steps": cfg.steps, "seeds": cfg.seeds, **summary}, indent=1))
+    (folder / "figure.png").write_bytes(draw(found))
+    text = finding(cfg, summary)
+    (folder / "finding.md").write_text(f"# Coordinate check\n\n{text}\n")
+    print(text)
+    print(f"Written to {folder}")
+
+
+def draw(found: Mapping[tuple[str, str], CoordinateCheck]) -> bytes:
+    """Change against size, a panel for each axis and rule."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8))
+    for axes, ((axis, rule), check) in zip(panels.flat, found.items(), strict=True):
+        check.draw(axes, axis)
+        axes.set_title(f"{axis}, {rule} CompleteP")
+    return figure_png(figure)
+
+
+def finding(cfg: Settings, summary: Mapping[str, Any]) -> str:
+    """What the check says, in a paragraph."""
+    parts = []
+    for axis, sizes in (("width", cfg.widths), ("depth", cfg.depths)):
+        steepest = {rule: max(summary[axis][rule].items(), key=lambda item: abs(item[1])) for rule in ("with", "without")}
+        said = ", ".join(f"{rule} CompleteP {slope:+.2f} ({module})" for rule, (module, slope) in steepest.items())
+        parts.append(f"over {axis} {sizes[0]} to {sizes[-1]} the steepest slope of log change against log size is {said}")
+    return f"After {cfg.steps} steps, {cfg.seeds} seeds: {'; '.join(parts)}."
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
