@@ -9,7 +9,9 @@ from mdm.cli import load_recipe
 from mdm.config import UserError
 from mdm.runs import Runs
 
-TINY = "tokens: 1500, validation_samples: 8, data.digits.train.split: test, model.width: 32, model.num_layers: 1"
+TINY = (
+    "tokens: 1500, batch.logical: 8, validation_samples: 8, data.digits.train.split: test, model.width: 32, model.num_layers: 1"
+)
 
 
 def files(folder):
@@ -18,15 +20,15 @@ def files(folder):
 
 def test_sweep_batch(run, tmp_path):
     command = ["run", "sweep_batch", f"output_dir={tmp_path}", "batches=[2, 4, 8]", "beyond=[]", f"set={{{TINY}}}"]
-    command += ["seeds=1", "lr=2e-3", "workers=2"]
-    done = run(*command)
+    command += ["seeds=1", "tuning_seeds=1", "lr=0.02", "lr_factor=8", "workers=2"]
+    done = run(*command, timeout=600)
     assert {"runs.csv", "summary.json", "figure.png", "finding.md"} <= files(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["batch_range"] == [2, 8]
     assert summary["steps"]["2"] == pytest.approx(4 * summary["steps"]["8"], rel=0.1)
     assert "From 2 to 8 sequences a step" in done.stdout
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*_seed*.json")}
-    run(*command)
+    run(*command, timeout=600)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*_seed*.json")} == finished
 
 
@@ -62,7 +64,7 @@ def test_what_sweep_batch_concludes():
 
 def test_sweep_transfer(run, tmp_path):
     settings = [f"output_dir={tmp_path}", "sizes=[16, 32]", f"set={{{TINY.replace('model.width: 32, ', '')}}}", "seeds=1"]
-    run("run", "sweep_transfer", *settings, "lr=4e-3", "workers=2", "without=false")
+    run("run", "sweep_transfer", *settings, "lr=0.03", "lr_factor=8", "workers=2", "without=false", timeout=600)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["with"]["moves_by"] >= 1
     assert len(summary["with"]["best_lr"]) == 2
