@@ -86,13 +86,10 @@ class OptimizerSettings:
         )
 
 
-def adamw(model: nn.Module, scaler: SDEScaler, parameterization: CompleteP) -> torch.optim.AdamW:
-    """AdamW over groups by role; matrices decay, norm gains do not. `scaler.configure` sets it before every step."""
-    base = scaler.base
+def adamw(model: nn.Module, base: AdamWSettings, parameterization: CompleteP) -> torch.optim.AdamW:
+    """AdamW over groups by role; matrices decay, norm gains do not. The scaler's `configure` sets it before every step."""
     groups = param_groups(model, RULES, parameterization, base.lr, base.eps, base.weight_decay)
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    scaler.configure(optimizer, seen=0)
-    return optimizer
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def batch_warnings(scaler: SDEScaler, step_tokens: int, critical_steps: int | None) -> list[str]:

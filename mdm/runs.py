@@ -1,7 +1,6 @@
 """Many runs of a recipe, each a process of its own: in parallel, resumable, and a finished one is never repeated.
 
-folder/runs/NAME.yaml       the settings of a run
-folder/runs/NAME/           what the recipe writes (checkpoints are removed when it has finished)
+folder/runs/NAME/           what the recipe writes, its config.yaml too (checkpoints are removed when it has finished)
 folder/runs/NAME.json       its outcome
 folder/runs/NAME.log        what it printed
 """
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from mdm.config import UserError, find_config, load
@@ -31,15 +29,16 @@ from mdm.run import read_history
 
 def settings_of(schema: type, config: str, changes: Mapping[str, Any]) -> Any:
     """The settings of a run: a config with some keys changed (dotted, as on the command line). Raises UserError."""
-    return load(schema, find_config(config), [f"{key}={_spelled(value)}" for key, value in changes.items()])
+    return load(schema, find_config(config), _overrides(changes))
 
 
-def _spelled(value: Any) -> str:
-    return "null" if value is None else str(value)
+def _overrides(changes: Mapping[str, Any]) -> list[str]:
+    """Changed keys as the words of a command line."""
+    return [f"{key}={'null' if value is None else value}" for key, value in changes.items()]
 
 
 class Runs:
-    """The runs of a sweep. The outcome of one is {"loss", "steps", "tokens", "seconds", "grad_norm", ...}.
+    """The runs of a sweep. The outcome of one is {"loss", "steps", "tokens", "seconds", "squared_grad_norm", ...}.
 
     workers: processes at a time; each has its share of the cores, or a GPU of its own
     """
@@ -99,12 +98,11 @@ class Runs:
 
     def _run(self, name: str, changes: Mapping[str, Any], slot: int) -> None:
         own = self.folder / name
-        config = self.folder / f"{name}.yaml"
-        OmegaConf.save(OmegaConf.create({"base": self.config, **_nested({**changes, "output_dir": str(own)})}), config)
         env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         if torch.cuda.is_available():
             env["CUDA_VISIBLE_DEVICES"] = str(slot % self.devices)
-        command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config)]
+        command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", self.config]
+        command += _overrides({**changes, "output_dir": own})
         with (self.folder / f"{name}.log").open("w") as log:
             code = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
         text = (self.folder / f"{name}.log").read_text().splitlines()
@@ -119,18 +117,6 @@ class Runs:
         partial = self.folder / f"{name}.json.partial"
         partial.write_text(json.dumps({"name": name, **outcome}))
         os.replace(partial, self.folder / f"{name}.json")
-
-
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}."""
-    nested: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *parents, last = key.split(".")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return nested
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
@@ -159,6 +145,18 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         out.writerows(rows)
 
 
+def write_results(
+    folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], figure: bytes, title: str, finding: str
+) -> None:
+    """What a sweep leaves behind: runs.csv, summary.json, figure.png and finding.md; the finding is printed too."""
+    write_csv(folder / "runs.csv", rows)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / "figure.png").write_bytes(figure)
+    (folder / "finding.md").write_text(f"# {title}\n\n{finding}\n")
+    print(finding)
+    print(f"Written to {folder}")
+
+
 def tune(
     losses: Callable[[Sequence[float]], Mapping[float, float]], start: float, factor: float = 2.0, most: int = 8
 ) -> dict[float, float]:
@@ -170,7 +168,7 @@ def tune(
     """
     known = dict(losses([start / factor, start, start * factor]))
     for _ in range(most):
-        best = min(known, key=lambda rate: known[rate])
+        best = best_rate(known)
         if best not in (min(known), max(known)):
             return known
         further = best / factor if best == min(known) else best * factor
@@ -178,10 +176,15 @@ def tune(
     raise UserError(f"the best learning rate lies outside {min(known):.2g} to {max(known):.2g}; start elsewhere")
 
 
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The learning rate of the lowest loss."""
+    return min(losses, key=lambda rate: losses[rate])
+
+
 def vertex(losses: Mapping[float, float]) -> float:
     """The minimum of the parabola, in log lr, through the best learning rate and its neighbours; without them, the best."""
     rates = sorted(losses)
-    i = min(range(len(rates)), key=lambda k: losses[rates[k]])
+    i = rates.index(best_rate(losses))
     if i in (0, len(rates) - 1) or not all(math.isfinite(losses[rates[k]]) for k in (i - 1, i, i + 1)):
         return rates[i]
     a, b, c = (losses[rates[k]] for k in (i - 1, i, i + 1))

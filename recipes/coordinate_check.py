@@ -8,7 +8,6 @@ Writes runs.csv, summary.json (the slope of log change against log size for each
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from mdm.data import next_step
 from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
 from mdm.run import check_output_dir
-from mdm.runs import settings_of, write_csv
+from mdm.runs import settings_of, write_results
 
 CONFIG = "coordinate_check_cpu"
 
@@ -125,14 +124,10 @@ def main(cfg: Settings) -> None:
             for rule in ("with", "without"):
                 bar.set_description(f"{axis} {rule} CompleteP")
                 found[axis, rule] = measure(cfg, axis, rule == "with", bar)
-    write_csv(folder / "runs.csv", [{"axis": a, "rule": r, **row} for (a, r), check in found.items() for row in check.rows])
+    rows = [{"axis": a, "rule": r, **row} for (a, r), check in found.items() for row in check.rows]
     summary = {axis: {rule: found[axis, rule].slopes() for rule in ("with", "without")} for axis in ("width", "depth")}
-    (folder / "summary.json").write_text(json.dumps({"steps": cfg.steps, "seeds": cfg.seeds, **summary}, indent=1))
-    (folder / "figure.png").write_bytes(draw(found))
-    text = finding(cfg, summary)
-    (folder / "finding.md").write_text(f"# Coordinate check\n\n{text}\n")
-    print(text)
-    print(f"Written to {folder}")
+    whole = {"steps": cfg.steps, "seeds": cfg.seeds, **summary}
+    write_results(folder, rows, whole, draw(found), "Coordinate check", finding(cfg, summary))
 
 
 def draw(found: Mapping[tuple[str, str], CoordinateCheck]) -> bytes:

@@ -62,6 +62,7 @@ from mdm.hardware import (
     whole,
 )
 from mdm.media import save_outputs
+from mdm.model import ModelConfig
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
 from mdm.run import History, NonFinite, check_output_dir, open_history, restore_or_start
@@ -113,10 +114,9 @@ def validate(cfg: Settings) -> None:
     check_loss(cfg.loss)
     cfg.batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
     cfg.optimizer.validate()
-    with torch.device("meta"):
-        model = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0)
-    cfg.parameterization.of(model.config)
-    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, model.config.max_length)
+    shape = model_shape(cfg)
+    cfg.parameterization.of(shape)
+    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")
     if cfg.sample_every_tokens is not None and cfg.sample_every_tokens < 1:
@@ -126,6 +126,12 @@ def validate(cfg: Settings) -> None:
     for key in ("tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens"):
         if getattr(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+
+
+def model_shape(cfg: Settings) -> ModelConfig:
+    """The shape of the config's model, without its weights. Raises UserError."""
+    with torch.device("meta"):
+        return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
 
 
 def main(cfg: Settings) -> None:
@@ -163,9 +169,7 @@ class Pretrain:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
-        with torch.device("meta"):
-            shape = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
-        scaled = cfg.parameterization.of(shape)
+        scaled = cfg.parameterization.of(model_shape(cfg))
         self.model = instantiate(
             cfg.model, "model", vocab_size=self.vocabulary.size, residual_multiplier=scaled.residual_multiplier
         )
@@ -178,7 +182,7 @@ class Pretrain:
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
         shard(self.model, hw)
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
-        self.optimizer = adamw(self.model, self.scaler, scaled)
+        self.optimizer = adamw(self.model, self.scaler.base, scaled)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))

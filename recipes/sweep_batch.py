@@ -9,7 +9,6 @@ summary.json, figure.png and finding.md. Run it again to go on: a finished run i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.report import figure_png
 from mdm.run import check_output_dir
-from mdm.runs import Runs, settings_of, tune, write_csv
+from mdm.runs import Runs, best_rate, settings_of, tune, write_results
 
 CONFIG = "sweep_batch_cpu"
 
@@ -84,7 +83,7 @@ def main(cfg: Settings) -> None:
         return {r: float(np.mean([found[named[r, s]]["loss"] for s in range(cfg.tuning_seeds)])) for r in rates}
 
     tuned = tune(losses, cfg.lr, cfg.lr_factor)
-    lr = min(tuned, key=lambda rate: tuned[rate])
+    lr = best_rate(tuned)
 
     # 2. Every batch size with both rules; at the base they are one.
     changes, cells = {}, []
@@ -99,16 +98,10 @@ def main(cfg: Settings) -> None:
     found = runs.run(dict(sorted(changes.items(), key=lambda item: item[1]["batch.physical"])))  # the longest first
     runs.close()
     rows = [{**cell, **found[cell["run"]]} for cell in cells]
-    write_csv(folder / "runs.csv", rows)
 
     # 3. What it shows.
     summary = conclude(cfg, rows, tuned)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    (folder / "figure.png").write_bytes(draw(cfg, rows, tuned, summary))
-    text = finding(summary)
-    (folder / "finding.md").write_text(f"# Batch size\n\n{text}\n")
-    print(text)
-    print(f"Written to {folder}")
+    write_results(folder, rows, summary, draw(tuned, summary), "Batch size", finding(summary))
 
 
 def by_batch(rows: Sequence[Mapping[str, Any]], rule: str) -> dict[int, np.ndarray]:
@@ -148,31 +141,34 @@ def conclude(cfg: Settings, rows: Sequence[Mapping[str, Any]], tuned: Mapping[fl
         "can_tell": seed_std is not None and spread(same) >= 3 * seed_std,
         "critical_batch": asdict(critical) if critical else None,
         "gradient_noise_scale": gradient_noise_scale(list(norms), list(norms.values())),
-        "lr": min(tuned, key=lambda rate: tuned[rate]),
+        "lr": best_rate(tuned),
         "lr_grid": {f"{rate:.3g}": loss for rate, loss in sorted(tuned.items())},
         "steps": {str(b): int(np.mean([r["steps"] for r in scaled_rows if r["batch"] == b])) for b in sde},
-        "sde": {str(b): [float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0] for b, v in sde.items()},
-        "fixed": {str(b): [float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0] for b, v in same.items()},
+        "sde": means_and_deviations(sde),
+        "fixed": means_and_deviations(same),
     }
 
 
-def draw(cfg: Settings, rows: Sequence[Mapping[str, Any]], tuned: Mapping[float, float], summary: Mapping[str, Any]) -> bytes:
+def means_and_deviations(losses: Mapping[int, np.ndarray]) -> dict[str, list[float]]:
+    """Batch size -> the mean over seeds and their standard deviation."""
+    return {str(b): [float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0] for b, v in losses.items()}
+
+
+def draw(tuned: Mapping[float, float], summary: Mapping[str, Any]) -> bytes:
     """Loss against batch size under both rules, and the tuning of the learning rate."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(2, 1))
     for rule, label, style in (("sde", "SDE-scaled", "o-"), ("fixed", "fixed settings", "s--")):
-        losses = by_batch(rows, rule)
-        deviation = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in losses.values()]
-        left.errorbar(list(losses), [v.mean() for v in losses.values()], deviation, fmt=style, capsize=3, label=label)
-    base = max(cfg.batches)
+        mean, deviation = zip(*summary[rule].values(), strict=True)
+        left.errorbar([int(b) for b in summary[rule]], mean, deviation, fmt=style, capsize=3, label=label)
+    _, base = summary["batch_range"]
     left.axvline(base, color="0.6", linewidth=1, linestyle=":", label=f"base batch {base}")
     critical = summary["critical_batch"]
     if critical and critical["reached"]:
         left.axvspan(critical["low"], critical["high"], color="0.85", label=f"critical batch {critical['batch']:.0f} (90 %)")
     left.set_xscale("log", base=2)
-    sizes = sorted({r["batch"] for r in rows})
-    left.set_xticks(sizes, [str(s) for s in sizes])
+    left.set_xticks([int(b) for b in summary["sde"]], list(summary["sde"]))  # the fixed settings have no others
     left.set(xlabel="batch (sequences)", ylabel="validation NELBO (bits per token)", title="Equal tokens at every batch size")
     left.legend(fontsize="small")
     right.plot(sorted(tuned), [tuned[r] for r in sorted(tuned)], "o-")

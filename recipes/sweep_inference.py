@@ -13,7 +13,6 @@ Run it again to go on behind the last finished setting.
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -38,6 +37,7 @@ from mdm.hardware import check_hardware, compile_blocks, hardware
 from mdm.judges import accuracy, coded, train_judge
 from mdm.quality import NGram, distinct, frechet, unigram_entropy
 from mdm.run import check_output_dir
+from mdm.runs import write_csv
 
 CONFIG = "sweep_inference"
 
@@ -221,13 +221,7 @@ def conclude(folder: Path, name: str, measured: Mapping[str, list[dict]], real: 
 
 def write_table(folder: Path, cells: sweep.Cells) -> None:
     """cells.csv: a line for each setting."""
-    rows = list(cells.known.values())
-    figures = list(dict.fromkeys(k for row in rows for k in row if k not in ("modality", "setting")))
-    with (folder / "cells.csv").open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["modality", "setting", *figures])
-        for row in rows:
-            out.writerow([row["modality"], sweep.describe(row["setting"]), *(row.get(f, "") for f in figures)])
+    write_csv(folder / "cells.csv", [{**row, "setting": sweep.describe(row["setting"])} for row in cells.known.values()])
 
 
 def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ summary.json, figure.png and finding.md. Run it again to go on: a finished run i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,14 +22,14 @@ from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.report import figure_png
 from mdm.run import check_output_dir
-from mdm.runs import Runs, settings_of, tune, vertex, write_csv
+from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_results
 
 CONFIG = "sweep_transfer_cpu"
-AXES = {  # axis -> the key that grows, the key of its base where a rule is on, and what a run without the rule has there
-    "width": ("model.width", "parameterization.base_width", None),
-    "depth": ("model.num_layers", "parameterization.base_depth", None),
-    "batch": ("batch.physical", "batch.logical", "itself"),
-    "horizon": ("tokens", "optimizer.base_tokens", None),
+AXES = {  # axis -> the key that grows, and the key that holds its base
+    "width": ("model.width", "parameterization.base_width"),
+    "depth": ("model.num_layers", "parameterization.base_depth"),
+    "batch": ("batch.physical", "batch.logical"),
+    "horizon": ("tokens", "optimizer.base_tokens"),
 }
 
 pretrain = load_recipe("pretrain")
@@ -69,10 +68,9 @@ def validate(cfg: Settings) -> None:
 
 
 def changes(cfg: Settings, size: int, ruled: bool, lr: float, seed: int) -> dict[str, Any]:
-    """The keys of a run of a size, with the rule or without it."""
-    grows, base, otherwise = AXES[cfg.axis]
-    unruled = size if otherwise == "itself" else None
-    return {grows: size, base: cfg.sizes[0] if ruled else unruled, "optimizer.lr": lr, "seed": seed}
+    """The keys of a run of a size: with the rule its base is the first size, without it the size itself."""
+    grows, base = AXES[cfg.axis]
+    return {grows: size, base: cfg.sizes[0] if ruled else size, "optimizer.lr": lr, "seed": seed}
 
 
 def main(cfg: Settings) -> None:
@@ -100,17 +98,13 @@ def main(cfg: Settings) -> None:
     with ThreadPoolExecutor(len(cells)) as pool:  # they wait for the same few workers
         found = dict(zip(cells, pool.map(lambda cell: tuned(*cell), cells), strict=True))
     runs.close()
-    write_csv(folder / "runs.csv", sorted(rows, key=lambda r: (r["rule"], r["size"], r["lr"], r["seed"])))
+    rows.sort(key=lambda r: (r["rule"], r["size"], r["lr"], r["seed"]))
     curves = {"with": {size: found[size, True] for size in cfg.sizes}}
     if cfg.without:
         curves["without"] = {size: found[size, size == cfg.sizes[0]] for size in cfg.sizes}
     summary = conclude(cfg, curves)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    (folder / "figure.png").write_bytes(draw(cfg, curves, summary))
-    text = finding(cfg, summary)
-    (folder / "finding.md").write_text(f"# Transfer over {cfg.axis}\n\n{text}\n")
-    print(text)
-    print(f"Written to {folder}")
+    figure = draw(cfg, curves, summary)
+    write_results(folder, rows, summary, figure, f"Transfer over {cfg.axis}", finding(cfg, summary))
 
 
 def conclude(cfg: Settings, curves: Mapping[str, Mapping[int, Mapping[float, Sequence[float]]]]) -> dict[str, Any]:
@@ -120,7 +114,7 @@ def conclude(cfg: Settings, curves: Mapping[str, Mapping[int, Mapping[float, Seq
         best, between, deviation, loss = [], [], [], []
         for losses in by_size.values():
             means = {rate: float(np.mean(values)) for rate, values in losses.items()}
-            best.append(min(means, key=lambda rate: means[rate]))
+            best.append(best_rate(means))
             between.append(vertex(means))
             each = [np.log2(vertex({rate: values[s] for rate, values in losses.items()})) for s in range(cfg.seeds)]
             deviation.append(float(np.std(each, ddof=1)) if cfg.seeds > 1 else 0.0)

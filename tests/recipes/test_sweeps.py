@@ -55,7 +55,7 @@ def test_what_sweep_batch_concludes():
     text = sweep.finding(summary)
     assert "The critical batch is" in text
     assert "cannot tell" not in text
-    assert sweep.draw(cfg, rows, {1e-3: 2.0, 2e-3: 2.1}, summary).startswith(b"\x89PNG")
+    assert sweep.draw({1e-3: 2.0, 2e-3: 2.1}, summary).startswith(b"\x89PNG")
     flat = sweep.conclude(cfg, [{**r, "loss": 2.0 + 0.1 * r["seed"]} for r in rows], {1e-3: 2.0})
     assert not flat["can_tell"]
     assert "this task cannot tell" in sweep.finding(flat)
@@ -83,7 +83,8 @@ def test_coordinate_check(run, tmp_path):
 
 
 def test_a_run_that_diverges_is_an_outcome_and_one_that_fails_is_an_error(tmp_path, config, monkeypatch):
-    runs = Runs(tmp_path, str(config), {"tokens": 1500}, workers=2)
+    monkeypatch.chdir(config.parent)  # a config may be named by a path from where the user stands
+    runs = Runs(tmp_path, config.name, {"tokens": 1500}, workers=2)
     found = runs.run({"diverges": {"optimizer.lr": 1e30, "optimizer.clip": 1e30}, "fine": {}})
     assert found["diverges"]["loss"] == float("inf")
     assert "A lower optimizer.lr may help" in found["diverges"]["error"]
