@@ -1,6 +1,7 @@
-"""The coordinate check: how much activations change in the first steps, over width or depth (Tensor Programs V, 2203.03466).
+"""The coordinate check: how much a step changes activations, over width or depth (Tensor Programs V, 2203.03466).
 
-Where hyperparameters transfer, the change is flat: neither vanishing nor exploding as the model grows.
+Where hyperparameters transfer, the change is flat: neither vanishing nor exploding as the model grows. That is a limit: in a
+small model the random part of its start adds to it, and falls as size^-1/2. So check sizes past that of the tuning.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CoordinateCheck:
-    """rows: {"size", "seed", "module", "change"}: the root mean square change of a module's output on the probe."""
+    """rows: {"size", "seed", "module", "change"}: how much a step changes a module's output on the probe, root mean square
+    over its entries, mean over the steps."""
 
     rows: list[dict[str, Any]]
 
@@ -48,49 +50,58 @@ class CoordinateCheck:
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(s) for s in sizes])
         axes.set_xlabel(size)
-        axes.set_ylabel("RMS change of the output")
+        axes.set_ylabel("RMS change of the output in a step")
         axes.legend(fontsize="x-small", title="module (slope)", title_fontsize="x-small")
 
 
 def coordinate_check(
     build: Callable[[int, int], nn.Module],
-    train: Callable[[nn.Module], None],
-    probe: Callable[[nn.Module], Any],
+    step: Callable[[nn.Module], Any],
+    probe: Callable[[nn.Module], Mapping[str, Tensor] | None],
     watch: Callable[[nn.Module], Mapping[str, nn.Module]],
     sizes: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 10,
     on_model: Callable[[int, int], None] | None = None,
 ) -> CoordinateCheck:
-    """Trains a fresh model of each size and seed for a few steps and compares its activations before and after.
+    """Trains a fresh model of each size and seed for a few steps and compares its activations before and after each.
 
-    build:    (size, seed) -> model, its optimizer's concern left to `train`
-    train:    takes the steps, in place; the same data for every size
-    probe:    runs the model on fixed inputs
+    build:    (size, seed) -> model
+    step:     takes an optimizer step of the model built last, in place; the same data for every size
+    probe:    runs the model on fixed inputs; tensors that it returns, by name, are looked at too. Return logits so, of the
+              ids that the loss trains: a row of the unembedding without a gradient changes by chance alone, as width^-1/2
     watch:    the modules whose outputs are looked at, by name: the same names for every size
     on_model: called after each model
 
-    Raises ValueError for fewer than two sizes.
+    Raises ValueError for fewer than two sizes, or no step.
     """
     if len(set(sizes)) < 2:
         raise ValueError(f"coordinate_check: at least two sizes are needed, got {list(sizes)}")
+    if steps < 1:
+        raise ValueError(f"coordinate_check: steps must be at least 1, got {steps}")
     rows = []
     for size in sizes:
         for seed in seeds:
             model = build(size, seed)
             before = _outputs(model, probe, watch(model))
-            train(model)
-            after = _outputs(model, probe, watch(model))
-            for name, value in after.items():
-                change = (value - before[name]).square().mean().sqrt().item()
-                rows.append({"size": size, "seed": seed, "module": name, "change": change})
+            changes = dict.fromkeys(before, 0.0)
+            for _ in range(steps):
+                step(model)
+                after = _outputs(model, probe, watch(model))
+                for name, value in after.items():
+                    changes[name] += (value - before[name]).square().mean().sqrt().item() / steps
+                before = after
+            rows += [{"size": size, "seed": seed, "module": name, "change": change} for name, change in changes.items()]
             if on_model is not None:
                 on_model(size, seed)
     return CoordinateCheck(rows)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, probe: Callable[[nn.Module], Any], modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Each module's last output on the probe, in float32."""
+def _outputs(
+    model: nn.Module, probe: Callable[[nn.Module], Mapping[str, Tensor] | None], modules: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """Each module's last output on the probe, and what the probe returns, in float32."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -98,8 +109,8 @@ def _outputs(model: nn.Module, probe: Callable[[nn.Module], Any], modules: Mappi
 
     handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        probe(model)
+        returned = probe(model) or {}
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return {**found, **{name: value.float() for name, value in returned.items()}}

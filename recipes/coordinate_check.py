@@ -1,4 +1,4 @@
-"""Coordinate check: how much activations change in the first steps of training, against width and depth.
+"""Coordinate check: how much each of the first steps of training changes activations, against width and depth.
 
     mdm run coordinate_check --config coordinate_check_cpu
 
@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import MISSING
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from components.blocks import document_mask
 from components.coordinate_check import CoordinateCheck, coordinate_check
+from components.losses import RangePositions
+from components.vocabulary import Vocabulary
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
-from mdm.data import next_step
+from mdm.data import MicroBatch, next_step
 from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
 from mdm.run import check_output_dir
@@ -39,6 +43,8 @@ class Settings:
     output_dir: str = MISSING
     run: str = MISSING
     set: dict[str, Any] = field(default_factory=dict)
+    base_width: int = MISSING
+    base_depth: int = MISSING
     widths: list[int] = MISSING
     depths: list[int] = MISSING
     steps: int = 10
@@ -53,7 +59,7 @@ def validate(cfg: Settings) -> None:
     for key in ("widths", "depths"):
         if len(set(getattr(cfg, key))) < 2 or min(getattr(cfg, key)) < 1:
             raise UserError(f"{key}: at least two, each at least 1; got {getattr(cfg, key)}")
-    for key in ("steps", "seeds"):
+    for key in ("base_width", "base_depth", "steps", "seeds"):
         if getattr(cfg, key) < 1:
             raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
     for axis in ("width", "depth"):
@@ -63,14 +69,13 @@ def validate(cfg: Settings) -> None:
 
 def changes(cfg: Settings, axis: str, size: int, seed: int, ruled: bool) -> dict[str, Any]:
     """The keys of a run: one axis grows from its first size, the other stays at its own."""
-    base = {"width": cfg.widths[0], "depth": cfg.depths[0]}
-    own = {**base, axis: size}
+    own = {"width": cfg.widths[0], "depth": cfg.depths[0], axis: size}
     return {
         **cfg.set,
         "model.width": own["width"],
         "model.num_layers": own["depth"],
-        "parameterization.base_width": base["width"] if ruled else None,
-        "parameterization.base_depth": base["depth"] if ruled else None,
+        "parameterization.base_width": cfg.base_width if ruled else None,
+        "parameterization.base_depth": cfg.base_depth if ruled else None,
         "optimizer.warmup": 0.0,  # the first steps at the whole learning rate
         "device": cfg.device,
         "seed": seed,
@@ -78,7 +83,7 @@ def changes(cfg: Settings, axis: str, size: int, seed: int, ruled: bool) -> dict
 
 
 def watch(model: nn.Module) -> dict[str, nn.Module]:
-    """Where the change is measured, from the tokens to the logits."""
+    """Where the change is measured, from the tokens to the last hidden states; the probe adds the logits."""
     first, last = model.blocks[0], model.blocks[-1]
     return {
         "embedding": model.embedding,
@@ -86,33 +91,41 @@ def watch(model: nn.Module) -> dict[str, nn.Module]:
         "first feed-forward": first.mlp,
         "last block": last,
         "final norm": model.norm,
-        "logits": model.unembedding,
     }
+
+
+def trained_ids(micro: MicroBatch, vocabulary: Vocabulary) -> list[tuple[RangePositions, slice]]:
+    """The masked positions of each id range, and its ids: those the loss chooses among there."""
+    ranges = [(p, vocabulary.ranges[p.range_index]) for p in micro.positions]
+    return [(p, slice(r.start, r.stop)) for p, r in ranges]
 
 
 def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck:
     """The check over one axis."""
     current: Any = None
+    batches: Any = None
 
     def build(size: int, seed: int) -> nn.Module:
-        nonlocal current
+        nonlocal current, batches
         own = changes(cfg, axis, size, seed, ruled)
         with tempfile.TemporaryDirectory() as scratch, hardware(cfg.device, "fp32") as hw:
             current = pretrain.Pretrain(settings_of(pretrain.Settings, cfg.run, {**own, "output_dir": scratch}), hw)
             current.history.close()
+        batches = iter(current.loader)
         return current.model
 
-    def train(model: nn.Module) -> None:
-        batches = iter(current.loader)
-        for _ in range(cfg.steps):
-            current.step(next_step(batches))
-
-    def probe(model: nn.Module) -> None:
+    def probe(model: nn.Module) -> Mapping[str, Tensor]:
         micro = next(iter(current.plan.values()))[0][0].to(current.hw.device)  # held-out, masked alike at every size
-        model(micro.noisy.noisy, micro.noisy.clean.document, micro.noisy.clean.position)
+        clean = micro.noisy.clean
+        hidden = model.hidden(micro.noisy.noisy, document_mask(clean.document), clean.position).flatten(0, 1)
+        logits = [hidden[p.index] @ model.unembedding.weight[ids].T for p, ids in trained_ids(micro, current.vocabulary)]
+        return {"logits": torch.cat([part.flatten() for part in logits])}
 
     sizes = cfg.widths if axis == "width" else cfg.depths
-    return coordinate_check(build, train, probe, watch, sizes, range(cfg.seeds), lambda size, seed: bar.update(1))
+    return coordinate_check(
+        build, lambda model: current.step(next_step(batches)), probe, watch, sizes, range(cfg.seeds), cfg.steps,
+        on_model=lambda size, seed: bar.update(1),
+    )  # fmt: skip
 
 
 def main(cfg: Settings) -> None:
@@ -148,7 +161,7 @@ def finding(cfg: Settings, summary: Mapping[str, Any]) -> str:
         steepest = {rule: max(summary[axis][rule].items(), key=lambda item: abs(item[1])) for rule in ("with", "without")}
         said = ", ".join(f"{rule} CompleteP {slope:+.2f} ({module})" for rule, (module, slope) in steepest.items())
         parts.append(f"over {axis} {sizes[0]} to {sizes[-1]} the steepest slope of log change against log size is {said}")
-    return f"After {cfg.steps} steps, {cfg.seeds} seeds: {'; '.join(parts)}."
+    return f"In each of the first {cfg.steps} steps, {cfg.seeds} seeds: {'; '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ def test_mistakes_are_named():
         CompleteP(width=0)
     with pytest.raises(ValueError, match="at least two sizes"):
         coordinate_check(lambda n, s: nn.Identity(), lambda m: None, lambda m: None, lambda m: {}, [4])
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        coordinate_check(lambda n, s: nn.Identity(), lambda m: None, lambda m: None, lambda m: {}, [4, 8], steps=0)
 
 
 def tokens(seed, rows=16, length=24):
@@ -113,26 +115,29 @@ def loss_of(model, x):
     return nn.functional.cross_entropy(model(x).flatten(0, 1), (x * x % 61).flatten())
 
 
+def adamw(model, by, lr):
+    return torch.optim.AdamW(param_groups(model, RULES, by, lr, 1e-12, 0.0), betas=(0.9, 0.95))
+
+
 def check(sizes, depth=False, alpha=1.0, standard=False, steps=4, lr=3e-3):
-    built = {}
+    data, optimizer = None, None
 
     def build(size, seed):
+        nonlocal data, optimizer
         width, layers = (32, size) if depth else (size, 2)
-        model, built["by"] = make(width, layers, alpha=alpha, seed=seed, standard=standard)
+        model, by = make(width, layers, alpha=alpha, seed=seed, standard=standard)
+        data, optimizer = (tokens(k) for k in range(steps)), adamw(model, by, lr)
         return model
 
-    def train(model):
-        groups = param_groups(model, RULES, built["by"], lr, 1e-12, 0.0)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss_of(model, tokens(step)).backward()
-            optimizer.step()
+    def step(model):
+        optimizer.zero_grad()
+        loss_of(model, next(data)).backward()
+        optimizer.step()
 
     def watch(model):
-        return {"embedding": model.embedding, "last block": model.blocks[-1], "logits": model.unembedding}
+        return {"embedding": model.embedding, "last block": model.blocks[-1]}
 
-    return coordinate_check(build, train, lambda m: m(tokens(99)), watch, sizes, seeds=range(2))
+    return coordinate_check(build, step, lambda m: {"logits": m(tokens(99))}, watch, sizes, range(2), steps)
 
 
 def test_activations_change_alike_at_any_width_and_depth_and_otherwise_do_not():
@@ -158,7 +163,7 @@ def test_eps_falls_as_the_gradient_does():
     sizes = {}
     for width in (32, 256):
         model, by = make(width)
-        optimizer = torch.optim.AdamW(param_groups(model, RULES, by, 3e-3, 1e-12, 0.0), betas=(0.9, 0.95))
+        optimizer = adamw(model, by, 3e-3)
         for step in range(30):
             optimizer.zero_grad()
             loss_of(model, tokens(step)).backward()

@@ -72,7 +72,8 @@ def test_sweep_transfer(run, tmp_path):
 
 
 def test_coordinate_check(run, tmp_path):
-    settings = ["widths=[16, 32]", "depths=[1, 2]", "steps=2", "seeds=1", f"set={{{TINY.split(', model')[0]}}}"]
+    settings = ["base_width=16", "base_depth=1", "widths=[16, 32]", "depths=[1, 2]", "steps=2", "seeds=1"]
+    settings.append(f"set={{{TINY.split(', model')[0]}}}")
     done = run("run", "coordinate_check", f"output_dir={tmp_path}", *settings)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary["width"]["with"]) == {
