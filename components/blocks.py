@@ -2,8 +2,8 @@
 
     h <- h + m * Attention(RMSNorm(h)),    h <- h + m * SwiGLU(RMSNorm(h)),    m the residual multiplier
 
-Attention is not causal; q and k are rotated (RoPE) and normalised (QK-norm). Where documents share a row, attention stays
-inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
+Attention is not causal; q and k are rotated (RoPE) and, by default, normalised (QK-norm). Where documents share a row,
+attention stays inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torchtune.modules import (
     TransformerSelfAttentionLayer,
 )
 from torchtune.modules.attention_utils import _sdpa_or_flex_attention
+
+from components.moe import MixtureOfExperts
 
 SHORT = 512  # keys; beyond, a matrix of all scores costs more memory than the fused kernel costs time
 _fused = _sdpa_or_flex_attention()
@@ -45,6 +47,21 @@ def attention(
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
+class NormedProjection(nn.Linear):
+    """A projection to heads, each normalised *before* its rotation (LLaDA-MoE, OLMoE, Qwen3); torchtune's norms come after.
+
+    The two differ where gains do: a rotation mixes a pair of channels, and so the gains of both.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, bias: bool, norm_eps: float) -> None:
+        super().__init__(width, heads * head_dim, bias=bias)
+        self.heads = heads
+        self.norm = RMSNorm(head_dim, eps=norm_eps)
+
+    def forward(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out"]:
+        return self.norm(super().forward(x).unflatten(-1, (self.heads, -1))).flatten(-2)
+
+
 class ResidualMultiplier(nn.Module):
     """Scales a residual branch: CompleteP's (depth / base depth)^-alpha (2505.01618)."""
 
@@ -63,13 +80,19 @@ def transformer_block(
     max_length: int,
     num_kv_heads: int | None = None,
     qk_norm: bool = True,
-    rope_base: int = 10_000,
+    norm_before_rope: bool = False,
+    qkv_bias: bool = False,
+    rope_base: float = 10_000,
     norm_eps: float = 1e-6,
     residual_multiplier: float = 1.0,
+    num_experts: int | None = None,
+    experts_per_token: int = 1,
 ) -> TransformerSelfAttentionLayer:
     """One pre-norm block, `[batch, seq, width] -> [batch, seq, width]`.
 
     num_kv_heads: fewer key / value heads than query heads is grouped-query attention; None is as many
+    qk_norm:      queries and keys are normalised, after their rotation or `norm_before_rope`
+    num_experts:  a mixture of so many feed-forwards of ffn_width, `experts_per_token` at a time; None is one for all
 
     Raises ValueError where the width does not divide into the heads, or the heads into the key / value heads.
     """
@@ -83,6 +106,11 @@ def transformer_block(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, bias=False)
 
+    def heads(number: int, normed: bool = False) -> nn.Linear:
+        if normed and qk_norm and norm_before_rope:
+            return NormedProjection(width, number, head_dim, qkv_bias, norm_eps)
+        return nn.Linear(width, number * head_dim, bias=qkv_bias)
+
     def scale() -> nn.Module | None:
         return None if residual_multiplier == 1.0 else ResidualMultiplier(residual_multiplier)
 
@@ -91,18 +119,23 @@ def transformer_block(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        q_proj=linear(width, num_heads * head_dim),
-        k_proj=linear(width, num_kv_heads * head_dim),
-        v_proj=linear(width, num_kv_heads * head_dim),
+        q_proj=heads(num_heads, normed=True),
+        k_proj=heads(num_kv_heads, normed=True),
+        v_proj=heads(num_kv_heads),
         output_proj=linear(num_heads * head_dim, width),
         pos_embeddings=RotaryPositionalEmbeddings(head_dim, max_seq_len=max_length, base=rope_base),
-        q_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm else None,
-        k_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm else None,
+        q_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
+        k_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
         max_seq_len=max_length,
         is_causal=False,
     )
     self_attention._attention_call = attention
-    mlp = FeedForward(gate_proj=linear(width, ffn_width), down_proj=linear(ffn_width, width), up_proj=linear(width, ffn_width))
+    if num_experts is None:
+        mlp: nn.Module = FeedForward(
+            gate_proj=linear(width, ffn_width), down_proj=linear(ffn_width, width), up_proj=linear(width, ffn_width)
+        )
+    else:
+        mlp = MixtureOfExperts(width, ffn_width, num_experts, experts_per_token)
     return TransformerSelfAttentionLayer(
         self_attention,
         mlp,

@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from components.types import PAD_DOCUMENT, STRUCTURE, Movable, NoisyBatch
 from components.vocabulary import IdRange, Vocabulary
 
+RULED_OUT = -1e30  # a logit whose probability is 0, and its gradient too: minus infinity alone in a chunk would have none
+
 
 def coefficients(
     noisy: NoisyBatch,
@@ -119,7 +121,8 @@ def loss_from_hidden(
     nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
     for p in positions:
         own = vocabulary.ranges[p.range_index]
-        ce = range_cross_entropy(flat.index_select(0, p.index), unembedding, p.target, own, vocabulary.end_id, max_logits)
+        chosen = flat.index_select(0, p.index)
+        ce = range_cross_entropy(chosen, unembedding, p.target, own, vocabulary.end_id, vocabulary.mask_id, max_logits)
         loss = loss + (p.coefficient * ce).sum()
         nelbo[p.range_index] = (p.weight * ce.detach()).sum()
     return LossSums(loss, nelbo)
@@ -131,30 +134,40 @@ def range_cross_entropy(
     target: Int[Tensor, " n"],
     id_range: IdRange,
     end_id: int,
+    mask_id: int,
     max_logits: int,
 ) -> Float[Tensor, " n"]:
-    """-log p(target | hidden) with p restricted to the ids of one range (and the end token where it may end), in nats."""
-    end = [unembedding[end_id : end_id + 1]] if id_range.may_end else []
-    column = torch.where(target == end_id, id_range.size, target - id_range.start)
-    own = unembedding[id_range.start : id_range.stop]
+    """-log p(target | hidden) with p restricted to the ids of one range (and the end token where it may end), in nats.
+
+    The mask token is never among them, wherever its id lies.
+    """
+    end_outside = id_range.may_end and not id_range.start <= end_id < id_range.stop
+    end = [unembedding[end_id : end_id + 1]] if end_outside else []
+    column = torch.where(target == end_id, id_range.size, target - id_range.start) if end_outside else target - id_range.start
+    own, ruled_out = unembedding[id_range.start : id_range.stop], mask_id - id_range.start
     if len(hidden) * id_range.size <= max_logits:
-        logits = hidden @ torch.cat([own, *end]).T
-        return torch.nn.functional.cross_entropy(logits.float(), column, reduction="none")
+        logits = (hidden @ torch.cat([own, *end]).T).float()
+        if 0 <= ruled_out < id_range.size:
+            logits[:, ruled_out] = RULED_OUT
+        return torch.nn.functional.cross_entropy(logits, column, reduction="none")
     log_z = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
     at_target = hidden.new_zeros(len(hidden), dtype=torch.float32)
     start = 0
     for rows in [*own.split(max(max_logits // len(hidden), 1)), *end]:
-        chunk_z, chunk_target = checkpoint(_chunk, hidden, rows, column - start, use_reentrant=False)
+        out = ruled_out - start if start < id_range.size else -1
+        chunk_z, chunk_target = checkpoint(_chunk, hidden, rows, column - start, out, use_reentrant=False)
         log_z, at_target = torch.logaddexp(log_z, chunk_z), at_target + chunk_target
         start += len(rows)
     return log_z - at_target
 
 
 def _chunk(
-    hidden: Float[Tensor, "n width"], rows: Float[Tensor, "rows width"], column: Int[Tensor, " n"]
+    hidden: Float[Tensor, "n width"], rows: Float[Tensor, "rows width"], column: Int[Tensor, " n"], ruled_out: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """log-sum-exp over the chunk, and the target's logit where the target lies in it (0 elsewhere)."""
     logits = (hidden @ rows.T).float()
+    if 0 <= ruled_out < len(rows):
+        logits[:, ruled_out] = RULED_OUT
     inside = (column >= 0) & (column < len(rows))
     at_target = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None])[:, 0]
     return logits.logsumexp(dim=1), torch.where(inside, at_target, 0.0)

@@ -105,9 +105,17 @@ def task_sequence(
 
 
 def _structure(vocabulary: Vocabulary, name: str) -> TokenSequence:
-    no = torch.zeros(1, dtype=torch.bool)
-    none = torch.full((1,), STRUCTURE)
-    return TokenSequence(torch.tensor([vocabulary.special(name)]), none, none, no, no)
+    """A task or boundary token; nothing where the vocabulary has none (a text model from elsewhere)."""
+    ids = torch.tensor([vocabulary.special(name)] if vocabulary.has(name) else [], dtype=torch.long)
+    no, none = torch.zeros(len(ids), dtype=torch.bool), torch.full((len(ids),), STRUCTURE)
+    return TokenSequence(ids, none, none, no, no)
+
+
+def overhead(vocabulary: Vocabulary, task: str) -> int:
+    """Positions of a sequence of the task beside its canvases."""
+    spec = find_task(task)
+    names = [f"task:{task}", *(f"{edge}:{m}" for m in spec.given + spec.generated for edge in ("begin", "close"))]
+    return sum(vocabulary.has(name) for name in names)
 
 
 def _fill(vocabulary: Vocabulary, modality: str, ids: Int[Tensor, " n"] | None, length: int | None) -> Int[Tensor, " length"]:

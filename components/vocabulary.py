@@ -4,6 +4,9 @@
 
 Each id range is contiguous, so ruling out all other ids at a position is a slice of the unembedding. Special tokens follow
 the ranges. `end` is the one token that closes text and speech canvases and fills them up to their length.
+
+A model from elsewhere keeps the ids it was trained with: its mask and end tokens may lie inside its text range, and it may know
+no task or boundary tokens; then sequences have none.
 """
 
 from __future__ import annotations
@@ -38,13 +41,14 @@ class IdRange:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The id ranges in order, and the names of the special tokens that follow them.
+    """The id ranges in order, and the names of the special tokens that follow them, or lie at `special_ids`.
 
-    Build one with `Vocabulary.build`.
+    Build one with `Vocabulary.build`, or `Vocabulary.of_text` for a text model from elsewhere.
     """
 
     ranges: tuple[IdRange, ...]
     specials: tuple[str, ...]
+    special_ids: tuple[int, ...] | None = None
 
     @classmethod
     def build(
@@ -69,17 +73,30 @@ class Vocabulary:
         boundaries = [f"{edge}:{modality}" for modality in codebooks for edge in ("begin", "close")]
         return cls(tuple(ranges), ("mask", "pad", "end", *(f"task:{t}" for t in tasks), *boundaries))
 
+    @classmethod
+    def of_text(cls, size: int, mask: int, pad: int, end: int) -> Vocabulary:
+        """The vocabulary of a text model with these ids of its own. Raises ValueError for one outside 0..size - 1."""
+        for name, value in (("mask", mask), ("pad", pad), ("end", end)):
+            if not 0 <= value < size:
+                raise ValueError(f"vocabulary: the {name} token {value} is not one of the {size} ids")
+        return cls((IdRange("text", "text", 0, size, True),), ("mask", "pad", "end"), (mask, pad, end))
+
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r.modality for r in self.ranges))
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {name: self.ranges[-1].stop + i for i, name in enumerate(self.specials)}
+        ids = self.special_ids or range(self.ranges[-1].stop, self.ranges[-1].stop + len(self.specials))
+        return dict(zip(self.specials, ids, strict=True))
 
     @property
     def size(self) -> int:
-        return self.ranges[-1].stop + len(self.specials)
+        return max(self.ranges[-1].stop, *(i + 1 for i in self._ids.values()))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a special token."""
+        return name in self._ids
 
     def special(self, name: str) -> int:
         """Id of a special token: "mask", "pad", "end", "task:NAME", "begin:MODALITY", "close:MODALITY"."""
@@ -128,7 +145,7 @@ class Vocabulary:
             table[i, r.start : r.stop] = True
             table[i, self.end_id] = r.may_end
         table[-1] = True  # STRUCTURE (-1) indexes the last row: nothing is ruled out where nothing is predicted
-        table[-1, self.mask_id] = False
+        table[:, self.mask_id] = False
         return table
 
     def allowed(self, id_range: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape vocab"]:
@@ -141,7 +158,8 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = json.loads(json.dumps(asdict(self)))
+        return {key: value for key, value in plain.items() if value is not None}
 
     def digest(self) -> str:
         """A short fingerprint: two vocabularies share it where every id means the same."""
@@ -155,6 +173,7 @@ class Vocabulary:
         """Reads what `save` wrote. Raises ValueError, naming the file, where it is not a vocabulary."""
         try:
             raw = json.loads(Path(path).read_text())
-            return cls(tuple(IdRange(**r) for r in raw["ranges"]), tuple(raw["specials"]))
+            own = raw.get("special_ids")
+            return cls(tuple(IdRange(**r) for r in raw["ranges"]), tuple(raw["specials"]), own if own is None else tuple(own))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a vocabulary written by Vocabulary.save: {error!r}") from error

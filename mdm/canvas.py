@@ -181,17 +181,24 @@ class CachedSlotLogits(SlotLogits):
         slots = block[:, None] * self.block_length + torch.arange(self.block_length, device=tokens.device)
         positions = self.canvas.index.gather(1, slots)
         if self.mode == "dual":
-            hidden = self._hidden(tokens.gather(1, positions), positions)
+            hidden = self._some(tokens, positions)
         else:
             start = positions[:, :1]
             longest = length - int(start.min())
             # a row that has less behind its block computes its last position several times, to the same values
             behind = (start + torch.arange(longest, device=tokens.device)).clamp(max=length - 1)
-            hidden = self._hidden(tokens.gather(1, behind), behind)
+            hidden = self._some(tokens, behind)
             hidden = hidden.gather(1, (positions - start)[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = self.unembed(hidden)
         out = torch.zeros(*self.canvas.index.shape, logits.shape[-1], device=tokens.device)
         return out.scatter(1, slots[..., None].expand_as(logits), logits)
+
+    def _some(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states of some positions; the one before each is computed too where it is what predicts it."""
+        if not self.model.config.predicts_next:
+            return self._hidden(tokens.gather(1, positions), positions)
+        both = torch.stack([(positions - 1).clamp(min=0), positions], dim=-1).flatten(1)
+        return self._hidden(tokens.gather(1, both), both)[:, 1::2]
 
     def _hidden(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Hidden states at some positions, which attend to all of their row."""

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mdm.config import UserError
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
+from mdm.open_models import find_format, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
 
@@ -154,23 +155,32 @@ def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware) -
 
 
 def model_folder(checkpoint: str | Path) -> Path:
-    """The `model/` of a recipe's output_dir, or the folder itself. Raises UserError where there is no model."""
-    checkpoint = Path(checkpoint)
+    """The `model/` of a recipe's output_dir, or the folder itself; `hub:OWNER/NAME` is fetched. Raises UserError."""
+    checkpoint = open_folder(checkpoint)
     for folder in (checkpoint / "model", checkpoint):
         if (folder / "config.json").is_file():
             return folder
     raise UserError(f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder")
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+
+
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[MaskedDiffusionModel, Processor]:
-    """Model and processor from what `export` wrote.
+    """Model and processor from what `export` wrote, or from an open model's folder (see mdm/open_models.py).
 
     Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
     """
     folder = model_folder(checkpoint)
+    if find_format(_read_config(folder)) is not None:
+        return load_open(folder, device)
     try:
         processor = Processor.load(folder)
-        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
+        config = ModelConfig(**_read_config(folder))
         with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
             digest = (file.metadata() or {}).get("vocabulary")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -183,11 +193,9 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
         )
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)
-    model.to_empty(device="cpu")
-    for block in model.blocks:  # the rotary tables are not among the weights
-        block.attn.pos_embeddings.rope_init()
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+    model.restore_buffers()
     return model.to(device).eval(), processor

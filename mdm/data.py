@@ -218,7 +218,9 @@ def streams(
         if settings.pack is not None:
             node = _endless([processor.text_document(s) for s in source] if in_memory else source, seed + k)
             ids = (lambda document: document) if in_memory else processor.text_document
-            packed = Packed(node, ids, processor.text_sequence, settings.pack)
+            packed = Packed(
+                node, ids, processor.text_sequence, settings.pack, settings.pack - processor.text_room(settings.pack)
+            )
             built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack, pairs))
         else:
             build = PairBuilder(name, processor, settings.tasks, prompt_dropout, encode=not in_memory)
@@ -333,5 +335,5 @@ def _validation_rows(source: Any, task: str, processor: Processor, pack: int | N
     chosen = (source[int(i)] for i in order)
     if pack is None:
         return [processor.sequence(task, processor.encode_sample(s)) for s in chosen]
-    pieces = (piece for s in chosen for piece in processor.text_document(s).split(pack - 3))
+    pieces = (piece for s in chosen for piece in processor.text_document(s).split(processor.text_room(pack)))
     return [processor.text_sequence(piece) for _, piece in zip(range(samples), pieces, strict=False)]

@@ -107,7 +107,7 @@ def generate(
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
     canvas = {**processor.canvas, **({"text": length} if length and "text" in spec.generated else {})}
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
-        del canvas["text"]  # running text has no canvas: what is edited has its own length
+        canvas.pop("text", None)  # running text has no canvas: what is edited has its own length
     vocabulary = processor.vocabulary
     device = model.embedding.weight.device
     model.eval()

@@ -3,6 +3,8 @@
     tokens -> embedding -> blocks -> final norm -> hidden;    logits = hidden @ unembedding.T
 
 `hidden` and `unembedding` are what the loss takes; `forward` gives plain logits, for sampling.
+
+The blocks grow what open models need (see mdm/open_models.py): biases, other norms, experts, a shift by one position.
 """
 
 from __future__ import annotations
@@ -23,16 +25,22 @@ RULES = {
     r"(^|\.)embedding\.": "embedding",
     r"(^|\.)unembedding\.": "unembedding",
     r"^norm\.": "final_norm",
-    r"[qk]_norm\.": "qk_gain",
+    r"[qk]_(norm|proj\.norm)\.": "qk_gain",
     r"\.(sa|mlp)_norm\.": "vector",
-    r"\.(attn|mlp)\..*weight$": "hidden",
+    r"\.(attn|mlp)\..*weight$|\.mlp\.(gate|up|down)$": "hidden",
+    r"\.attn\..*bias$": "vector",
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the shapes. The aspect ratio of the paper is width / num_layers = 128."""
+    """Everything that decides what is computed. The aspect ratio of the paper is width / num_layers = 128.
+
+    num_experts, experts_per_token: feed-forwards of `ffn_width` that a router chooses among; None is one for all tokens
+    predicts_next: the hidden state of a position predicts the *next* one, as in models adapted from autoregressive ones
+                   (Dream); `hidden` moves it there, so that for everybody else each position predicts itself
+    """
 
     vocab_size: int
     width: int
@@ -42,8 +50,14 @@ class ModelConfig:
     num_kv_heads: int | None = None
     ffn_width: int | None = None
     qk_norm: bool = True
-    rope_base: int = 10_000
+    norm_before_rope: bool = False
+    qkv_bias: bool = False
+    norm_eps: float = 1e-6
+    rope_base: float = 10_000
     residual_multiplier: float = 1.0
+    num_experts: int | None = None
+    experts_per_token: int = 1
+    predicts_next: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
@@ -77,12 +91,19 @@ class MaskedDiffusionModel(nn.Module):
                 ffn_width=config.hidden_ffn,
                 max_length=config.max_length,
                 qk_norm=config.qk_norm,
+                norm_before_rope=config.norm_before_rope,
+                qkv_bias=config.qkv_bias,
+                norm_eps=config.norm_eps,
                 rope_base=config.rope_base,
                 residual_multiplier=config.residual_multiplier,
+                num_experts=config.num_experts,
+                experts_per_token=config.experts_per_token,
             )
             for _ in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.width, eps=1e-6)
+        for block in self.blocks:  # one table of rotations for all: at 100 k positions each is 64 MB
+            block.attn.pos_embeddings = self.blocks[0].attn.pos_embeddings
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
 
     def init_weights(self, generator: torch.Generator | None = None, parameterization: CompleteP | None = None) -> None:
@@ -95,12 +116,18 @@ class MaskedDiffusionModel(nn.Module):
         def base_std(name: str, parameter: nn.Parameter) -> float:
             if name.startswith("embedding"):
                 return 1.0
-            std = (parameter.shape[1] / scaled.width) ** -0.5
-            if name.endswith(("output_proj.weight", "w2.weight")):
+            std = (parameter.shape[-1] / scaled.width) ** -0.5
+            if name.endswith(("output_proj.weight", "w2.weight", "mlp.down")):
                 std /= math.sqrt(2 * self.config.num_layers / scaled.depth)
             return std
 
         initialize(self, RULES, scaled, base_std, generator)
+
+    def restore_buffers(self) -> None:
+        """Makes what is not among the weights, after they were put into a model without any: the table of rotations."""
+        rope = self.blocks[0].attn.pos_embeddings
+        rope.to_empty(device=self.embedding.weight.device)
+        rope.rope_init()
 
     def hidden(
         self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
@@ -109,7 +136,11 @@ class MaskedDiffusionModel(nn.Module):
         h = self.embedding(tokens)
         for block in self.blocks:
             h = block(h, mask=mask, input_pos=position)
-        return self.norm(h)
+        h = self.norm(h)
+        if not self.config.predicts_next:
+            return h
+        before = torch.cat([h[:, :1], h[:, :-1]], dim=1)
+        return before if position is None else torch.where((position == 0)[..., None], h, before)
 
     def forward(
         self,
@@ -133,7 +164,9 @@ class MaskedDiffusionModel(nn.Module):
         counted for the share of positions that are masked (`unembedded`) and the rows multiplied there (`vocabulary`).
         """
         c = self.config
-        matrices = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2)
+        used = c.experts_per_token / c.num_experts if c.num_experts else 1.0  # of the experts, which are of three dimensions
+        weights = [p for b in self.blocks for p in b.parameters() if p.ndim > 1]
+        matrices = sum(p.numel() * (used if p.ndim == 3 else 1.0) for p in weights)
         rows = c.vocab_size if vocabulary is None else vocabulary
         return 6 * (matrices + unembedded * rows * c.width) + 12 * c.num_layers * c.width * context
 

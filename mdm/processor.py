@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from components.sequences import TASKS, TokenSequence, task_sequence
+from components.sequences import TASKS, TokenSequence, overhead, task_sequence
 from components.tokenizers import Tokenizer
 from components.vocabulary import Vocabulary
 
@@ -73,6 +73,10 @@ class Processor:
     def text_sequence(self, ids: Int[Tensor, " n"]) -> TokenSequence:
         """A span of running text at its exact length."""
         return task_sequence(self.vocabulary, "text", {"text": ids}, {})
+
+    def text_room(self, row: int) -> int:
+        """Tokens of running text that fit into a row of so many positions."""
+        return row - overhead(self.vocabulary, "text")
 
     def text_document(self, sample: Mapping[str, Any]) -> Int[Tensor, " n"]:
         """The ids of a text sample with the end token, ready to be packed."""

@@ -99,7 +99,7 @@ def read_prompt(prompt: Mapping[str, str], task: str, processor: Processor, wher
     missing = [m for m in (*spec.given, *spec.generated) if m not in processor.tokenizers]
     if missing:
         raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(processor.tokenizers)}")
-    if f"task:{task}" not in processor.vocabulary.specials:
+    if not processor.vocabulary.has(f"task:{task}") and (task != "text" or processor.vocabulary.has("begin:text")):
         known = [s.removeprefix("task:") for s in processor.vocabulary.specials if s.startswith("task:")]
         raise UserError(f"task {task}: the model was made before that task, or without it; it has {', '.join(known)}")
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}

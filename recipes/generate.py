@@ -6,6 +6,7 @@
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten nine" edit=seven.png region=0,4,8,8
     mdm generate checkpoint=runs/quickstart task=text edit="The [mask:6] statement is"
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
+    mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32
 
 Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text. A prompt of several
 parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds the same keys.
@@ -36,6 +37,7 @@ from mdm.prompts import check_prompt, read_jsonl, read_prompt
 from mdm.run import check_output_dir
 
 CONFIG = "generate"
+CONTINUED = 64  # tokens that go on with a text
 
 
 @dataclass
@@ -95,7 +97,11 @@ def main(cfg: Settings) -> None:
         read = [read_prompt(prompt, cfg.task, processor, where) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
         sampler, scale = choose(cfg, processor.vocabulary.modalities)
-        length = cfg.length or (model.config.max_length // 2 if cfg.task == "text" and cfg.edit is None else None)
+        length = cfg.length
+        if cfg.task == "text":
+            length = (
+                None if cfg.prompt is not None or cfg.edit is not None else length or min(model.config.max_length // 2, 256)
+            )
         with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
@@ -126,6 +132,8 @@ def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
         prompt = {key: str(value) for key, value in cfg.prompt.items()}
     elif cfg.prompt is None:
         prompt = {}
+    elif cfg.task == "text" and cfg.edit is None:  # a text is gone on with
+        return [({"edit": f"{cfg.prompt}[mask:{cfg.length or CONTINUED}]"}, "prompt")]
     elif len(given) != 1:
         parts = " ".join(f"prompt.{m}=..." for m in given) or "no prompt"
         raise UserError(f"prompt: task {cfg.task} is given {' and '.join(given) or 'nothing'}; write {parts}")

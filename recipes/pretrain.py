@@ -298,7 +298,7 @@ class Pretrain:
             if task is None:
                 continue
             prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(8), shown, strict=False)]
-            length = None if settings.pack is None else settings.pack - 3
+            length = None if settings.pack is None else self.processor.text_room(settings.pack)
             with self.hw.autocast():
                 made = generate(self.model, self.processor, task, prompts, length=length)
             self.model.train()

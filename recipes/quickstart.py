@@ -212,7 +212,7 @@ def reading_section(results: Any) -> Section:
 
 def text_section(cfg: Settings, model: Any, processor: Any, hw: Hardware) -> Section:
     """Text written from nothing."""
-    length = next(s.pack for s in cfg.data.values() if s.pack is not None) - 3
+    length = processor.text_room(next(s.pack for s in cfg.data.values() if s.pack is not None))
     with hw.autocast():
         made = generate(model, processor, "text", [{}] * 4, length=length)
     body = "".join(report.preformatted(o["text"]) for o in made.outputs)

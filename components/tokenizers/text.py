@@ -1,4 +1,4 @@
-"""Text tokenizer: byte-pair encoding by tiktoken, from a named encoding, a rank file, or a corpus."""
+"""Text tokenizers: byte-pair encoding by tiktoken, from a named encoding, a rank file, or a corpus; or a `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -105,6 +105,56 @@ class TextTokenizer:
             "_component_": "components.tokenizers.text.TextTokenizer.from_ranks",
             "path": "text.tiktoken",
             "pattern": self.encoding._pat_str,
+        }
+
+
+class JsonTokenizer:
+    """Text <-> ids of a `tokenizer.json`, the format of Hugging Face `tokenizers` and of every open model.
+
+    path: the file
+    size: ids of the model, where it has more of them than the file; None is what the file has
+    """
+
+    def __init__(self, path: str, size: int | None = None) -> None:
+        from tokenizers import Tokenizer
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"tokenizer file not found: {path}")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+        known = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        if size is not None and size < known:
+            raise ValueError(f"{path} has {known} ids, more than size = {size}")
+        self.size = size or known
+
+    @property
+    def codebooks(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    def encode(self, raw: str) -> Int[Tensor, " n"]:
+        """Ids of a string; special tokens that are written out in it are themselves, and none is added."""
+        return torch.tensor(self.tokenizer.encode(raw, add_special_tokens=False).ids, dtype=torch.long)
+
+    def decode(self, codes: Int[Tensor, " n"]) -> str:
+        """The string, special tokens left out. Ids that the file does not have are skipped."""
+        return self.tokenizer.decode([c for c in codes.tolist() if self.tokenizer.id_to_token(c) is not None])
+
+    def num_bytes(self, codes: Int[Tensor, " n"]) -> int:
+        """Bytes of the text that the ids stand for."""
+        return len(self.decode(codes).encode())
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as it is written, e.g. "<|mask|>"; None where there is none."""
+        return self.tokenizer.token_to_id(token)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        return {
+            "_component_": "components.tokenizers.text.JsonTokenizer",
+            "path": "tokenizer.json",
+            "size": self.size,
         }
 
 

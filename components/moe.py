@@ -1,0 +1,46 @@
+"""A mixture of SwiGLU experts: each token goes through the k experts that its router likes best (2101.03961, 2409.02060).
+
+    y = sum over the k largest g_e of  g_e * down_e(silu(gate_e x) * up_e x),    g = softmax(router x)
+
+The weights g of the chosen are not normalised again, as in OLMoE and LLaDA-MoE.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+
+class MixtureOfExperts(nn.Module):
+    """`[batch, seq, width] -> [batch, seq, width]`; takes a feed-forward's place in a block.
+
+    width, ffn_width: of the model, and inside an expert
+    num_experts, experts_per_token: how many there are, and how many a token goes through
+    """
+
+    def __init__(self, width: int, ffn_width: int, num_experts: int, experts_per_token: int) -> None:
+        super().__init__()
+        if not 1 <= experts_per_token <= num_experts:
+            raise ValueError(f"experts_per_token must be in 1..num_experts = {num_experts}, got {experts_per_token}")
+        self.experts_per_token = experts_per_token
+        self.router = nn.Linear(width, num_experts, bias=False)
+        self.gate = nn.Parameter(torch.empty(num_experts, ffn_width, width))
+        self.up = nn.Parameter(torch.empty(num_experts, ffn_width, width))
+        self.down = nn.Parameter(torch.empty(num_experts, width, ffn_width))
+        for weight in (self.gate, self.up, self.down):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+
+    def forward(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+        flat = x.flatten(0, 1)
+        chosen, expert = self.router(flat).float().softmax(dim=-1).topk(self.experts_per_token, dim=-1)
+        order = expert.flatten().argsort(stable=True)  # (token, choice) pairs, those of one expert in a row
+        token = order // self.experts_per_token
+        counts = torch.bincount(expert.flatten(), minlength=len(self.gate)).tolist()
+        parts = [
+            (silu(own @ self.gate[e].T) * (own @ self.up[e].T)) @ self.down[e].T
+            for e, own in enumerate(flat[token].split(counts))
+        ]
+        weighted = torch.cat(parts) * chosen.flatten()[order, None].to(x.dtype)
+        return torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, token, weighted).view_as(x)
