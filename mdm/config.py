@@ -75,9 +75,21 @@ def read_yaml(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
     base = config.pop("base", None)
-    return (
-        config if base is None else typing.cast(DictConfig, OmegaConf.merge(read_yaml(path.parent / find_config(base)), config))
-    )
+    if base is None:
+        return config
+    below = read_yaml(path.parent / find_config(base))
+    _make_room(below, config)
+    return typing.cast(DictConfig, OmegaConf.merge(below, config))
+
+
+def _make_room(below: DictConfig, above: DictConfig) -> None:
+    """Empties the nodes of `below` that a whole `_component_` node of `above` replaces: keys of two components do not mix."""
+    for key, value in above.items():
+        if isinstance(value, DictConfig) and isinstance(below.get(key), DictConfig):
+            if "_component_" in value and value["_component_"] != below[key].get("_component_", value["_component_"]):
+                below[key] = {}
+            else:
+                _make_room(below[key], value)
 
 
 def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:

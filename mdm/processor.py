@@ -57,7 +57,13 @@ class Processor:
         return self.tokenizers[modality].decode(self.vocabulary.to_codes(modality, ids.cpu()))
 
     def encode_sample(self, sample: Mapping[str, Any]) -> dict[str, Int[Tensor, " n"]]:
-        """The parts of a sample that have a tokenizer, as global ids."""
+        """The parts of a sample that have a tokenizer, as global ids. Raises ValueError for a clip of another sample rate."""
+        rate, wanted = sample.get("sample_rate"), getattr(self.tokenizers.get("audio"), "sample_rate", None)
+        if "audio" in sample and None not in (rate, wanted) and rate != wanted:
+            raise ValueError(
+                f"audio at {rate} Hz, but the audio tokenizer takes {wanted} Hz; set sample_rate of the source, or wrap it in "
+                "components.data.sources.adapted"
+            )
         return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
 
     def sequence(

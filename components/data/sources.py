@@ -1,6 +1,6 @@
 """The user's own data: a local folder, or a Hugging Face dataset.
 
-Samples are dicts with any of `text` (str), `image` (PIL), `audio` (float waveform at the rate asked for).
+Samples are dicts with any of `text` (str), `image` (PIL), `audio` (float waveform, with its `sample_rate` in Hz).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Folder(Sequence):
         text = caption_file.read_text(encoding="utf-8").strip()
         if self.kind == "image":
             return {"text": text, "image": read_image(file, self.size)}
-        return {"text": text, "audio": read_audio(file, self.sample_rate)}
+        return {"text": text, "audio": read_audio(file, self.sample_rate), "sample_rate": self.sample_rate}
 
 
 def read_image(file: str | Path | io.BytesIO, size: int | None) -> Image.Image:
@@ -178,7 +178,27 @@ class _Convert:
             clip = sample["audio"]
             source = io.BytesIO(clip["bytes"]) if clip.get("bytes") else clip["path"]
             sample["audio"] = read_audio(source, self.sample_rate)
+            sample["sample_rate"] = self.sample_rate
         return sample
+
+
+def adapted(source: Any, size: int | None = None, sample_rate: int | None = None, count: int | None = None) -> Mapped:
+    """Another source's samples as a tokenizer wants them.
+
+    size:        images cropped to a square and resized to so many pixels;  sample_rate: clips resampled to it, in Hz
+    count:       only the first so many samples
+    """
+
+    def convert(sample: Mapping[str, Any]) -> dict[str, Any]:
+        own = dict(sample)
+        if size is not None and "image" in own:
+            own["image"] = fit(own["image"], size)
+        if sample_rate is not None and "audio" in own:
+            own["audio"] = resample(own["audio"], own["sample_rate"], sample_rate)
+            own["sample_rate"] = sample_rate
+        return own
+
+    return Mapped(source if count is None else [source[i] for i in range(min(count, len(source)))], convert)
 
 
 class Mapped(Sequence):

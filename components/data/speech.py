@@ -38,7 +38,7 @@ def spoken_words(
     max_seconds: float = 0.52,
     voices: int | None = None,
 ) -> list[dict]:
-    """Samples `{"text": caption, "audio": float waveform at 8 kHz, "label": 0..9, "voice": name}`.
+    """Samples `{"text": caption, "audio": float waveform at 8 kHz, "label": 0..9, "voice": name, "sample_rate": 8000}`.
 
     Every clip peaks at 0.7, without the silence around the word; clips longer than `max_seconds` are left out.
 
@@ -55,7 +55,8 @@ def spoken_words(
                 for label, word in enumerate(WORDS):
                     audio = trim(espeak.say(word, rate, pitch))
                     if len(audio) <= max_seconds * SAMPLE_RATE:
-                        samples.append({"text": caption.format(word), "audio": audio, "label": label, "voice": voice})
+                        own = {"label": label, "voice": voice, "sample_rate": SAMPLE_RATE}
+                        samples.append({"text": caption.format(word), "audio": audio, **own})
     return samples
 
 

@@ -1,8 +1,8 @@
 """One protocol for every tokenizer: raw text, image or audio <-> integer codes.
 
 text.py   tiktoken encodings, rank files, a small BPE trained from a corpus, and any tokenizer.json
-image.py  grey levels of pixels or patches; learned image codes (MoVQ, VQModel) belong beside it as image_vq.py
-audio.py  codec2 700C; neural codecs (Higgs, Mimi, DAC) belong beside it as audio_neural.py
+image.py  grey levels of pixels or patches; image_vq.py: learned codes (MoVQ, any diffusers.VQModel, Emu3, Chameleon)
+audio.py  codec2 700C; audio_neural.py: Higgs Audio v2, Mimi, DAC, EnCodec, XCodec2
 """
 
 from __future__ import annotations

@@ -1,0 +1,182 @@
+"""Learned tokenizers with random weights of a small shape: codes in range, shapes, what they save loads to the same codes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from components.tokenizers import Tokenizer
+from components.tokenizers.audio_neural import NeuralAudioTokenizer, deinterleave, interleave
+from components.tokenizers.image_vq import MOVQ, VQImageTokenizer
+from components.tokenizers.sinc import sinc_resample
+
+IMAGES = {
+    "vq": {
+        **MOVQ, "block_out_channels": [32, 32], "layers_per_block": 1, "num_vq_embeddings": 32,
+        "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
+    },
+    "emu3": {
+        "codebook_size": 32, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "attn_resolutions": [],
+        "hidden_size": 32,
+    },
+    "chameleon": {
+        "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_embeddings": 32, "embed_dim": 8,
+        "latent_channels": 8, "resolution": 32,
+    },
+}  # fmt: skip
+AUDIO = {
+    "dac": {
+        "encoder_hidden_size": 8, "decoder_hidden_size": 32, "n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4,
+        "hidden_size": 64,
+    },
+    "encodec": {
+        "num_filters": 4, "hidden_size": 16, "codebook_size": 16, "codebook_dim": 16, "target_bandwidths": [1.5],
+        "num_lstm_layers": 1,
+    },
+    "mimi": {
+        "num_filters": 4, "hidden_size": 32, "codebook_size": 16, "codebook_dim": 8, "num_quantizers": 4, "head_dim": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32,
+        "vector_quantization_hidden_dimension": 8, "upsample_groups": 32,
+    },
+    "higgs": {
+        "codebook_size": 16, "codebook_dim": 8, "target_bandwidths": [0.3],
+        "acoustic_model_config": {
+            "model_type": "dac", "encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 16,
+            "downsampling_ratios": [8, 5, 4, 2, 3], "upsampling_ratios": [8, 5, 4, 2, 3],
+        },
+        "semantic_model_config": {
+            "model_type": "hubert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 64, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+        },
+    },
+    "xcodec2": {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 2, "encoder_hidden_size": 4, "quantization_dim": 64, "quantization_levels": [4, 4, 4],
+        "semantic_model_config": {
+            "model_type": "wav2vec2-bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+    },
+}  # fmt: skip
+RATES = {"dac": 16000, "encodec": 24000, "mimi": 24000, "higgs": 24000, "xcodec2": 16000}
+
+
+def reloaded(tokenizer, folder):
+    node = tokenizer.save(folder)
+    own = {k: v for k, v in node.items() if k != "_component_"}
+    return type(tokenizer)(**{**own, "path": str(folder / own["path"])})
+
+
+@pytest.mark.parametrize("family", IMAGES)
+def test_image_codes_are_in_range_and_survive_saving(family, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = VQImageTokenizer(None, 32, family, config=IMAGES[family])
+    assert isinstance(tokenizer, Tokenizer)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8))
+    codes = tokenizer.encode(image)
+    assert codes.shape == (tokenizer.num_tokens,) == (16 * 16,)
+    assert tokenizer.codebooks == (32,)
+    assert 0 <= codes.min() < codes.max() < 32
+    again = reloaded(tokenizer, tmp_path)
+    assert torch.equal(again.encode(image), codes)
+    if family == "chameleon":
+        with pytest.raises(ValueError, match="images can only be read"):
+            tokenizer.decode(codes)
+    else:
+        assert (tokenizer.decode(codes).size, tokenizer.decode(codes).mode) == ((32, 32), "RGB")
+        assert np.array_equal(np.asarray(again.decode(codes)), np.asarray(tokenizer.decode(codes)))
+
+
+def test_the_codes_of_an_image_are_of_the_nearest_entries():
+    """The oracle: the encoder's vectors, each compared with every entry of the codebook."""
+    torch.manual_seed(0)
+    tokenizer = VQImageTokenizer(None, 32, config=IMAGES["vq"])
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3)).astype(np.uint8))
+    x = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    vectors = tokenizer.model.encode(x).latents[0].permute(1, 2, 0).reshape(-1, 4)
+    nearest = torch.cdist(vectors, tokenizer.model.quantize.embedding.weight).argmin(dim=1)
+    assert (tokenizer.encode(image) == nearest).float().mean() > 0.99  # a tie may fall either way
+
+
+def test_movq_has_the_published_shape():
+    with torch.device("meta"):
+        from diffusers import VQModel
+
+        model = VQModel(**MOVQ)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(67.8, abs=0.1)
+
+
+@pytest.mark.parametrize("order", ["frames", "delay"])
+@pytest.mark.parametrize("family", AUDIO)
+def test_audio_codes_are_in_range_and_survive_saving(family, order, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = NeuralAudioTokenizer(None, family, order=order, config=AUDIO[family])
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.sample_rate == RATES[family]
+    wave = 0.1 * np.random.default_rng(0).standard_normal(int(0.63 * tokenizer.sample_rate)).astype(np.float32)
+    codes = tokenizer.encode(wave)
+    books = len(tokenizer.codebooks)
+    assert len(codes) % books == 0
+    assert ((codes.view(-1, books) >= 0) & (codes.view(-1, books) < torch.tensor(tokenizer.codebooks))).all()
+    back = tokenizer.decode(codes)
+    assert 0 <= len(back) - len(wave) <= 2 * tokenizer.frame_samples
+    assert np.isfinite(back).all()
+    assert torch.equal(reloaded(tokenizer, tmp_path).encode(wave), codes)
+    assert len(tokenizer.decode(codes[: books - 1])) == 0  # no complete frame
+
+
+def test_fewer_books_are_the_coarsest():
+    torch.manual_seed(0)
+    every = NeuralAudioTokenizer(None, "dac", config=AUDIO["dac"])
+    few = NeuralAudioTokenizer(None, "dac", books=2, config=AUDIO["dac"])
+    few.model = every.model
+    wave = 0.1 * np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    assert torch.equal(few.encode(wave).view(-1, 2), every.encode(wave).view(-1, 3)[:, :2])
+    assert len(few.decode(few.encode(wave))) == len(every.decode(every.encode(wave)))
+
+
+def test_the_delay_pattern_is_musicgens():
+    """Codebook k comes k frames late; before its first and after its last code stands the pad (2306.05284, figure 1)."""
+    codes = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert interleave(codes, "frames", 9).tolist() == [1, 4, 2, 5, 3, 6]
+    assert interleave(codes, "delay", 9).tolist() == [1, 9, 2, 4, 3, 5, 9, 6]
+    for order in ("frames", "delay"):
+        assert torch.equal(deinterleave(interleave(codes, order, 9), 2, order, 9), codes)
+    assert deinterleave(torch.tensor([1, 9, 9, 4, 3, 5, 9, 6]), 2, "delay", 9).tolist() == [[1, 0, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(("rate", "to"), [(24000, 16000), (16000, 24000), (44100, 16000)])
+def test_the_sinc_keeps_a_tone_and_removes_what_the_lower_rate_cannot_hold(rate, to):
+    t = torch.arange(rate, dtype=torch.float64) / rate
+    out = sinc_resample(torch.sin(2 * torch.pi * 440 * t), rate, to)
+    assert len(out) == to
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(to, dtype=torch.float64) / to)
+    assert_close(out[200:-200], expected[200:-200], rtol=0, atol=2e-3)  # six zeros: a ripple of 1e-3
+    if to < rate:
+        too_high = sinc_resample(torch.sin(2 * torch.pi * 0.9 * rate / 2 * t), rate, to)
+        assert too_high[200:-200].abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VQImageTokenizer(None, 33, config=IMAGES["vq"]), "size 33 is not a multiple of 2"),
+        (
+            lambda: VQImageTokenizer(None, 32, config=IMAGES["vq"]).encode(Image.new("RGB", (30, 32))),
+            "expected 32x32 pixels, got 30x32",
+        ),
+        (
+            lambda: VQImageTokenizer(None, 32, config=IMAGES["vq"]).encode(Image.new("CMYK", (32, 32))),
+            "expected an image of mode RGB or L, got CMYK",
+        ),
+        (lambda: NeuralAudioTokenizer(None, "dac", books=4, config=AUDIO["dac"]), r"books must be in 1\.\.3, got 4"),
+        (
+            lambda: NeuralAudioTokenizer(None, "dac", config=AUDIO["dac"]).encode(np.zeros(0, np.float32)),
+            "the waveform is empty",
+        ),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
