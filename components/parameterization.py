@@ -98,13 +98,13 @@ def param_groups(
     weight_decay: float,
     decay_vectors: bool = False,
 ) -> list[dict[str, Any]]:
-    """AdamW's groups, one for each role, from the base model's settings.
+    """AdamW's groups of what is trained, one for each role, from the base model's settings.
 
     Each carries its multipliers too (`lr_multiplier`, `eps_multiplier`, `decay_multiplier`), for schedules and
     `components.sde.SDEScaler`. Vectors (norm gains, biases) decay only with `decay_vectors`.
     """
     grouped: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    parameters = dict(module.named_parameters())
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, role in roles(parameters, rules).items():
         grouped.setdefault((role, parameters[name].ndim > 1 or decay_vectors), []).append(parameters[name])
     groups = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,23 @@ class Vocabulary:
             if not 0 <= value < size:
                 raise ValueError(f"vocabulary: the {name} token {value} is not one of the {size} ids")
         return cls((IdRange("text", "text", 0, size, True),), ("mask", "pad", "end"), (mask, pad, end))
+
+    def grown(
+        self, codebooks: Mapping[str, Sequence[int]], may_end: Sequence[str] = ("text", "audio"), tasks: Sequence[str] = ()
+    ) -> Vocabulary:
+        """This vocabulary with further modalities and task tokens: every id of it stays what it is, the new ones follow.
+
+        Raises ValueError for a modality that it has.
+        """
+        for modality in codebooks:
+            if modality in self.modalities:
+                raise ValueError(f"vocabulary: it has {modality} already; its ids cannot change")
+        added = Vocabulary.build(codebooks, may_end, tasks)
+        ranges = [replace(r, start=r.start + self.size) for r in added.ranges]
+        names = [n for n in added.specials if n not in self.specials]
+        first = self.size + added.ranges[-1].stop
+        ids = [*self._ids.values(), *range(first, first + len(names))]
+        return Vocabulary((*self.ranges, *ranges), (*self.specials, *names), tuple(ids))
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ from mdm.processor import Processor
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What DCP saves (tensors only, so that nothing in it is unpickled on the way back), and the whole optimizer state."""
     whole = get_optimizer_state_dict(model, optimizer)
-    tensors = {"model": get_model_state_dict(model), "optimizer": whole["state"], "rng": torch.get_rng_state()}
+    trained = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
+    tensors = {"model": trained, "optimizer": whole["state"], "rng": torch.get_rng_state()}
     if ema is not None:
         tensors["ema"] = ema.average
     return tensors, whole
@@ -138,9 +139,10 @@ def _barrier(hw: Hardware) -> None:
         dist.barrier()
 
 
-def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware) -> None:
-    """Writes the model for sharing. All ranks take part; the main one writes."""
-    full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware, weights: dict[str, Any] | None = None) -> None:
+    """Writes the model for sharing. All ranks take part; the main one writes. weights: others than the model's own."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    full = get_model_state_dict(model, options=options) if weights is None else weights
     if not hw.main:
         return
     try:

@@ -6,6 +6,7 @@ in one sentence: the key, its value, what it may be.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import types
@@ -78,32 +79,63 @@ def read_yaml(path: Path) -> DictConfig:
     if base is None:
         return config
     below = read_yaml(path.parent / find_config(base))
-    _make_room(below, config)
-    return typing.cast(DictConfig, OmegaConf.merge(below, config))
+    plain = (typing.cast(dict, OmegaConf.to_container(c, resolve=False)) for c in (below, config))
+    return OmegaConf.create(_layered(*plain))
 
 
-def _make_room(below: DictConfig, above: DictConfig) -> None:
-    """Empties the nodes of `below` that a whole `_component_` node of `above` replaces: keys of two components do not mix."""
+def _layered(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """One config on top of another: tables are merged, but a node of another `_component_`, or an empty one, replaces what
+    stood there, and null takes a table out."""
+    merged = dict(below)
     for key, value in above.items():
-        if isinstance(value, DictConfig) and isinstance(below.get(key), DictConfig):
-            if "_component_" in value and value["_component_"] != below[key].get("_component_", value["_component_"]):
-                below[key] = {}
-            else:
-                _make_room(below[key], value)
+        under = below.get(key)
+        if value is None and isinstance(under, dict):
+            del merged[key]
+        elif value and isinstance(value, dict) and isinstance(under, dict) and _same_component(under, value):
+            merged[key] = _layered(under, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_component(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
+    return "_component_" not in above or above["_component_"] == below.get("_component_")
 
 
 def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:
-    """The config with `key=value` arguments merged in; a whole `_component_` node replaces the one that stood there."""
+    """The config with `key=value` arguments merged in.
+
+    A whole `_component_` node, or {}, replaces what stood there; null takes an entry out of a table, and empties a table.
+    """
     for argument in arguments:
         key, sign, _ = argument.partition("=")
         if not sign or not key or key.startswith("-"):
             raise UserError(f"{argument!r} is not an override; write key=value")
         one = OmegaConf.from_dotlist([argument])
         value = OmegaConf.select(one, key)
-        if OmegaConf.is_dict(value) and "_component_" in value and OmegaConf.select(config, key) is not None:
-            OmegaConf.update(config, key, {}, merge=False)
+        if OmegaConf.is_dict(OmegaConf.select(config, key)):
+            if value is None and _take_out(config, key):
+                continue
+            if value is None or not value or "_component_" in value:
+                OmegaConf.update(config, key, {}, merge=False)
+                value = value or None
+            if value is None:
+                continue
         config = OmegaConf.merge(config, one)
     return config
+
+
+def _take_out(config: DictConfig, key: str) -> bool:
+    """Sets a key to null where it may be, or removes it from its table; False where it is neither."""
+    above, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, above) if above else config
+    if parent._get_node(name)._metadata.optional:
+        parent[name] = None
+    elif not dataclasses.is_dataclass(parent._metadata.object_type):
+        del parent[name]
+    else:
+        return False
+    return True
 
 
 def _unknown_key(schema: type, error: ConfigKeyError) -> str:
@@ -118,6 +150,14 @@ def _unknown_key(schema: type, error: ConfigKeyError) -> str:
 def _close(name: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(name, known, 1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def at_least_one(settings: Any, *keys: str) -> None:
+    """Raises UserError for a key under 1; null is whatever null means there."""
+    for key in keys:
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be at least 1, got {value}")
 
 
 def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,8 +166,11 @@ def check_tasks(
                     )
 
 
-def check_loss(loss: LossSettings) -> None:
-    """The choices of `loss`. Raises UserError."""
+def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], loss: LossSettings, batch: BatchSettings) -> None:
+    """All of a run's settings that are about its batches, before anything is built. Raises UserError."""
+    check_streams(data)
+    check(masker, "masker", supplied=MASKER_SUPPLIED)
+    batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
     for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
         if getattr(loss, key) not in known:
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")

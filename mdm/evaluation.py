@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from components.blocks import document_mask
 from components.losses import LossSums, bits_per_token, loss_from_hidden
+from components.sequences import TASKS
 from components.types import Batch
 from components.vocabulary import Vocabulary
-from mdm.data import MicroBatch
-from mdm.hardware import Hardware
+from mdm.data import FORWARD_TASKS, MicroBatch, StreamSettings
+from mdm.generation import generate
+from mdm.hardware import Hardware, reshard
+from mdm.media import save_outputs
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
 
@@ -65,3 +69,28 @@ def num_bytes(batches: Sequence[Batch], processor: Processor) -> int:
     end = processor.vocabulary.end_id
     codes = [processor.vocabulary.to_codes("text", b.tokens[b.maskable & (b.tokens != end)]) for b in batches]
     return sum(processor.tokenizers["text"].num_bytes(c) for c in codes)
+
+
+def write_samples(
+    folder: Path,
+    model: MaskedDiffusionModel,
+    processor: Processor,
+    data: Mapping[str, StreamSettings],
+    held_out: Mapping[str, Any],
+    hw: Hardware,
+    count: int = 8,
+) -> None:
+    """A few samples of each stream's forward task, from the prompts of its held-out samples, into folder/TASK/."""
+    for name, shown in held_out.items():
+        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
+        if task is None:
+            continue
+        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), shown, strict=False)]
+        pack = data[name].pack
+        with hw.autocast():
+            made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))
+        model.train()
+        reshard(model, hw)
+        if hw.main:
+            rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
+            save_outputs(folder / task, prompts, made.outputs, rate)

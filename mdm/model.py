@@ -10,7 +10,7 @@ The blocks grow what open models need (see mdm/open_models.py): biases, other no
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -122,6 +122,21 @@ class MaskedDiffusionModel(nn.Module):
             return std
 
         initialize(self, RULES, scaled, base_std, generator)
+
+    @torch.no_grad()
+    def grow(self, vocab_size: int, max_length: int | None = None, generator: torch.Generator | None = None) -> None:
+        """Appends ids to the vocabulary, their rows drawn with the spread of the rows there are; allows longer sequences."""
+        added = vocab_size - self.config.vocab_size
+        for module in (self.embedding, self.unembedding):
+            old = module.weight
+            rows = torch.empty(added, old.shape[1]).normal_(0, old.float().std().item(), generator=generator).to(old)
+            module.weight = nn.Parameter(torch.cat([old, rows]))
+        self.embedding.num_embeddings = self.unembedding.out_features = vocab_size
+        length = max(max_length or 0, self.config.max_length)
+        self.config = replace(self.config, vocab_size=vocab_size, max_length=length)
+        rope = self.blocks[0].attn.pos_embeddings
+        rope.max_seq_len = length
+        rope.rope_init()
 
     def restore_buffers(self) -> None:
         """Makes what is not among the weights, after they were put into a model without any: the table of rotations."""

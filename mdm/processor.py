@@ -34,15 +34,21 @@ class Processor:
 
         Raises ValueError where a canvas is of an unknown modality or an impossible length.
         """
-        for modality, length in canvas.items():
-            if modality not in tokenizers:
-                raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")
-            frame = len(tokenizers[modality].codebooks)
-            if length < 1 or length % frame:
-                raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
-        tasks = [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
-        vocabulary = Vocabulary.build({m: t.codebooks for m, t in tokenizers.items()}, tasks=tasks)
+        check_canvas(tokenizers, canvas)
+        vocabulary = Vocabulary.build({m: t.codebooks for m, t in tokenizers.items()}, tasks=possible_tasks(tokenizers))
         return cls(vocabulary, dict(tokenizers), dict(canvas))
+
+    def grown(self, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
+        """This processor with further modalities, and canvases of other lengths: all ids that it has keep their meaning.
+
+        Raises ValueError for a modality that it has, and as `build` does.
+        """
+        every, lengths = {**self.tokenizers, **tokenizers}, {**self.canvas, **canvas}
+        check_canvas(every, lengths)
+        if not tokenizers:
+            return Processor(self.vocabulary, every, lengths)
+        new = {m: t.codebooks for m, t in tokenizers.items()}
+        return Processor(self.vocabulary.grown(new, tasks=possible_tasks(every)), every, lengths)
 
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
         """Global ids of one text, image or waveform."""
@@ -119,3 +125,18 @@ class Processor:
                     f"{folder}: the {modality} tokenizer has codebooks of {tokenizer.codebooks}, vocabulary.json says {sizes}"
                 )
         return cls(vocabulary, tokenizers, saved["canvas"])
+
+
+def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> None:
+    """Raises ValueError for a canvas of a modality that has no tokenizer, or that its codebooks do not fill."""
+    for modality, length in canvas.items():
+        if modality not in tokenizers:
+            raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")
+        frame = len(tokenizers[modality].codebooks)
+        if length < 1 or length % frame:
+            raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
+
+
+def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """The tasks that can be formed of these modalities."""
+    return [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]

@@ -18,7 +18,20 @@ from mdm.config import UserError, instantiate
 from mdm.data import MicroBatch
 from mdm.hardware import Hardware
 
-FIXED = ("model", "tokenizers", "canvas", "data", "prompt_dropout", "masker", "loss", "parameterization", "seed")
+FIXED = (
+    "checkpoint",
+    "method",
+    "lora",
+    "model",
+    "tokenizers",
+    "canvas",
+    "data",
+    "prompt_dropout",
+    "masker",
+    "loss",
+    "parameterization",
+    "seed",
+)
 """Settings that a resumed run must share with the one it goes on from."""
 
 
@@ -45,9 +58,9 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
         checkpoint.remove_partial(folder)
         OmegaConf.save(OmegaConf.create(config), run.folder / "config.yaml")
     if newest is None:
-        return {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED}}
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED if key in config}}
     saved = json.loads((newest / "state.json").read_text())
-    for key in FIXED:
+    for key in filter(config.__contains__, FIXED):
         if saved["fixed"].get(key) != json.loads(json.dumps(config[key])):
             raise UserError(
                 f"{run.folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"

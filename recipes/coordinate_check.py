@@ -24,7 +24,7 @@ from components.coordinate_check import CoordinateCheck, coordinate_check
 from components.losses import RangePositions
 from components.vocabulary import Vocabulary
 from mdm.cli import load_recipe, run_recipe
-from mdm.config import UserError
+from mdm.config import UserError, at_least_one
 from mdm.data import MicroBatch, next_step
 from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
@@ -59,9 +59,7 @@ def validate(cfg: Settings) -> None:
     for key in ("widths", "depths"):
         if len(set(getattr(cfg, key))) < 2 or min(getattr(cfg, key)) < 1:
             raise UserError(f"{key}: at least two, each at least 1; got {getattr(cfg, key)}")
-    for key in ("base_width", "base_depth", "steps", "seeds"):
-        if getattr(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+    at_least_one(cfg, "base_width", "base_depth", "steps", "seeds")
     for axis in ("width", "depth"):
         for size in cfg.widths if axis == "width" else cfg.depths:
             pretrain.validate(settings_of(pretrain.Settings, cfg.run, changes(cfg, axis, size, 0, True)))

@@ -59,10 +59,14 @@ class JudgedTask:
 
 @dataclass
 class CrossedTask:
-    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge."""
+    """A further task that generates a judged modality: from prompts of `test`, with that modality's judge.
+
+    task: null is the name that it stands under; the figure is called NAME_accuracy
+    """
 
     judged: str = MISSING
     test: dict[str, Any] = MISSING
+    task: str | None = None
 
 
 @dataclass
@@ -108,8 +112,8 @@ def validate_judged(cfg: Any) -> None:
                 raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
     for name, task in cfg.crossed.items():
         check(task.test, f"crossed.{name}.test")
-        if name not in TASKS:
-            raise UserError(f"crossed: {name!r} is not one of {', '.join(TASKS)}")
+        if (task.task or name) not in TASKS:
+            raise UserError(f"crossed.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
     if cfg.samples < 1:
@@ -157,7 +161,7 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
     """Raises UserError where the model lacks a modality that is to be evaluated."""
     asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
     asked |= {f"judged.{name}": [t for t in (task.write, task.read, task.complete) if t] for name, task in cfg.judged.items()}
-    asked |= {f"crossed.{name}": [name] for name in cfg.crossed}
+    asked |= {f"crossed.{name}": [crossed.task or name] for name, crossed in cfg.crossed.items()}
     for key, tasks in asked.items():
         for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
             if modality not in processor.tokenizers:
@@ -219,10 +223,11 @@ def cross(
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Generates from held-out parts, e.g. an image from speech, and scores how many show the class of what was given."""
-    (modality,) = TASKS[name].generated
+    task = cfg.crossed[name].task or name
+    (modality,) = TASKS[task].generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
-        made = generate(model, processor, name, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
+        made = generate(model, processor, task, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
     results.written[name] = [
@@ -231,8 +236,8 @@ def cross(
 
 
 def shuffled(samples: list[dict], count: int, seed: int) -> list[dict]:
-    """`count` samples, all of them at the most, in an order drawn from the seed."""
-    return [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:count]]
+    """`count` samples in an order drawn from the seed; where there are fewer, again from the first (with other noise)."""
+    return [samples[i] for i in np.resize(np.random.default_rng(seed).permutation(len(samples)), count)]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from components.sequences import TASKS
 from mdm import film
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, check, instantiate
+from mdm.config import UserError, at_least_one, check, instantiate
 from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_hardware, hardware
@@ -73,9 +73,7 @@ def validate(cfg: Settings) -> None:
     model_folder(cfg.checkpoint)
     if cfg.task not in TASKS:
         raise UserError(f"task: {cfg.task!r} is not one of {', '.join(TASKS)}")
-    for key in ("count", "batch_size", "length", "refresh_every"):
-        if getattr(cfg, key) is not None and getattr(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+    at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
     if cfg.guidance_scale and not TASKS[cfg.task].given:

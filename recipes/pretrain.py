@@ -14,8 +14,8 @@ sample, on as many processes and with as large a physical batch as you have now.
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,16 @@ from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import set_activation_checkpointing
 from tqdm import tqdm
 
+from components.parameterization import CompleteP
 from components.sde import rescale_moments
-from components.sequences import TASKS
 from mdm import checkpoint
 from mdm.cli import run_recipe
-from mdm.config import UserError, check, instantiate
+from mdm.config import UserError, at_least_one, check, instantiate
 from mdm.data import (
-    FORWARD_TASKS,
-    MASKER_SUPPLIED,
     BatchSettings,
     LossSettings,
     StreamSettings,
-    check_loss,
-    check_streams,
+    check_data,
     check_tasks,
     corpus,
     maskers,
@@ -48,8 +45,7 @@ from mdm.data import (
     training_loader,
     validation_batches,
 )
-from mdm.evaluation import forward_loss, nelbo, task_bits
-from mdm.generation import generate
+from mdm.evaluation import forward_loss, nelbo, task_bits, write_samples
 from mdm.hardware import (
     Hardware,
     check_compile,
@@ -61,8 +57,7 @@ from mdm.hardware import (
     sync_gradients,
     whole,
 )
-from mdm.media import save_outputs
-from mdm.model import ModelConfig
+from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
 from mdm.run import History, NonFinite, check_output_dir, open_history, restore_or_start
@@ -78,7 +73,7 @@ class Settings:
     output_dir: str = MISSING
     model: dict[str, Any] = MISSING
     tokenizers: dict[str, dict[str, Any]] = MISSING
-    canvas: dict[str, int] = MISSING
+    canvas: dict[str, int | None] = MISSING
     data: dict[str, StreamSettings] = MISSING
     prompt_dropout: float = 0.1
     masker: dict[str, Any] = MISSING
@@ -103,29 +98,31 @@ class Settings:
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before data loads. Raises UserError."""
+    check(cfg.model, "model", supplied=MODEL_SUPPLIED)
+    shape = model_shape(cfg)
+    cfg.parameterization.of(shape)
+    validate_run(cfg)
+    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
+
+
+def validate_run(cfg: Settings) -> None:
+    """All but the model: what `finetune` checks too."""
+    cfg.canvas = {modality: length for modality, length in cfg.canvas.items() if length is not None}
     check_output_dir(cfg.output_dir)
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile)
-    check(cfg.model, "model", supplied=MODEL_SUPPLIED)
     for modality, node in cfg.tokenizers.items():
         check(node, f"tokenizers.{modality}", supplied=("corpus",))
-    check_streams(cfg.data)
-    check(cfg.masker, "masker", supplied=MASKER_SUPPLIED)
-    check_loss(cfg.loss)
-    cfg.batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
+    check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
     cfg.optimizer.validate()
-    shape = model_shape(cfg)
-    cfg.parameterization.of(shape)
-    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")
-    if cfg.sample_every_tokens is not None and cfg.sample_every_tokens < 1:
-        raise UserError(f"sample_every_tokens must be at least 1, or null for never; got {cfg.sample_every_tokens}")
     if not 0 <= cfg.prompt_dropout < 1:
         raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
-    for key in ("tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens"):
-        if getattr(cfg, key) < 1:
-            raise UserError(f"{key} must be at least 1, got {getattr(cfg, key)}")
+    at_least_one(
+        cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
+        "sample_every_tokens",
+    )  # fmt: skip
 
 
 def model_shape(cfg: Settings) -> ModelConfig:
@@ -149,12 +146,8 @@ class Pretrain:
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
         sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-        tokenizers = {
-            modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
-            for modality, node in cfg.tokenizers.items()
-        }
         try:
-            self.processor = Processor.build(tokenizers, cfg.canvas)
+            self.processor = self.make_processor(sources)
         except ValueError as error:
             raise UserError(str(error)) from error
         self.vocabulary = self.processor.vocabulary
@@ -169,11 +162,7 @@ class Pretrain:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
-        scaled = cfg.parameterization.of(model_shape(cfg))
-        self.model = instantiate(
-            cfg.model, "model", vocab_size=self.vocabulary.size, residual_multiplier=scaled.residual_multiplier
-        )
-        self.model.init_weights(torch.Generator().manual_seed(cfg.seed), scaled)
+        self.model, scaled = self.make_model()
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         self.flops = self.model.flops_per_token(self.model.config.max_length)
@@ -189,6 +178,26 @@ class Pretrain:
         self.scaled_to: int | None = None
         self.history: History = open_history(cfg, hw, self.state["step"])
         self.finite = NonFinite(hw)
+
+    def make_processor(self, sources: Mapping[str, Any]) -> Processor:
+        """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
+        tokenizers = {
+            modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
+            for modality, node in self.cfg.tokenizers.items()
+        }
+        return Processor.build(tokenizers, self.cfg.canvas)
+
+    def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
+        """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""
+        scaled = self.cfg.parameterization.of(model_shape(self.cfg))
+        multiplier = scaled.residual_multiplier
+        model = instantiate(self.cfg.model, "model", vocab_size=self.vocabulary.size, residual_multiplier=multiplier)
+        model.init_weights(torch.Generator().manual_seed(self.cfg.seed), scaled)
+        return model, scaled
+
+    def export(self) -> None:
+        """Writes the model to share."""
+        checkpoint.export(self.folder / "model", self.model, self.processor, self.hw)
 
     def train(self) -> None:
         cfg, hw, state = self.cfg, self.hw, self.state
@@ -227,7 +236,7 @@ class Pretrain:
         self.save()
         if self.ema is not None:
             self.ema.swap(self.model)
-        checkpoint.export(self.folder / "model", self.model, self.processor, hw)
+        self.export()
         self.history.close()
         hw.say(f"The model is in {self.folder / 'model'}. Try: mdm generate checkpoint={self.folder} task=text_to_image")
 
@@ -292,20 +301,8 @@ class Pretrain:
 
     def sample(self) -> None:
         """A few samples of each forward task, into output_dir/samples/."""
-        for name, shown in self.held_out.items():
-            settings = self.cfg.data[name]
-            task = next((t for t in settings.tasks if t in FORWARD_TASKS), None)
-            if task is None:
-                continue
-            prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(8), shown, strict=False)]
-            length = None if settings.pack is None else self.processor.text_room(settings.pack)
-            with self.hw.autocast():
-                made = generate(self.model, self.processor, task, prompts, length=length)
-            self.model.train()
-            reshard(self.model, self.hw)
-            if self.hw.main:
-                rate = getattr(self.processor.tokenizers.get("audio"), "sample_rate", 0)
-                save_outputs(self.folder / "samples" / f"step_{self.state['step']:08d}" / task, prompts, made.outputs, rate)
+        folder = self.folder / "samples" / f"step_{self.state['step']:08d}"
+        write_samples(folder, self.model, self.processor, self.cfg.data, self.held_out, self.hw)
 
     def save(self) -> None:
         self.finite.check(self.folder)

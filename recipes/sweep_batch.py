@@ -173,6 +173,8 @@ def draw(tuned: Mapping[float, float], summary: Mapping[str, Any]) -> bytes:
     left.legend(fontsize="small")
     right.plot(sorted(tuned), [tuned[r] for r in sorted(tuned)], "o-")
     right.set_xscale("log")
+    right.set_xticks(sorted(tuned), [f"{rate:.2g}" for rate in sorted(tuned)], rotation=45 if len(tuned) > 4 else 0)
+    right.minorticks_off()
     right.set(xlabel="learning rate", title=f"Tuned at the base batch: {summary['lr']:.3g}")
     return figure_png(figure)
 

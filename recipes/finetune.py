@@ -1,0 +1,173 @@
+"""Finetune a model on new data: all of it, LoRA or QLoRA; with new modalities if you like.
+
+    mdm run finetune --config quickstart_lora checkpoint=runs/quickstart          the digit after the one that is named
+    mdm run finetune --config quickstart_speech checkpoint=runs/quickstart_seen   adds speech to a model of text and images
+    mdm run finetune --config finetune_instruct checkpoint=hub:GSAI-ML/LLaDA-8B-Base   instructions, loss on responses alone
+
+The loop is pretrain's; what differs is where the model comes from and what of it is trained. What the model could do is scored
+before and after, on the same inputs with the same noise. Writes adapter/ (what was trained), model/ (merged) and metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from omegaconf import MISSING
+
+from components.parameterization import CompleteP
+from components.sequences import TASKS
+from mdm import checkpoint
+from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
+from mdm.cli import load_recipe, run_recipe
+from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.data import corpus
+from mdm.hardware import Hardware, hardware
+from mdm.model import MaskedDiffusionModel
+from mdm.processor import Processor
+
+CONFIG = "finetune"
+METHODS = ("full", "lora", "qlora")
+
+pretrain = load_recipe("pretrain")
+evaluate = load_recipe("evaluate")
+
+
+@dataclass
+class Settings(pretrain.Settings):
+    """Those of pretrain, without a model, and of evaluate; `recipes/configs/finetune.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    method: str = "lora"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    max_length: int | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    canvas: dict[str, int | None] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = field(default_factory=dict)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    samples: int = 1000
+    nelbo_repeats: int = 1
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before data loads. Raises UserError."""
+    if cfg.method not in METHODS:
+        raise UserError(f"method: {cfg.method!r} is not one of {', '.join(METHODS)}")
+    if cfg.model:
+        raise UserError("model: it comes from checkpoint; only max_length may be set")
+    if cfg.method == "qlora" and cfg.ema is not None:
+        raise UserError("ema: an average of quantized weights makes no sense; set method=lora, or ema=null")
+    cfg.lora.validate()
+    at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
+    checkpoint.model_folder(cfg.checkpoint)
+    pretrain.validate_run(cfg)
+    evaluate.validate_judged(cfg)
+
+
+def main(cfg: Settings) -> None:
+    folder = Path(cfg.output_dir)
+    with hardware(cfg.device, cfg.precision) as hw:
+        before = score_base(cfg, hw, folder)
+        started = time.perf_counter()
+        run = Finetune(cfg, hw)
+        run.train()
+        seconds = time.perf_counter() - started
+        if not hw.main:
+            return
+        model, processor = checkpoint.load_model(folder, hw.device)
+        after = evaluate.evaluate(cfg, model, processor, hw).metrics if cfg.judged or cfg.crossed else {}
+    metrics = {**compare(cfg, before, after), "seconds": seconds, **run.sizes(), "before": before, "after": after}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    for name, value in metrics.items():
+        if not isinstance(value, dict):
+            print(f"{name:<32}{value:,.4g}")
+    for name in sorted(set(before) | set(after)):
+        print(f"  {name:<30}{before.get(name, float('nan')):>10.4f} -> {after.get(name, float('nan')):.4f}")
+    print(f"Written to {folder / 'metrics.json'}")
+
+
+def score_base(cfg: Settings, hw: Hardware, folder: Path) -> dict[str, float]:
+    """What the model can do before: of `judged`, all that its modalities allow. Kept in before.json for a resumed run."""
+    path = folder / "before.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    if not cfg.judged or not hw.main:
+        return {}
+    model, processor = checkpoint.load_model(cfg.checkpoint, hw.device)
+
+    def able(*tasks: str | None) -> bool:
+        return all({*TASKS[t].given, *TASKS[t].generated} <= set(processor.tokenizers) for t in tasks if t)
+
+    known = {name: task for name, task in cfg.judged.items() if able(task.write, task.read, task.complete)}
+    data = {name: stream for name, stream in cfg.data.items() if able(*stream.tasks)}
+    metrics = evaluate.evaluate(replace(cfg, judged=known, crossed={}, data=data), model, processor, hw).metrics
+    path.write_text(json.dumps(metrics, indent=1))
+    return metrics
+
+
+def compare(cfg: Settings, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """The new task's accuracy, and the most that any accuracy of before has lost."""
+    found = {}
+    new = [after[f"{name}_accuracy"] for name in cfg.crossed]
+    if new:
+        found["task_accuracy"] = min(new)
+    drops = [before[k] - after[k] for k in before if k.endswith("_accuracy") and "judge" not in k and k in after]
+    if drops:
+        found["largest_base_accuracy_drop"] = max(drops)
+    return found
+
+
+class Finetune(pretrain.Pretrain):
+    """Pretraining that starts from a checkpoint, with what its method trains."""
+
+    def make_processor(self, sources: Mapping[str, Any]) -> Processor:
+        """The checkpoint's tokenizers and ids, and those of new modalities behind them."""
+        self.base, processor = checkpoint.load_model(self.cfg.checkpoint)
+        new = {}
+        for modality, node in self.cfg.tokenizers.items():
+            check(node, f"tokenizers.{modality}", supplied=("corpus",))
+            new[modality] = instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
+        return processor.grown(new, self.cfg.canvas)
+
+    def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
+        """The checkpoint's weights, the vocabulary's new rows, and LoRA's matrices."""
+        cfg, model = self.cfg, self.base.float() if self.cfg.method != "qlora" else self.base
+        generator = torch.Generator().manual_seed(cfg.seed)
+        model.grow(self.vocabulary.size, cfg.max_length, generator)
+        if cfg.method != "full":
+            add_lora(model, cfg.lora, quantize_base=cfg.method == "qlora", generator=generator)
+        return model.train(), CompleteP()
+
+    def export(self) -> None:
+        """Writes adapter/, and the merged model, which anything loads."""
+        if self.cfg.method == "full":
+            return super().export()
+        if self.hw.main:
+            adapter = self.folder / "adapter"
+            adapter.mkdir(exist_ok=True)
+            safetensors.torch.save_file(adapter_state(self.model), adapter / "adapter.safetensors")
+            about = {"checkpoint": self.cfg.checkpoint, "method": self.cfg.method, **vars(self.cfg.lora)}
+            (adapter / "adapter.json").write_text(json.dumps(about, indent=1))
+        weights = merged(self.model, self.cfg.lora)
+        checkpoint.export(self.folder / "model", self.model, self.processor, self.hw, weights)
+
+    def sizes(self) -> dict[str, float]:
+        """Trained parameters, and the memory of weights, gradients and AdamW's moments."""
+        every = list(self.model.parameters())
+        trained = [p for p in every if p.requires_grad]
+        return {
+            "trained_parameters": sum(p.numel() for p in trained),
+            "weights_mib": num_bytes(every) / 2**20,
+            "gradients_and_moments_mib": 3 * num_bytes(trained) / 2**20,
+        }
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
