@@ -51,7 +51,9 @@ class CoordinateCheck:
         axes.set_xticks(sizes, [str(s) for s in sizes])
         axes.set_xlabel(size)
         axes.set_ylabel("RMS change of the output in a step")
-        axes.legend(fontsize="x-small", title="module (slope)", title_fontsize="x-small")
+        axes.legend(
+            fontsize="x-small", title="module (slope)", title_fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1)
+        )
 
 
 def coordinate_check(

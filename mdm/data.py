@@ -189,7 +189,7 @@ def corpus(sources: Mapping[str, Any], limit: int = 20_000_000) -> Iterator[str]
     seen = 0
     for source in sources.values():
         for sample in source:
-            if "text" in sample:
+            if isinstance(sample.get("text"), str):
                 yield sample["text"]
                 seen += len(sample["text"])
             if seen > limit:
@@ -218,6 +218,7 @@ def streams(
     built = []
     for k, (name, settings) in enumerate(data.items()):
         source = sources[name]
+        check_codebooks(name, source, processor)
         in_memory, pairs = isinstance(source, list), masker[name].pairs
         if settings.pack is not None:
             node = _endless([processor.text_document(s) for s in source] if in_memory else source, seed + k)
@@ -231,6 +232,18 @@ def streams(
             samples = [build.checked(processor.encode_sample(s)) for s in source] if in_memory else source
             built.append(Stream(name, _endless(samples, seed + k), settings.weight, build, pairs=pairs))
     return built
+
+
+def check_codebooks(name: str, source: Any, processor: Processor) -> None:
+    """Raises ValueError where token shards are of other tokenizers than the run's."""
+    for modality, sizes in getattr(source, "codebooks", {}).items():
+        own = processor.tokenizers.get(modality)
+        if own is not None and tuple(own.codebooks) != sizes:
+            raise ValueError(
+                f"data.{name}: the token shards' {modality} has codebooks of {sizes}, tokenizers.{modality} of "
+                f"{own.codebooks}; "
+                "take the tokenizer from the shards (mdm.processor.saved_tokenizer)"
+            )
 
 
 def _endless(samples: Any, seed: int) -> tn.BaseNode:

@@ -51,8 +51,9 @@ class Processor:
         return Processor(self.vocabulary.grown(new, tasks=possible_tasks(every)), every, lengths)
 
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
-        """Global ids of one text, image or waveform."""
-        return self.vocabulary.to_global(modality, self.tokenizers[modality].encode(raw))
+        """Global ids of one text, image or waveform, or of its codes where it was tokenized before."""
+        codes = raw if isinstance(raw, Tensor) else self.tokenizers[modality].encode(raw)
+        return self.vocabulary.to_global(modality, codes)
 
     def decode(self, modality: str, ids: Int[Tensor, " n"]) -> Any:
         """What a canvas holds, up to its first end token."""
@@ -63,14 +64,18 @@ class Processor:
         return self.tokenizers[modality].decode(self.vocabulary.to_codes(modality, ids.cpu()))
 
     def encode_sample(self, sample: Mapping[str, Any]) -> dict[str, Int[Tensor, " n"]]:
-        """The parts of a sample that have a tokenizer, as global ids. Raises ValueError for a clip of another sample rate."""
+        """The parts of a sample that have a tokenizer, as global ids. Raises ValueError as `check_rate` does."""
+        self.check_rate(sample)
+        return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
+
+    def check_rate(self, sample: Mapping[str, Any]) -> None:
+        """Raises ValueError for a clip of another sample rate than the audio tokenizer's."""
         rate, wanted = sample.get("sample_rate"), getattr(self.tokenizers.get("audio"), "sample_rate", None)
         if "audio" in sample and None not in (rate, wanted) and rate != wanted:
             raise ValueError(
                 f"audio at {rate} Hz, but the audio tokenizer takes {wanted} Hz; set sample_rate of the source, or wrap it in "
                 "components.data.sources.adapted"
             )
-        return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
 
     def sequence(
         self,
@@ -105,18 +110,12 @@ class Processor:
     @classmethod
     def load(cls, folder: str | Path) -> Processor:
         """Reads what `save` wrote. Raises FileNotFoundError naming what is missing."""
-        from mdm.config import instantiate
-
         folder = Path(folder)
         for name in ("vocabulary.json", "processor.json"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}: is it a recipe's output_dir, or its model/ folder?")
         saved = json.loads((folder / "processor.json").read_text())
-        tokenizers = {}
-        for modality, node in saved["tokenizers"].items():
-            if "path" in node:  # files lie beside processor.json
-                node = {**node, "path": str(folder / node["path"])}
-            tokenizers[modality] = instantiate(node, f"tokenizers.{modality}")
+        tokenizers = {modality: saved_tokenizer(str(folder), modality) for modality in saved["tokenizers"]}
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
         for modality, tokenizer in tokenizers.items():
             sizes = tuple(vocabulary.ranges[i].size for i in vocabulary.ranges_of(modality))
@@ -140,3 +139,19 @@ def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int])
 def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
     """The tasks that can be formed of these modalities."""
     return [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
+
+
+def saved_tokenizer(path: str, modality: str) -> Tokenizer:
+    """The tokenizer of a modality that a folder holds: a model's, or of token shards. Raises FileNotFoundError, ValueError."""
+    from mdm.config import instantiate
+
+    file = Path(path) / "processor.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no processor.json: is it a recipe's output_dir, its model/, or token shards?")
+    nodes = json.loads(file.read_text())["tokenizers"]
+    if modality not in nodes:
+        raise ValueError(f"{path} has no tokenizer of {modality}; it has {', '.join(nodes)}")
+    node = nodes[modality]
+    if "path" in node:  # files lie beside processor.json
+        node = {**node, "path": str(Path(path) / node["path"])}
+    return instantiate(node, f"tokenizers.{modality}")

@@ -145,7 +145,7 @@ def draw(found: Mapping[tuple[str, str], CoordinateCheck]) -> bytes:
     """Change against size, a panel for each axis and rule."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8))
+    figure, panels = plt.subplots(2, 2, figsize=(13, 8), layout="constrained")
     for axes, ((axis, rule), check) in zip(panels.flat, found.items(), strict=True):
         check.draw(axes, axis)
         axes.set_title(f"{axis}, {rule} CompleteP")

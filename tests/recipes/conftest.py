@@ -58,6 +58,17 @@ def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options)
     return done
 
 
+def in_process(recipe, config, *overrides):
+    """A recipe in this process, as the command would run it: for mistakes, which are found early."""
+    from mdm.cli import load_recipe
+    from mdm.config import load
+
+    module = load_recipe(recipe)
+    cfg = load(module.Settings, config, [str(o) for o in overrides])
+    module.validate(cfg)
+    module.main(cfg)
+
+
 @pytest.fixture
 def run():
     return mdm

@@ -1,0 +1,102 @@
+"""Token shards: samples tokenized once, read back as if they were tokenized on the fly.
+
+    folder/
+      index.json                  tokenizers' codebooks, samples, and each shard's file, count and SHA-256
+      shard_00000.safetensors     for each modality: codes (one after the other), offsets [count + 1], present [count]
+      processor.json, ...         the tokenizers
+
+A sample of a shard holds codes where the source's holds raw parts; `mdm.processor.Processor` takes either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+INDEX = "index.json"
+
+
+def write_shard(path: Path, samples: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> str:
+    """Writes samples of codes; a reader never sees half a file. Returns its SHA-256."""
+    tensors = {}
+    for modality in modalities:
+        parts = [s.get(modality, torch.zeros(0, dtype=torch.long)) for s in samples]
+        tensors[f"{modality}.codes"] = torch.cat([*parts, torch.zeros(0, dtype=torch.long)]).to(torch.int32)
+        tensors[f"{modality}.offsets"] = torch.tensor([0, *accumulate(len(p) for p in parts)])
+        tensors[f"{modality}.present"] = torch.tensor([modality in s for s in samples], dtype=torch.bool)
+    partial = path.with_suffix(".partial")
+    safetensors.torch.save_file(tensors, partial)
+    digest = sha256(partial)
+    os.replace(partial, path)
+    return digest
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TokenShards(Sequence):
+    """The samples of a folder that `mdm run tokenize_data` wrote, in their order, read when they are drawn.
+
+    path:  the folder
+    check: compare every file with its checksum first; the sizes are compared in any case
+
+    Raises FileNotFoundError and ValueError, naming the file, for what is missing, truncated or of another checksum.
+    """
+
+    def __init__(self, path: str, check: bool = True) -> None:
+        self.folder = Path(path)
+        if not (self.folder / INDEX).is_file():
+            raise FileNotFoundError(f"{path} holds no {INDEX}: `mdm run tokenize_data` has not finished there")
+        index = json.loads((self.folder / INDEX).read_text())
+        self.codebooks = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
+        self.files = [self.folder / shard["file"] for shard in index["shards"]]
+        for shard in tqdm(index["shards"], desc=f"checking {path}", disable=len(self.files) < 100):
+            file = self.folder / shard["file"]
+            if not file.is_file():
+                raise FileNotFoundError(f"token shard not found: {file}")
+            if file.stat().st_size != shard["bytes"]:
+                raise ValueError(f"token shard {file} has {file.stat().st_size} bytes, and {INDEX} says {shard['bytes']}")
+            if check and sha256(file) != shard["sha256"]:
+                raise ValueError(f"token shard {file} has another checksum than {INDEX} says; write it again")
+        self._ends = list(accumulate(shard["count"] for shard in index["shards"]))
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        if not 0 <= place < len(self):
+            raise IndexError(f"token shards: sample {place} of {len(self)}")
+        shard = bisect_right(self._ends, place)
+        row = place - (self._ends[shard - 1] if shard else 0)
+        file = self._file(shard)
+        sample = {}
+        for modality in self.codebooks:
+            if bool(file.get_slice(f"{modality}.present")[row : row + 1]):
+                start, stop = file.get_slice(f"{modality}.offsets")[row : row + 2].tolist()
+                sample[modality] = file.get_slice(f"{modality}.codes")[start:stop].long()
+        return sample
+
+    def _file(self, shard: int) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safetensors.safe_open(self.files[shard], framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"token shard {self.files[shard]}: {error}") from error
+        return self._open[shard]

@@ -1,0 +1,109 @@
+"""Tokenize a dataset once, into shards that train as the raw data would.
+
+    mdm run tokenize_data                                           the quickstart's spoken words
+    mdm run tokenize_data source.path=photos source.kind=image ...  your own: any source that pretrain takes
+    mdm run tokenize_data ray_workers=2                             on a Ray cluster (pip install -e '.[scale]')
+
+Writes shards, their checksums (index.json) and the tokenizers to output_dir. Run it again to go on where it was killed. A
+sample that cannot be read is left out, counted and named. (A recipe called tokenize.py would hide Python's own module.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from tqdm import tqdm
+
+from mdm.cli import run_recipe
+from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.data import corpus, open_source
+from mdm.processor import Processor
+from mdm.run import check_output_dir
+from mdm.tokenizing import ShardWriter, ray_shards, record_of, stream_shards, write_index
+
+CONFIG = "tokenize_data"
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/tokenize_data.yaml` explains each."""
+
+    output_dir: str = MISSING
+    source: dict[str, Any] = MISSING
+    tokenizers: dict[str, dict[str, Any]] = MISSING
+    shard_size: int = 1000
+    ray_workers: int | None = None
+    ray_address: str | None = None
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before data loads. Raises UserError."""
+    check_output_dir(cfg.output_dir)
+    check(cfg.source, "source")
+    if not cfg.tokenizers:
+        raise UserError("tokenizers: name at least one")
+    for modality, node in cfg.tokenizers.items():
+        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+    at_least_one(cfg, "shard_size", "ray_workers")
+
+
+def main(cfg: Settings) -> None:
+    folder = Path(cfg.output_dir)
+    same_work(cfg, folder)
+    source = open_source(cfg.source, "source")
+    processor = tokenizers(cfg, source, folder)
+    records = []
+    total = len(source) if hasattr(source, "__len__") else None
+    with tqdm(total=total, desc="tokenizing", unit="sample", dynamic_ncols=True) as bar:
+        for record in write_shards(cfg, source, processor, folder):
+            records.append(record)
+            bar.update(record["count"] + len(record["corrupt"]))
+    index = write_index(folder, records, processor)
+    print(f"{index['samples']:,} samples in {len(index['shards'])} shards, {len(index['corrupt'])} corrupt ones left out")
+    for place, why in index["corrupt"][:10]:
+        print(f"  sample {place}: {why}")
+    print(f"Written to {folder}. Train on it with a source of components.data.shards.TokenShards, path: {folder}")
+
+
+def same_work(cfg: Settings, folder: Path) -> None:
+    """Raises UserError where the folder holds shards of another source, other tokenizers or another size."""
+    header = folder / "tokenize.json"
+    work = {"source": cfg.source, "tokenizers": cfg.tokenizers, "shard_size": cfg.shard_size}
+    if header.is_file() and json.loads(header.read_text()) != json.loads(json.dumps(work)):
+        raise UserError(f"output_dir {folder} holds shards of other settings; choose another, or delete it")
+    header.write_text(json.dumps(work, indent=1))
+
+
+def tokenizers(cfg: Settings, source: Any, folder: Path) -> Processor:
+    """Those of the config, saved beside the shards; of an earlier start, as they were saved then (one may be trained)."""
+    if not (folder / "processor.json").is_file():
+        built = {m: instantiate(n, f"tokenizers.{m}", corpus=corpus({"source": source})) for m, n in cfg.tokenizers.items()}
+        Processor.build(built, {}).save(folder)
+    return Processor.load(folder)
+
+
+def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of all shards, as they are finished or found."""
+    if not hasattr(source, "__len__"):
+        if cfg.ray_workers is not None:
+            raise UserError("ray_workers: a streamed source is read by one process; set streaming: false, or ray_workers=null")
+        yield from stream_shards(folder, source, cfg.shard_size, processor)
+        return
+    numbers = range(-(-len(source) // cfg.shard_size))
+    found = {n: record_of(folder, n) for n in numbers}
+    yield from (record for record in found.values() if record is not None)
+    missing = [n for n, record in found.items() if record is None]
+    if missing and cfg.ray_workers is not None:
+        yield from ray_shards(folder, cfg.source, cfg.shard_size, missing, cfg.ray_workers, cfg.ray_address)
+    elif missing:
+        writer = ShardWriter(str(folder), cfg.source, cfg.shard_size)
+        yield from (writer({"shard": n}) for n in missing)
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
