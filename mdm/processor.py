@@ -91,9 +91,13 @@ class Processor:
         """A span of running text at its exact length."""
         return task_sequence(self.vocabulary, "text", {"text": ids}, {})
 
+    def overhead(self, task: str) -> int:
+        """Positions of a sequence of the task beside its canvases."""
+        return overhead(self.vocabulary, task)
+
     def text_room(self, row: int) -> int:
         """Tokens of running text that fit into a row of so many positions."""
-        return row - overhead(self.vocabulary, "text")
+        return row - self.overhead("text")
 
     def text_document(self, sample: Mapping[str, Any]) -> Int[Tensor, " n"]:
         """The ids of a text sample with the end token, ready to be packed."""

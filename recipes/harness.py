@@ -1,0 +1,102 @@
+"""Evaluate a text model on tasks of lm-evaluation-harness: by likelihood, or by what it generates.
+
+    mdm run harness checkpoint=hub:GSAI-ML/LLaDA-8B-Base tasks=[arc_challenge,piqa] limit=100
+    mdm run harness checkpoint=runs/quickstart tasks=[mine] include_path=my_tasks
+
+Needs `pip install -e '.[eval]'`. Writes results.json to output_dir, and prints the harness's table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from mdm.checkpoint import load_model, model_folder
+from mdm.cli import run_recipe
+from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.hardware import check_hardware, hardware
+from mdm.run import check_output_dir
+
+CONFIG = "harness"
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/harness.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    output_dir: str = MISSING
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    likelihood: str = "nelbo"
+    draws: int = 128
+    sampler: dict[str, Any] | None = None
+    max_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before the model loads. Raises UserError."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("the harness is not installed; pip install -e '.[eval]'")
+    check_hardware(cfg.device, cfg.precision)
+    model_folder(cfg.checkpoint)
+    check_output_dir(cfg.output_dir)
+    if not cfg.tasks:
+        raise UserError("tasks: name at least one, e.g. tasks=[arc_challenge]")
+    if cfg.likelihood not in ("nelbo", "left_to_right"):
+        raise UserError(f"likelihood: {cfg.likelihood!r} is not one of nelbo, left_to_right")
+    if cfg.include_path is not None and not Path(cfg.include_path).is_dir():
+        raise UserError(f"include_path: folder not found: {cfg.include_path}")
+    at_least_one(cfg, "limit", "max_tokens", "batch_size")
+    if cfg.draws < 2:
+        raise UserError(f"draws must be at least 2, got {cfg.draws}")
+    if cfg.sampler is not None:
+        check(cfg.sampler, "sampler")
+    unknown = [task for task in cfg.tasks if not task_manager(cfg).match_tasks([task])]
+    if unknown:
+        raise UserError(f"tasks: {', '.join(unknown)}: not among the harness's tasks, nor in include_path={cfg.include_path}")
+
+
+def task_manager(cfg: Settings) -> Any:
+    """The harness's index of its tasks, and of the user's own."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=cfg.include_path)
+
+
+def main(cfg: Settings) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import make_table
+
+    from mdm.harness import HarnessModel
+
+    sampler = None if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    with hardware(cfg.device, cfg.precision) as hw, hw.autocast():
+        model, processor = load_model(cfg.checkpoint, hw.device)
+        own = HarnessModel(
+            model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed
+        )  # fmt: skip
+        results = simple_evaluate(
+            own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg),
+            random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
+        )  # fmt: skip
+    path = Path(cfg.output_dir) / "results.json"
+    kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
+    path.write_text(json.dumps({"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, **kept}, indent=1, default=str))
+    print(make_table(results))
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
