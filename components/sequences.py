@@ -104,6 +104,33 @@ def task_sequence(
     return TokenSequence(*(torch.cat([getattr(p, f) for p in pieces]) for f in TokenSequence.__dataclass_fields__))
 
 
+INSTRUCT = "instruct"
+"""The task of instruction data: running text whose first part is given; what is generated is the rest."""
+
+
+def response_sequence(
+    vocabulary: Vocabulary,
+    prompt: Int[Tensor, " n"],
+    response: Int[Tensor, " m"],
+    length: int | None = None,
+    drop_prompt: bool = False,
+) -> TokenSequence:
+    """Running text of which only the response is maskable, filled with end tokens to `length` (2502.09992, section 2.3).
+
+    It is what `task_sequence` makes of both as one text, so that a model goes on with texts as it was taught to respond.
+
+    Raises ValueError where the response, with its end token, does not fit.
+    """
+    if length is not None and len(response) >= length:
+        raise ValueError(f"a response of {len(response)} tokens and its end do not fit canvas.text = {length}")
+    filled = _fill(vocabulary, "text", response, length or len(response) + 1)
+    given = torch.full_like(prompt, vocabulary.mask_id) if drop_prompt else prompt
+    sequence = task_sequence(vocabulary, "text", {"text": torch.cat([given, filled])}, {})
+    asked = sequence.maskable.nonzero()[: len(prompt), 0]
+    sequence.maskable[asked], sequence.prompt[asked] = False, True
+    return sequence
+
+
 def _structure(vocabulary: Vocabulary, name: str) -> TokenSequence:
     """A task or boundary token; nothing where the vocabulary has none (a text model from elsewhere)."""
     ids = torch.tensor([vocabulary.special(name)] if vocabulary.has(name) else [], dtype=torch.long)

@@ -15,7 +15,7 @@ from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, S
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker
 from components.noise import sample_rng
-from components.sequences import TASKS, TokenSequence, collate, content, find_task
+from components.sequences import INSTRUCT, TASKS, TokenSequence, collate, content, find_task
 from components.types import Batch, Movable, NoisyBatch
 from mdm.config import UserError, check, instantiate
 from mdm.processor import Processor
@@ -125,10 +125,12 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
         if not s.tasks:
             raise UserError(f"data.{name}.tasks: name at least one of {', '.join(TASKS)}")
         for task, share in s.tasks.items():
-            if task not in TASKS:
-                raise UserError(f"data.{name}.tasks: {task!r} is not one of {', '.join(TASKS)}")
+            if task not in (*TASKS, INSTRUCT):
+                raise UserError(f"data.{name}.tasks: {task!r} is not one of {', '.join((*TASKS, INSTRUCT))}")
             if share < 0 or sum(s.tasks.values()) <= 0:
                 raise UserError(f"data.{name}.tasks.{task}: shares are at least 0, not all of them 0; got {share}")
+        if INSTRUCT in s.tasks and len(s.tasks) > 1:
+            raise UserError(f"data.{name}.tasks: {INSTRUCT} stands alone; give other tasks an entry of their own")
         if ("text" in s.tasks) != (s.pack is not None) or ("text" in s.tasks and len(s.tasks) > 1):
             raise UserError(f"data.{name}: `pack` (a row length) goes with the one task `text`, and that task with `pack`")
         if s.train is None:
@@ -147,7 +149,7 @@ def check_tasks(
     for name, s in data.items():
         if s.pack is not None and s.pack > max_length:
             raise UserError(f"data.{name}.pack = {s.pack} is longer than the model: model.max_length is {max_length}")
-        for task in s.tasks:
+        for task in s.tasks if INSTRUCT not in s.tasks else ():  # its rows have the length of their prompt
             used = TASKS[task].given + TASKS[task].generated
             for modality in used:
                 if modality not in tokenizers:
@@ -227,6 +229,9 @@ def streams(
                 node, ids, processor.text_sequence, settings.pack, settings.pack - processor.text_room(settings.pack)
             )
             built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack, pairs))
+        elif INSTRUCT in settings.tasks:
+            build = ResponseBuilder(name, processor, prompt_dropout)
+            built.append(Stream(name, _endless(source, seed + k), settings.weight, build, pairs=pairs))
         else:
             build = PairBuilder(name, processor, settings.tasks, prompt_dropout, encode=not in_memory)
             samples = [build.checked(processor.encode_sample(s)) for s in source] if in_memory else source
@@ -278,6 +283,24 @@ class PairBuilder:
         task = list(self.tasks)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         drop = bool(find_task(task).given) and rng.random() < self.prompt_dropout
         return [self.processor.sequence(task, parts, drop)]
+
+
+@dataclass(frozen=True)
+class ResponseBuilder:
+    """A prompt and a response -> running text of which only the response is masked; see `components.sequences`."""
+
+    name: str
+    processor: Processor
+    prompt_dropout: float
+
+    def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> list[TokenSequence]:
+        for part in ("prompt", "text"):
+            if part not in sample:
+                raise ValueError(f"data.{self.name}: a sample has no {part}; it has {', '.join(sample) or 'nothing'}")
+        try:
+            return [self.processor.response(sample, rng.random() < self.prompt_dropout)]
+        except ValueError as error:
+            raise ValueError(f"data.{self.name}: {error}") from error
 
 
 def training_loader(
@@ -350,6 +373,8 @@ def _validation_rows(source: Any, task: str, processor: Processor, pack: int | N
         source = [s for _, s in zip(range(samples), source, strict=False)]
     order = sample_rng(0, "order", 0).permutation(len(source))[:samples]
     chosen = (source[int(i)] for i in order)
+    if task == INSTRUCT:
+        return [processor.response(s) for s in chosen]
     if pack is None:
         return [processor.sequence(task, processor.encode_sample(s)) for s in chosen]
     pieces = (piece for s in chosen for piece in processor.text_document(s).split(processor.text_room(pack)))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from components.sequences import TASKS, TokenSequence, overhead, task_sequence
+from components.sequences import TASKS, TokenSequence, overhead, response_sequence, task_sequence
 from components.tokenizers import Tokenizer
 from components.vocabulary import Vocabulary
 
@@ -86,6 +86,11 @@ class Processor:
     ) -> TokenSequence:
         """The sequence of a sample of a task, every part on its canvas (`canvas`, where other lengths are wanted)."""
         return task_sequence(self.vocabulary, task, parts, self.canvas if canvas is None else canvas, drop_prompt)
+
+    def response(self, sample: Mapping[str, Any], drop_prompt: bool = False) -> TokenSequence:
+        """The sequence of `{"prompt", "text"}`: the text is the response to the prompt, on the text's canvas."""
+        prompt, text = (self.encode("text", sample[part]) for part in ("prompt", "text"))
+        return response_sequence(self.vocabulary, prompt, text, self.canvas.get("text"), drop_prompt)
 
     def text_sequence(self, ids: Int[Tensor, " n"]) -> TokenSequence:
         """A span of running text at its exact length."""

@@ -6,6 +6,7 @@ Samples are dicts with any of `text` (str), `image` (PIL), `audio` (float wavefo
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -130,10 +131,12 @@ def hugging_face(
     audio: str | None = None,
     size: int | None = None,
     sample_rate: int = 8000,
+    data_files: str | None = None,
 ) -> Any:
     """A Hugging Face dataset: from the hub, or from a folder that `save_to_disk` or the hub's own layout wrote.
 
     text, image, audio: the columns to take, None for none
+    data_files:         of a format, with its name as the path: `path: webdataset, data_files: shards/*.tar`
     streaming:          read as it comes; shuffled block by block, and resumed at the next sample all the same
 
     Raises ValueError for a column that it does not have.
@@ -148,7 +151,7 @@ def hugging_face(
             loaded = loaded[split]
         dataset = loaded.to_iterable_dataset() if streaming else loaded
     else:
-        dataset = datasets.load_dataset(path, name, split=split, streaming=streaming)
+        dataset = datasets.load_dataset(path, name, split=split, streaming=streaming, data_files=data_files)
     columns = {"text": text, "image": image, "audio": audio}
     wanted = {modality: column for modality, column in columns.items() if column is not None}
     known = dataset.column_names or list(next(iter(dataset)))
@@ -179,6 +182,68 @@ class _Convert:
             source = io.BytesIO(clip["bytes"]) if clip.get("bytes") else clip["path"]
             sample["audio"] = read_audio(source, self.sample_rate)
             sample["sample_rate"] = self.sample_rate
+        return sample
+
+
+class Jsonl(Sequence):
+    """Samples of a JSONL file, or of every one in a folder: a line for each, with any of these keys.
+
+    {"text": "...", "image": "a.png", "audio": "a.wav"}     files are named from where the JSONL file lies
+    {"prompt": "...", "text": "..."}                        an instruction and its response
+
+    fields:      our names of theirs, where they differ, e.g. {prompt: instruction, text: output}
+    template:    what is made of a prompt; "{}" is the prompt
+    size, sample_rate: as in `Folder`
+
+    Raises FileNotFoundError, and ValueError naming file and line for what is no JSON or lacks a field.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fields: dict[str, str] | None = None,
+        template: str = "{}",
+        size: int | None = None,
+        sample_rate: int = 8000,
+    ) -> None:
+        root = Path(path)
+        files = sorted(root.rglob("*.jsonl")) if root.is_dir() else [root]
+        if not files or not files[0].is_file():
+            raise FileNotFoundError(f"no JSONL file at {path}")
+        self.fields, self.template, self.size, self.sample_rate = fields or {}, template, size, sample_rate
+        self.rows: list[tuple[Path, dict[str, Any]]] = []
+        for file in files:
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                if line.strip():
+                    self.rows.append((file.parent, self._parse(line, f"{file}, line {number}")))
+        if not self.rows:
+            raise ValueError(f"{path} holds no line")
+
+    def _parse(self, line: str, where: str) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} must hold keys and values, got {type(row).__name__}")
+        missing = [theirs for theirs in self.fields.values() if theirs not in row]
+        if missing:
+            raise ValueError(f"{where} has no field {missing[0]!r}; it has {', '.join(row)}")
+        names = {"prompt": "prompt", "text": "text", "image": "image", "audio": "audio", **self.fields}
+        return {ours: row[theirs] for ours, theirs in names.items() if theirs in row}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        folder, row = self.rows[index]
+        sample = dict(row)
+        if "prompt" in sample:
+            sample["prompt"] = self.template.replace("{}", sample["prompt"])
+        if "image" in sample:
+            sample["image"] = read_image(folder / sample["image"], self.size)
+        if "audio" in sample:
+            sample |= {"audio": read_audio(folder / sample["audio"], self.sample_rate), "sample_rate": self.sample_rate}
         return sample
 
 

@@ -257,3 +257,57 @@ def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     assert [next(again)["text"] for _ in range(40)] == expected
     epoch = node()
     assert sorted(next(epoch)["text"] for _ in range(30)) == sorted(f"caption {i}" for i in range(30))
+
+
+def test_jsonl_lines_are_samples_and_mistakes_name_their_line(tmp_path):
+    from components.data.sources import Jsonl
+
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    lines = ['{"text": "one", "image": "a.png", "more": 1}', "", '{"text": "two"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = Jsonl(str(tmp_path))
+    assert [s["text"] for s in source] == ["one", "two"]
+    assert (source[0]["image"].size, set(source[0])) == ((8, 8), {"text", "image"})
+    (tmp_path / "b.jsonl").write_text('{"q": "why", "a": "so"}\n')
+    source = Jsonl(str(tmp_path / "b.jsonl"), {"prompt": "q", "text": "a"}, template="Q: {} A:")
+    assert source[0] == {"prompt": "Q: why A:", "text": "so"}
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1 has no field 'x'; it has q, a"):
+        Jsonl(str(tmp_path / "b.jsonl"), {"text": "x"})
+    (tmp_path / "c.jsonl").write_text("{\n")
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1 is not JSON"):
+        Jsonl(str(tmp_path / "c.jsonl"))
+    with pytest.raises(FileNotFoundError, match="no JSONL file at"):
+        Jsonl(str(tmp_path / "absent.jsonl"))
+
+
+def test_webdataset_shards_are_a_source(tmp_path, monkeypatch):
+    import io
+    import tarfile
+
+    from components.data.sources import hugging_face
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for i in range(3):
+            picture = io.BytesIO()
+            Image.new("L", (8, 8), 80 * i).save(picture, "PNG")
+            for name, content in ((f"{i:03d}.png", picture.getvalue()), (f"{i:03d}.txt", f"grey {i}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    for streaming in (False, True):
+        source = hugging_face("webdataset", text="txt", image="png", data_files=str(tmp_path / "*.tar"), streaming=streaming)
+        samples = list(source)
+        assert [s["text"] for s in samples] == ["grey 0", "grey 1", "grey 2"]
+        assert [s["image"].getpixel((0, 0)) for s in samples] == [0, 80, 160]
+
+
+def test_a_source_is_adapted_to_a_tokenizer():
+    from components.data.sources import adapted
+
+    clip = np.sin(np.arange(800) / 20).astype(np.float32)
+    raw = [{"image": Image.new("L", (8, 8), 9), "audio": clip, "sample_rate": 8000, "text": str(i)} for i in range(3)]
+    source = adapted(raw, size=32, sample_rate=24000, count=2)
+    assert len(source) == 2
+    assert source[0]["image"].size == (32, 32)
+    assert (len(source[0]["audio"]), source[0]["sample_rate"]) == (2400, 24000)

@@ -12,6 +12,7 @@ from mdm import builders
 from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.checkpoint import load_model
 from mdm.config import UserError, read_yaml
+from mdm.run import read_history
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
 FINETUNE = """
@@ -214,3 +215,28 @@ def test_a_config_takes_out_or_replaces_what_it_builds_on(tmp_path):
 def test_lora_of_an_unknown_parameter_is_an_error():
     with pytest.raises(UserError, match=r"lora\.train: no parameter has 'head' in its name"):
         add_lora(builders.nano(40, 32, 64, 2, 2), LoraSettings(train=["head"]))
+
+
+def test_an_open_model_learns_to_respond_and_only_responses_are_masked(run, tmp_path):
+    from tests.mdm.test_open_models import LLADA, write
+
+    write(tmp_path / "open", LLADA)
+    chat = [{"ask": f"w1 w{i}", "say": f"w{i} w{i}"} for i in range(2, 8)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(line) + "\n" for line in chat))
+    source = f"data.chat.train.path={tmp_path / 'chat.jsonl'}"
+    fields = ["data.chat.train.fields.prompt=ask", "data.chat.train.fields.text=say", "data.chat.train.template=w9 {}"]
+    small = ["canvas.text=4", "tokens=1500", "batch.logical=12", "batch.micro=12", "optimizer.lr=1e-2", "method=lora"]
+    machine = ["device=cpu", "precision=fp32", "compile=false", "log_every_steps=1"]
+    words = [f"checkpoint={tmp_path / 'open'}", f"output_dir={tmp_path / 'out'}", source, *fields, *small, *machine]
+    run("run", "finetune", "--config", "finetune_instruct", *words)
+    losses = [line["loss"] for line in read_history(tmp_path / "out" / "history.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0] / 2
+    _, processor = load_model(tmp_path / "out")
+    sequence = processor.response({"prompt": "w9 w1 w3", "text": "w3 w3"})
+    assert sequence.tokens.tolist() == [9, 1, 3, 3, 3, 57, 57]  # the fill is end tokens
+    assert sequence.maskable.tolist() == [False] * 3 + [True] * 4
+    assert processor.response({"prompt": "w9 w1 w3", "text": "w3 w3"}, drop_prompt=True).tokens[:3].tolist() == [58] * 3
+    made = ["task=text", "prompt=w9 w1 w5", "length=4", "count=1", f"output_dir={tmp_path / 'made'}"]
+    run("generate", f"checkpoint={tmp_path / 'out'}", *made)
+    with pytest.raises(ValueError, match=r"a response of 4 tokens and its end do not fit canvas\.text = 4"):
+        processor.response({"prompt": "w1", "text": "w1 w1 w1 w1"})
