@@ -1,0 +1,50 @@
+"""Push a trained model to the Hugging Face hub, with a card written from its run: data, settings, figures.
+
+    mdm run push checkpoint=runs/quickstart repo=me/tiny-trimodal
+
+`card=true` prints the card and pushes nothing. Anybody loads it back as checkpoint=hub:me/tiny-trimodal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from mdm.checkpoint import model_folder
+from mdm.cli import run_recipe
+from mdm.config import UserError
+from mdm.hub import model_card, push
+
+CONFIG = "push"
+
+
+@dataclass
+class Settings:
+    """The keys of the config; `recipes/configs/push.yaml` explains each."""
+
+    checkpoint: str = MISSING
+    repo: str = MISSING
+    license: str = "apache-2.0"
+    private: bool = True
+    card: bool = False
+
+
+def validate(cfg: Settings) -> None:
+    """Everything that can be known to be wrong before anything is sent. Raises UserError."""
+    model_folder(cfg.checkpoint)
+    if cfg.repo.count("/") != 1 or not all(cfg.repo.split("/")):
+        raise UserError(f"repo: expected OWNER/NAME, got {cfg.repo!r}")
+
+
+def main(cfg: Settings) -> None:
+    if cfg.card:
+        folder = model_folder(cfg.checkpoint)
+        print(model_card(folder.parent if folder.name == "model" else Path(folder), cfg.repo, cfg.license))
+    else:
+        print(f"Pushed: {push(cfg.checkpoint, cfg.repo, cfg.license, cfg.private)}")
+
+
+if __name__ == "__main__":
+    run_recipe(Settings, validate, main, CONFIG)
