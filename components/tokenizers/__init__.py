@@ -2,6 +2,7 @@
 
 text.py   tiktoken encodings, rank files, a small BPE trained from a corpus, and any tokenizer.json
 image.py  grey levels of pixels or patches; image_vq.py: learned codes (MoVQ, any diffusers.VQModel, Emu3, Chameleon)
+fsq.py    codes of an autoencoder that you train yourself, for images and for speech
 audio.py  codec2 700C; audio_neural.py: Higgs Audio v2, Mimi, DAC, EnCodec, XCodec2
 """
 
