@@ -140,7 +140,7 @@ def draw(cfg: Settings, curves: Mapping[str, Any], summary: Mapping[str, Any]) -
     """Loss against learning rate at every size, a panel for each rule; and the best learning rate against the size."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(curves) + 1, figsize=(4.6 * (len(curves) + 1), 4.2))
+    figure, panels = plt.subplots(1, len(curves) + 1, figsize=(4.8 * (len(curves) + 1), 4.6), layout="constrained")
     for axes, (rule, by_size) in zip(panels, curves.items(), strict=False):
         for (size, losses), marker in zip(by_size.items(), "osD^vPX*", strict=False):
             rates = sorted(losses)
@@ -149,7 +149,7 @@ def draw(cfg: Settings, curves: Mapping[str, Any], summary: Mapping[str, Any]) -
             axes.errorbar(finite, mean, deviation, marker=marker, capsize=2, linewidth=1, label=f"{cfg.axis} {size}")
         axes.set_xscale("log", base=2)
         axes.set(xlabel="base learning rate", ylabel="validation NELBO (bits per token)", title=f"{rule} the rule")
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2)
     for rule, style in zip(curves, ("o-", "s--"), strict=False):
         own = summary[rule]
         factor = 2 ** np.array(own["seed_std_octaves"])
@@ -158,6 +158,9 @@ def draw(cfg: Settings, curves: Mapping[str, Any], summary: Mapping[str, Any]) -
     panels[-1].set_xscale("log", base=2)
     panels[-1].set_yscale("log", base=2)
     panels[-1].set_xticks(cfg.sizes, [str(s) for s in cfg.sizes])
+    rates = sorted({rate for by_size in curves.values() for losses in by_size.values() for rate in losses})
+    panels[-1].set_yticks(rates, [f"{rate:.2g}" for rate in rates])
+    panels[-1].minorticks_off()
     panels[-1].set(xlabel=cfg.axis, ylabel="best learning rate")
     panels[-1].legend()
     return figure_png(figure)
