@@ -8,6 +8,7 @@ Needs `pip install -e '.[eval]'`. Writes results.json to output_dir, and prints 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from dataclasses import dataclass, field
@@ -63,16 +64,17 @@ def validate(cfg: Settings) -> None:
         raise UserError(f"draws must be at least 2, got {cfg.draws}")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-    unknown = [task for task in cfg.tasks if not task_manager(cfg).match_tasks([task])]
+    unknown = [task for task in cfg.tasks if not task_manager(cfg.include_path).match_tasks([task])]
     if unknown:
         raise UserError(f"tasks: {', '.join(unknown)}: not among the harness's tasks, nor in include_path={cfg.include_path}")
 
 
-def task_manager(cfg: Settings) -> Any:
-    """The harness's index of its tasks, and of the user's own."""
+@functools.cache
+def task_manager(include_path: str | None) -> Any:
+    """The harness's index of its tasks, and of the user's own: it takes seconds to make."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=cfg.include_path)
+    return TaskManager(include_path=include_path)
 
 
 def main(cfg: Settings) -> None:
@@ -88,7 +90,7 @@ def main(cfg: Settings) -> None:
             model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed
         )  # fmt: skip
         results = simple_evaluate(
-            own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg),
+            own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
             random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
         )  # fmt: skip
     path = Path(cfg.output_dir) / "results.json"
