@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib.util
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -96,11 +97,17 @@ def leave(code: int) -> NoReturn:
 
 def _ls(arguments: argparse.Namespace) -> None:
     print(f"{'RECIPE':<18}WHAT IT DOES, AND ITS CONFIGS")
-    configs = sorted(p.stem for p in (recipe_root() / "configs").glob("*.yaml"))
+    configs = sorted((recipe_root() / "configs").glob("*.yaml"))
     for name in _names():
-        own = [c for c in configs if c == name or c.startswith(f"{name}_")]
+        own = [c.stem for c in configs if _recipe_of(c) == name]
         first = (find_recipe(name).read_text().split('"""')[1].strip().splitlines() or [""])[0]
         print(f"{name:<18}{first}\n{'':<18}  {', '.join(own)}")
+
+
+def _recipe_of(config: Path) -> str:
+    """The recipe that a config is for: its header shows the command; one without is called like its recipe."""
+    shown = re.search(rf"mdm run (\w+) --config {config.stem}\b", config.read_text())
+    return shown.group(1) if shown else config.stem
 
 
 def _cp(arguments: argparse.Namespace) -> None:
