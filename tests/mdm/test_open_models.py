@@ -296,3 +296,15 @@ def test_a_name_on_the_hub_without_a_network_is_one_sentence(monkeypatch, tmp_pa
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match="checkpoint=hub:nobody/nothing: cannot be fetched from the hub"):
         load_model("hub:nobody/nothing")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_documents_that_share_a_row_are_predicted_as_if_alone(kind, tmp_path):
+    """A model that predicts the next position must not carry it from one document into the next."""
+    write(tmp_path, CONFIGS[kind])
+    model, _ = load_model(tmp_path)
+    first, second = (torch.randint(0, VOCAB, (1, n), generator=torch.Generator().manual_seed(n)) for n in (5, 7))
+    document = torch.tensor([[0] * 5 + [1] * 7])
+    position = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    packed = model(torch.cat([first, second], dim=1), document, position)
+    assert_close(packed, torch.cat([model(first), model(second)], dim=1), rtol=0, atol=1e-5)
