@@ -203,10 +203,11 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One of our tensors: their names of it (several where it stacks experts), and the head size if its rows are rotated."""
+    """One of our tensors: their names of it, whether it stacks those (of experts), the head size if its rows are rotated."""
 
     ours: str
     theirs: tuple[str, ...]
+    stacked: bool
     head_dim: int | None
 
 
@@ -215,9 +216,9 @@ def entries(form: Format, config: ModelConfig) -> Iterator[Entry]:
     for ours, theirs in form.names.items():
         rotated = ".q_proj." in ours or ".k_proj." in ours
         for i in range(config.num_layers if "{i}" in ours else 1):
-            experts = range(config.num_experts or 1) if "{e}" in theirs else range(1)
-            names = tuple(theirs.format(i=i, e=e) for e in experts)
-            yield Entry(ours.format(i=i), names, config.width // config.num_heads if rotated else None)
+            stacked = "{e}" in theirs
+            names = tuple(theirs.format(i=i, e=e) for e in range(config.num_experts if stacked else 1))
+            yield Entry(ours.format(i=i), names, stacked, config.width // config.num_heads if rotated else None)
 
 
 def from_open(form: Format, config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -233,7 +234,7 @@ def from_open(form: Format, config: ModelConfig, state: Mapping[str, Tensor], wh
     ours = {}
     for entry in wanted:
         parts = [state[name] for name in entry.theirs]
-        value = torch.stack(parts) if "{e}" in _template(form, entry) else parts[0]
+        value = torch.stack(parts) if entry.stacked else parts[0]
         if value.shape != shapes[entry.ours]:
             raise UserError(
                 f"{where}: {entry.theirs[0]} is of shape {tuple(parts[0].shape)}, and config.json says "
@@ -249,15 +250,9 @@ def to_open(form: Format, config: ModelConfig, state: Mapping[str, Tensor]) -> d
     for entry in entries(form, config):
         value = state[entry.ours]
         value = value if entry.head_dim is None else halves(value, entry.head_dim)
-        parts = [p.clone() for p in value] if "{e}" in _template(form, entry) else [value]  # a storage for each, to be saved
+        parts = [p.clone() for p in value] if entry.stacked else [value]  # a storage for each, to be saved
         theirs |= {name: part.contiguous() for name, part in zip(entry.theirs, parts, strict=True)}
     return theirs
-
-
-def _template(form: Format, entry: Entry) -> str:
-    own = entry.ours.split(".")
-    key = ".".join("{i}" if part.isdigit() and own[k - 1] == "blocks" else part for k, part in enumerate(own))
-    return form.names[key]
 
 
 def interleaved(rows: Float[Tensor, "rows ..."], head_dim: int) -> Float[Tensor, "rows ..."]:

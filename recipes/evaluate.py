@@ -23,7 +23,7 @@ from components.losses import bits_per_byte
 from components.sequences import TASKS, find_task
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, check
+from mdm.config import UserError, at_least_one, check
 from mdm.data import StreamSettings, open_source, validation_batches
 from mdm.editing import Edit, inpaint, respeak
 from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
@@ -116,8 +116,7 @@ def validate_judged(cfg: Any) -> None:
             raise UserError(f"crossed.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
-    if cfg.samples < 1:
-        raise UserError(f"samples must be at least 1, got {cfg.samples}")
+    at_least_one(cfg, "samples")
 
 
 def main(cfg: Settings) -> None:
