@@ -154,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
     module = load_recipe(str(recipe))
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog=f"mdm validate {recipe.stem}")
     parser.add_argument("--config", default=module.CONFIG)
     parser.add_argument("overrides", nargs="*")
     parsed = parser.parse_intermixed_args(words)
@@ -164,8 +164,7 @@ def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
 def _validate(arguments: argparse.Namespace) -> None:
     sys.path.insert(0, os.getcwd())
     recipe = find_recipe(arguments.recipe)
-    config = ["--config", arguments.config] if arguments.config else []
-    _validate_arguments(recipe, [*config, *arguments.overrides])
+    _validate_arguments(recipe, arguments.arguments)
     print("The config is valid.")
 
 
@@ -200,8 +199,7 @@ def parser() -> argparse.ArgumentParser:
     cp.set_defaults(work=_cp)
     validate = commands.add_parser("validate", help="check a config without running it")
     validate.add_argument("recipe")
-    validate.add_argument("--config", default=None)
-    validate.add_argument("overrides", nargs="*")
+    validate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="[--config CONFIG] [key=value ...]")
     validate.set_defaults(work=_validate)
     return top
 

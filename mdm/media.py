@@ -17,10 +17,11 @@ def image_grid(images: Sequence[Image.Image], columns: int, scale: int = 8, gap:
     """Images in rows of `columns`, enlarged without smoothing, on white."""
     width, height = images[0].width * scale, images[0].height * scale
     rows = -(-len(images) // columns)
-    grid = Image.new("L", (columns * (width + gap) + gap, rows * (height + gap) + gap), 255)
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+    grid = Image.new(mode, (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
     for i, image in enumerate(images):
         place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
-        grid.paste(image.convert("L").resize((width, height), Image.Resampling.NEAREST), place)
+        grid.paste(image.convert(mode).resize((width, height), Image.Resampling.NEAREST), place)
     return grid
 
 
@@ -38,22 +39,17 @@ def write_wav(file: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) 
 def save_outputs(
     folder: Path, prompts: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]], sample_rate: int
 ) -> list[dict[str, Any]]:
-    """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, texts, file names. Returns its lines."""
+    """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, texts, file names. Returns its lines.
+
+    Images and clips among the prompts are written too, as `0000_given.png` and `0000_given.wav`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     try:
         for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-            line: dict[str, Any] = {f"given_{m}": v for m, v in prompt.items() if isinstance(v, str)}
-            for modality, value in output.items():
-                if isinstance(value, str):
-                    line[modality] = value
-                elif isinstance(value, Image.Image):
-                    line[modality] = f"{i:04d}.png"
-                    value.save(folder / line[modality])
-                else:
-                    line[modality] = f"{i:04d}.wav"
-                    write_wav(folder / line[modality], value, sample_rate)
-            lines.append(line)
+            line = {f"given_{m}": _saved(v, folder / f"{i:04d}_given", sample_rate) for m, v in prompt.items()}
+            line |= {m: _saved(v, folder / f"{i:04d}", sample_rate) for m, v in output.items()}
+            lines.append({key: value for key, value in line.items() if value is not None})
         (folder / "outputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         images = [o["image"] for o in outputs if "image" in o]
         if images:
@@ -61,3 +57,16 @@ def save_outputs(
     except OSError as error:
         raise UserError(f"output_dir {folder}: cannot write the outputs ({error})") from error
     return lines
+
+
+def _saved(value: Any, stem: Path, sample_rate: int) -> str | None:
+    """A text itself, or the name of the file that an image or a clip was written to; None for what is neither (an edit)."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Image.Image):
+        value.save(stem.with_suffix(".png"))
+        return stem.with_suffix(".png").name
+    if isinstance(value, np.ndarray):
+        write_wav(stem.with_suffix(".wav"), value, sample_rate)
+        return stem.with_suffix(".wav").name
+    return None

@@ -1,15 +1,17 @@
-"""Evaluate a trained model on held-out data: NELBO per task, and judges' accuracy of what it generates and reads.
+"""Evaluate a trained model on held-out data: NELBO per task, judges' accuracy of what it generates and reads, and scorers.
 
     mdm run evaluate checkpoint=runs/quickstart
+    mdm run evaluate --config evaluate_scored checkpoint=runs/mine      FID, CLIP score, GenEval, WER, speaker similarity
 
 Text to image and text to speech: samples of each class's caption, classified by judges trained on real data that the model
-never saw. Image and speech to text: held-out images and clips, the class word read out of the text. Writes metrics.json.
+never saw. Image and speech to text: held-out images and clips, the class word read out of the text. Scorers take any task.
+Writes metrics.json, samples/, and gallery.html to look at; `mdm run compare` lays several side by side.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from components.losses import bits_per_byte
 from components.sequences import TASKS, find_task
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
+from mdm.comparison import page
 from mdm.config import UserError, at_least_one, check
 from mdm.data import StreamSettings, open_source, validation_batches
 from mdm.editing import Edit, inpaint, respeak
@@ -30,9 +33,11 @@ from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
 from mdm.generation import generate
 from mdm.hardware import Hardware, check_hardware, hardware
 from mdm.judges import accuracy, class_in_text, coded, train_judge
+from mdm.media import save_outputs
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
 from mdm.run import check_output_dir
+from mdm.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
 
 CONFIG = "evaluate"
 
@@ -78,7 +83,9 @@ class Settings:
     data: dict[str, StreamSettings] = MISSING
     judged: dict[str, JudgedTask] = MISSING
     crossed: dict[str, CrossedTask] = field(default_factory=dict)
+    scored: dict[str, ScoredTask] = field(default_factory=dict)
     samples: int = 200
+    shown: int = 20
     nelbo_repeats: int = 4
     seed: int = 0
     device: str = "auto"
@@ -87,11 +94,15 @@ class Settings:
 
 @dataclass
 class Results:
-    """metrics.json, and what was generated and read, for whoever wants to look."""
+    """metrics.json, and what was generated and read, for whoever wants to look.
+
+    written, read: of the judged modalities, with their labels;  samples: by name, the prompts of every task and its outputs
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     written: dict[str, list[dict]] = field(default_factory=dict)
     read: dict[str, list[dict]] = field(default_factory=dict)
+    samples: dict[str, tuple[list[dict], list[dict]]] = field(default_factory=dict)
 
 
 def validate(cfg: Settings) -> None:
@@ -99,6 +110,9 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
     validate_judged(cfg)
+    check_scored(cfg.scored)
+    if cfg.shown < 0:
+        raise UserError(f"shown must be at least 0, got {cfg.shown}")
     check_output_dir(cfg.output_dir)
 
 
@@ -120,14 +134,26 @@ def validate_judged(cfg: Any) -> None:
 
 
 def main(cfg: Settings) -> None:
+    scorers = build_scorers(cfg.scored)  # first, for what they may refuse
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
+        require(processor, {f"scored.{name}": [task.task or name] for name, task in cfg.scored.items()})
         results = evaluate(cfg, model, processor, hw)
-    path = Path(cfg.output_dir) / "metrics.json"
+        for name, task in cfg.scored.items():
+            given, made, figures = score(name, task, scorers[name], model, processor, hw, cfg.samples, cfg.seed)
+            results.samples[name] = given, made
+            results.metrics |= {f"{name}_{figure}": value for figure, value in figures.items()}
+    folder = Path(cfg.output_dir)
+    path = folder / "metrics.json"
     path.write_text(json.dumps(results.metrics, indent=1))
     for name, value in results.metrics.items():
         print(f"{name:<32}{value:.4f}")
     print(f"Written to {path}")
+    rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
+    for name, (given, made) in results.samples.items():
+        save_outputs(folder / "samples" / name, given[: cfg.shown], made[: cfg.shown], rate)
+    page(folder / "gallery.html", f"What {cfg.checkpoint} generates", {folder.name: folder})
+    print(f"Gallery: {(folder / 'gallery.html').resolve()}")
 
 
 def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
@@ -161,6 +187,11 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
     asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
     asked |= {f"judged.{name}": [t for t in (task.write, task.read, task.complete) if t] for name, task in cfg.judged.items()}
     asked |= {f"crossed.{name}": [crossed.task or name] for name, crossed in cfg.crossed.items()}
+    require(processor, asked)
+
+
+def require(processor: Processor, asked: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError where the model lacks a modality of the tasks that a key of the config asks for."""
     for key, tasks in asked.items():
         for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
             if modality not in processor.tokenizers:
@@ -188,11 +219,13 @@ def judged(
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
+        results.samples[f"{name}_{task.write}"] = prompts, made
         chosen = shuffled(test, cfg.samples, cfg.seed)
         texts = generate(model, processor, task.read, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     read = np.array([class_in_text(t["text"], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
     results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
+    results.samples[f"{name}_{task.read}"] = prompts_of(task.read, chosen), texts
     return judge
 
 
@@ -229,14 +262,10 @@ def cross(
         made = generate(model, processor, task, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
+    results.samples[name] = prompts_of(task, chosen), made
     results.written[name] = [
         {**m, "label": s["label"], "judged": int(j), "given": s} for m, s, j in zip(made, chosen, judgement, strict=True)
     ]
-
-
-def shuffled(samples: list[dict], count: int, seed: int) -> list[dict]:
-    """`count` samples in an order drawn from the seed; where there are fewer, again from the first (with other noise)."""
-    return [samples[i] for i in np.resize(np.random.default_rng(seed).permutation(len(samples)), count)]
 
 
 if __name__ == "__main__":

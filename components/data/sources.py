@@ -132,12 +132,14 @@ def hugging_face(
     size: int | None = None,
     sample_rate: int = 8000,
     data_files: str | None = None,
+    max_seconds: float | None = None,
 ) -> Any:
     """A Hugging Face dataset: from the hub, or from a folder that `save_to_disk` or the hub's own layout wrote.
 
     text, image, audio: the columns to take, None for none
     data_files:         of a format, with its name as the path: `path: webdataset, data_files: shards/*.tar`
     streaming:          read as it comes; shuffled block by block, and resumed at the next sample all the same
+    max_seconds:        longer clips are left out: what would not fit its canvas
 
     Raises ValueError for a column that it does not have.
     """
@@ -161,6 +163,8 @@ def hugging_face(
     dataset = dataset.select_columns(list(wanted.values()))
     if audio is not None:  # decoded here, by soundfile: the dataset's own decoder needs a package more
         dataset = dataset.cast_column(audio, datasets.Audio(decode=False))
+        if max_seconds is not None:
+            dataset = dataset.filter(_Shorter(audio, max_seconds))
     convert = _Convert(wanted, size, sample_rate)
     if streaming:
         return dataset.map(convert, remove_columns=[c for c in known if c in wanted.values() and c not in wanted])
@@ -178,11 +182,26 @@ class _Convert:
         if "image" in sample and self.size is not None:
             sample["image"] = fit(sample["image"], self.size)
         if "audio" in sample:
-            clip = sample["audio"]
-            source = io.BytesIO(clip["bytes"]) if clip.get("bytes") else clip["path"]
-            sample["audio"] = read_audio(source, self.sample_rate)
+            sample["audio"] = read_audio(_opened(sample["audio"]), self.sample_rate)
             sample["sample_rate"] = self.sample_rate
         return sample
+
+
+def _opened(clip: Mapping[str, Any]) -> io.BytesIO | str:
+    """An undecoded clip of a dataset: its bytes, or where they lie."""
+    return io.BytesIO(clip["bytes"]) if clip.get("bytes") else clip["path"]
+
+
+class _Shorter:
+    """Whether a row's clip is no longer than so many seconds; its header says so."""
+
+    def __init__(self, column: str, seconds: float) -> None:
+        self.column, self.seconds = column, seconds
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        import soundfile
+
+        return soundfile.info(_opened(row[self.column])).duration <= self.seconds
 
 
 class Jsonl(Sequence):

@@ -241,6 +241,50 @@ def test_a_hugging_face_dataset_from_disk(saved_dataset, folder):
         hugging_face(saved_dataset, text="title")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_clips_that_are_too_long_are_left_out(tmp_path, streaming):
+    import datasets
+    import soundfile
+
+    for i, seconds in enumerate((0.1, 0.3, 0.2)):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(int(8000 * seconds)), 8000)
+    rows = {"text": ["a", "b", "c"], "audio": [str(tmp_path / f"{i}.wav") for i in range(3)]}
+    datasets.Dataset.from_dict(rows).cast_column("audio", datasets.Audio(decode=False)).save_to_disk(str(tmp_path / "set"))
+    source = hugging_face(str(tmp_path / "set"), audio="audio", streaming=streaming, max_seconds=0.2)
+    assert [s["text"] for s in source] == ["a", "c"]
+
+
+def test_the_hubs_corpora_of_the_ready_config_give_samples(tmp_path):
+    """`pretrain_hub` on local datasets of the same columns and splits."""
+    import datasets
+    import soundfile
+    from omegaconf import OmegaConf
+
+    soundfile.write(tmp_path / "a.flac", np.zeros(1600), 16000)
+    Image.new("RGB", (300, 260), (9, 8, 7)).save(tmp_path / "a.jpg")
+    sound, picture = datasets.Audio(decode=False), datasets.Image()
+    columns = {
+        "captions": datasets.Dataset.from_dict({"jpg": [str(tmp_path / "a.jpg")], "txt": ["grey"], "json": ["{}"]}).cast_column(
+            "jpg", picture
+        ),
+        "speech": datasets.Dataset.from_dict({"audio": [str(tmp_path / "a.flac")], "text": ["A"], "id": ["1"]}).cast_column(
+            "audio", sound
+        ),
+        "text": datasets.Dataset.from_dict({"text": ["A page."], "url": ["u"], "score": [3.0]}),
+    }
+    config = OmegaConf.load("recipes/configs/pretrain_hub.yaml")
+    for name, rows in columns.items():
+        node = {k: v for k, v in config.data[name].train.items() if k not in ("_component_", "path")}
+        datasets.DatasetDict({node["split"]: rows}).save_to_disk(str(tmp_path / name))
+        (sample,) = hugging_face(str(tmp_path / name), **node)
+        expected = {"captions": {"text", "image"}, "speech": {"text", "audio", "sample_rate"}, "text": {"text"}}[name]
+        assert set(sample) == expected
+        if name == "captions":
+            assert (sample["text"], sample["image"].size) == ("grey", (256, 256))
+        if name == "speech":
+            assert (len(sample["audio"]), sample["sample_rate"]) == (2400, 24000)
+
+
 def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     def node():
         dataset = hugging_face(saved_dataset, text="caption", streaming=True)

@@ -1,0 +1,120 @@
+"""Runs side by side: their figures, learning curves, and samples of the same prompts, as one HTML page that needs no other.
+
+A run is a folder with `metrics.json`; `history.jsonl` and `samples/` are shown where it has them. With one run it is that run's
+gallery, which `mdm run evaluate` writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdm import report
+from mdm.config import UserError
+from mdm.report import Section
+from mdm.run import read_history
+
+
+def figures(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """The figures of each run's metrics.json. Raises UserError where there is none."""
+    found = {}
+    for name, folder in runs.items():
+        path = folder / "metrics.json"
+        if not path.is_file():
+            raise UserError(f"runs: {folder} has no metrics.json; mdm run evaluate writes one")
+        found[name] = {k: float(v) for k, v in json.loads(path.read_text()).items() if isinstance(v, (int, float))}
+    return found
+
+
+def table(runs: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows: a measure, its value in each run ("" where it was not taken), the others' differences from the first."""
+    first, *others = runs
+    head = ["measure", *runs, *(f"{name} - {first}" for name in others)]
+    rows: list[list[Any]] = []
+    for measure in dict.fromkeys(key for metrics in runs.values() for key in metrics):
+        values = [metrics.get(measure, "") for metrics in runs.values()]
+        steps = [v - values[0] if isinstance(v, float) and isinstance(values[0], float) else "" for v in values[1:]]
+        rows.append([measure.replace("_", " "), *values, *steps])
+    return head, rows
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """The table for a README or a terminal."""
+    lines = [head, ["---"] * len(head), *([f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def page(path: Path, title: str, runs: Mapping[str, Path]) -> None:
+    """Writes the page. Raises UserError for a run without figures."""
+    head, rows = table(figures(runs))
+    sections = [Section("Figures", "", report.table(rows, head))]
+    histories = {name: read_history(f / "history.jsonl") for name, f in runs.items() if (f / "history.jsonl").is_file()}
+    if any(key.startswith("bits/") for history in histories.values() for line in history for key in line):
+        sections.append(Section("Learning", "Held-out NELBO.", report.picture(_curves(histories))))
+    sections += [_samples(task, runs) for task in dict.fromkeys(t.name for f in runs.values() for t in _tasks(f))]
+    report.write_report(path, title, ", ".join(str(f) for f in runs.values()), sections)
+
+
+def _tasks(folder: Path) -> list[Path]:
+    return sorted(p.parent for p in (folder / "samples").glob("*/outputs.jsonl"))
+
+
+def _samples(task: str, runs: Mapping[str, Path]) -> Section:
+    """A row for each prompt, a column for each run."""
+    by_run = {name: _lines(folder / "samples" / task) for name, folder in runs.items()}
+    shown = {name: lines for name, lines in by_run.items() if lines}
+    count = min(len(lines) for lines in shown.values())
+    first = next(iter(shown.values()))
+    cells = [[_given(first[i]), *(_made(lines[i]) for lines in shown.values())] for i in range(count)]
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in ("given", *(shown if len(runs) > 1 else ("generated",))))
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells)
+    return Section(task.replace("_", " "), f"The first {count}, not chosen.", f"<table><tr>{head}</tr>{body}</table>")
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a task's outputs.jsonl, with where its files lie; none where the run has no such samples."""
+    path = folder / "outputs.jsonl"
+    return [{**json.loads(line), "folder": folder} for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _given(line: Mapping[str, Any]) -> str:
+    parts = {k.removeprefix("given_"): v for k, v in line.items() if k.startswith("given_")}
+    return "".join(_part(modality, value, line["folder"]) for modality, value in parts.items())
+
+
+def _made(line: Mapping[str, Any]) -> str:
+    return "".join(_part(m, line[m], line["folder"]) for m in ("text", "image", "audio") if m in line)
+
+
+def _part(modality: str, value: str, folder: Path) -> str:
+    if modality not in ("image", "audio"):
+        return f"<div>{html.escape(value)}</div>"
+    data = base64.b64encode((folder / value).read_bytes()).decode()
+    if modality == "image":
+        return f'<img class="sample" alt="{html.escape(value)}" src="data:image/png;base64,{data}">'
+    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+
+
+def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
+    """Held-out bits per token of each task over the tokens seen: a panel for each task, a line for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(k for h in histories.values() for line in h for k in line if k.startswith("bits/")))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for name, history in histories.items():
+            points = [(line["tokens"] / 1e6, line[task]) for line in history if task in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=name)
+        axis.set(title=task.removeprefix("bits/").replace("_", " "), xlabel="tokens seen (millions)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("bits per token")
+    axes[0][0].legend(frameon=False)
+    return report.figure_png(figure)

@@ -1,0 +1,110 @@
+"""What a user scores and compares: figures, samples, a gallery, and runs side by side."""
+
+import json
+
+import pytest
+
+from mdm.config import UserError
+
+SCORED = """
+base: evaluate_scored
+output_dir: {out}
+samples: 6
+shown: 3
+device: cpu
+scored:
+  captions: null
+  geneval:
+    task: text_to_image
+    test: {{_component_: mdm.geneval.prompts, path: {prompts}}}
+    scorers:
+      geneval: {{_component_: mdm.geneval.GenEval, colours: null, detector: {{_component_: {detector}}}}}
+  transcripts: null
+  recognition:
+    task: image_to_text
+    test: {{_component_: components.data.digits.digits, split: test}}
+    scorers:
+      words: {{_component_: mdm.scorers.WordErrors}}
+"""
+
+
+def everything():
+    """A detector that finds each class that is asked for, once, in every image."""
+    from mdm.geneval import Found
+
+    return lambda images, classes: [[Found(c, 1.0, (0, 0, 4, 4)) for c in classes] for _ in images]
+
+
+@pytest.fixture
+def scored(tmp_path):
+    clause = {"class": "seven", "count": 1}
+    rows = [
+        {"prompt": "a handwritten seven", "tag": "single_object", "include": [clause]},
+        {"prompt": "a spoken nine", "tag": "two", "include": [clause], "exclude": [{"class": "nine", "count": 1}]},
+    ]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path = tmp_path / "scored.yaml"
+    path.write_text(SCORED.format(out=tmp_path / "first", prompts=prompts, detector=f"{__name__}.everything"))
+    return path
+
+
+def test_scorers_samples_and_a_page_that_compares(scored, untrained, tmp_path, capsys):
+    from tests.recipes.conftest import in_process
+
+    in_process("evaluate", scored, f"checkpoint={untrained}")
+    first = tmp_path / "first"
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert metrics["geneval_score"] == 0.5  # one of two tags: the other has what it must not have
+    assert metrics["geneval_single_object"] == 1
+    assert metrics["recognition_wer"] > 0
+    lines = [json.loads(line) for line in (first / "samples/recognition/outputs.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert (first / "samples/recognition" / lines[0]["given_image"]).is_file()
+    gallery = (first / "gallery.html").read_text()
+    assert gallery.count('class="sample"') == 6
+    in_process("evaluate", scored, f"checkpoint={untrained}", f"output_dir={tmp_path / 'second'}", "seed=1")
+    capsys.readouterr()
+    in_process(
+        "compare", "recipes/configs/compare.yaml", f"runs=[{first}, {tmp_path / 'second'}]", f"output_dir={tmp_path / 'c'}"
+    )
+    assert "| measure | first | second | second - first |" in capsys.readouterr().out
+    page = (tmp_path / "c/compare.html").read_text()
+    assert page.count('class="sample"') == 9  # three digits read, three drawn by each run
+    assert page.count("<h2>") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("scored.recognition.task=shouting", "scored.recognition: task 'shouting' is not one of"),
+        (
+            "scored.geneval.scorers.geneval.threshhold=1",
+            "unknown key 'scored.geneval.scorers.geneval.threshhold' .did you mean",
+        ),
+        ("scored.geneval.test.path=absent.jsonl", "scored.geneval.test: file not found: absent.jsonl"),
+        (
+            "scored.recognition.task=text_to_speech",
+            "scored.recognition.scorers.words: it looks at text, and the task generates audio",
+        ),
+        (
+            "scored.recognition.scorers.words={_component_: mdm.scorers.ClipScore, model: /absent}",
+            "model '/absent' cannot be loaded",
+        ),
+        ("shown=-1", "shown must be at least 0, got -1"),
+    ],
+)
+def test_mistakes_are_one_sentence(scored, untrained, change, message):
+    from tests.recipes.conftest import in_process
+
+    with pytest.raises(UserError, match=message):
+        in_process("evaluate", scored, f"checkpoint={untrained}", change)
+
+
+def test_compare_wants_runs_with_figures(tmp_path):
+    from tests.recipes.conftest import in_process
+
+    with pytest.raises(UserError, match="name two folders or more"):
+        in_process("compare", "recipes/configs/compare.yaml", f"runs=[{tmp_path}]")
+    with pytest.raises(UserError, match=r"has no metrics\.json; mdm run evaluate writes one"):
+        in_process("compare", "recipes/configs/compare.yaml", f"runs=[{tmp_path}, {tmp_path / 'other'}]")
