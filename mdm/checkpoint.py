@@ -36,6 +36,10 @@ from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.open_models import find_format, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
+from mdm.quantization import load_quantized
+
+QUANTIZED = "quantization.json"
+"""Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,8 +143,18 @@ def _barrier(hw: Hardware) -> None:
         dist.barrier()
 
 
-def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware, weights: dict[str, Any] | None = None) -> None:
-    """Writes the model for sharing. All ranks take part; the main one writes. weights: others than the model's own."""
+def export(
+    folder: Path,
+    model: nn.Module,
+    processor: Processor,
+    hw: Hardware,
+    weights: dict[str, Any] | None = None,
+    quantization: dict[str, str] | None = None,
+) -> None:
+    """Writes the model for sharing. All ranks take part; the main one writes.
+
+    weights: others than the model's own;  quantization: how they are packed (see mdm/quantization.py)
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     full = get_model_state_dict(model, options=options) if weights is None else weights
     if not hw.main:
@@ -148,6 +162,9 @@ def export(folder: Path, model: nn.Module, processor: Processor, hw: Hardware, w
     try:
         processor.save(folder)
         (folder / "config.json").write_text(json.dumps(model.config_dict(), indent=1))
+        (folder / QUANTIZED).unlink(missing_ok=True)  # of another model that lay here
+        if quantization is not None:
+            (folder / QUANTIZED).write_text(json.dumps(quantization))
         partial = folder / "model.safetensors.partial"
         tag = {"vocabulary": processor.vocabulary.digest()}
         safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial, metadata=tag)
@@ -186,6 +203,7 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
         with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
             digest = (file.metadata() or {}).get("vocabulary")
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        packed = json.loads((folder / QUANTIZED).read_text()) if (folder / QUANTIZED).is_file() else None
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
     if processor.vocabulary.size != config.vocab_size or digest not in (None, processor.vocabulary.digest()):
@@ -196,8 +214,18 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)
     try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
+        if packed is None:
+            model.load_state_dict(weights, assign=True)
+        else:
+            device = torch.device(device)
+            if packed["scheme"] == "int4_weight_only" and packed["device"] != device.type:
+                raise UserError(
+                    f"checkpoint {folder}: its int4 weights are packed for {packed['device']}, not for {device.type}; "
+                    f"run `mdm run quantize` with device={device.type}"
+                )
+            weights = {name: w.to(device) for name, w in weights.items()}
+            load_quantized(model, packed["scheme"], weights, getattr(torch, packed["dtype"]))
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
     model.restore_buffers()
     return model.to(device).eval(), processor
