@@ -1,12 +1,18 @@
-"""How everything here is measured: warm-up, then repeats of each variant in turn, median and spread."""
+"""How everything here is measured: warm-up, then repeats of each variant in turn, median and spread.
+
+A suite returns a `Result`: rows of one table, headline figures, and what it was measured on.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +26,46 @@ class Timing:
     median: float
     fastest: float
     slowest: float
+
+    @property
+    def spread(self) -> float:
+        """Slowest minus fastest, over the median."""
+        return (self.slowest - self.fastest) / self.median
+
+
+@dataclass
+class Row:
+    """A variant: how much work a second (in the result's unit), against the first row; further figures by name."""
+
+    variant: str
+    rate: float
+    ratio: float
+    timing: Timing
+    more: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """What a suite measured.
+
+    unit:     of the rates, e.g. tokens/s
+    figures:  headline numbers by name
+    unmeasured: what this machine could not measure, and why
+    """
+
+    suite: str
+    preset: str
+    unit: str
+    settings: dict[str, Any]
+    rows: list[Row]
+    figures: dict[str, float] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """JSON with the machine beside the figures, and the rows as a plot of the same name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**self.figures, **asdict(self), "machine": machine()}, indent=1))
+        plot(self, path.with_suffix(".png"))
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repeats: int) -> dict[str, Timing]:
@@ -38,6 +84,26 @@ def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repea
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
 
 
+def rows(
+    timings: Mapping[str, Timing], work: float | Mapping[str, float], more: Mapping[str, Mapping[str, float]] | None = None
+) -> list[Row]:
+    """Rows of timings: `work` done by one call (of each variant), ratios against the first."""
+    rates = {name: (work if isinstance(work, (int, float)) else work[name]) / t.median for name, t in timings.items()}
+    first = next(iter(rates.values()))
+    return [Row(name, rates[name], rates[name] / first, t, dict((more or {}).get(name, {}))) for name, t in timings.items()]
+
+
+def peak_memory(call: Callable[[], object]) -> float:
+    """GiB that a call holds at the most on a GPU; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    _wait()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -45,6 +111,8 @@ def _wait() -> None:
 
 def machine() -> dict[str, str | int]:
     """Hardware and versions, to stand beside every figure."""
+    import torchao
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "cpu": cpu_name(),
@@ -52,9 +120,40 @@ def machine() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,
+        "torchao": torchao.__version__,
         "python": platform.python_version(),
     }
 
 
-def as_dict(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
-    return {name: asdict(t) for name, t in timings.items()}
+def table(result: Result) -> str:
+    """The rows as a terminal shows them."""
+    more = list(dict.fromkeys(key for row in result.rows for key in row.more))
+    width = max(len(row.variant) for row in result.rows) + 2
+    lines = [f"{'variant':<{width}}{result.unit:>14}{'ratio':>9}{'spread':>9}" + "".join(f"  {key:>12}" for key in more)]
+    for row in result.rows:
+        extra = "".join(f"  {row.more[key]:>12.4g}" if key in row.more else " " * 14 for key in more)
+        lines.append(f"{row.variant:<{width}}{row.rate:>14,.1f}{row.ratio:>8.2f}x{row.timing.spread:>8.0%}{extra}")
+    lines += [f"{name}: {value:.4g}" for name, value in result.figures.items()]
+    lines += [f"not measured: {what}" for what in result.unmeasured]
+    return "\n".join(lines)
+
+
+def plot(result: Result, path: Path) -> None:
+    """A bar for each row, its whisker from the slowest to the fastest repeat."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(result.rows) + 1))
+    for place, row in enumerate(reversed(result.rows)):
+        work = row.rate * row.timing.median
+        low, high = row.rate - work / row.timing.slowest, work / row.timing.fastest - row.rate
+        axis.barh(place, row.rate, xerr=[[max(low, 0)], [max(high, 0)]], color="C0" if row.ratio != 1 else "0.6", capsize=3)
+        axis.annotate(f" {row.ratio:.2f}x", (row.rate + high, place), va="center", fontsize=9)
+    axis.set_yticks(range(len(result.rows)), [row.variant for row in reversed(result.rows)])
+    axis.set(xlabel=result.unit, title=f"{result.suite}, preset {result.preset}: {machine()['cpu']}, {machine()['gpu']}")
+    axis.margins(x=0.15)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

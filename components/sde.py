@@ -150,7 +150,8 @@ class SDEScaler:
         """
         settings, lr = self.settings, self.lr(seen)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_multiplier", 1.0)
+            own = lr * group.get("lr_multiplier", 1.0)
+            group["lr"] = group["lr"].fill_(own) if isinstance(group["lr"], torch.Tensor) else own  # torchao's keep a tensor
             group["betas"] = (settings.beta1, settings.beta2)
             group["eps"] = settings.eps * group.get("eps_multiplier", 1.0)
             group["weight_decay"] = settings.weight_decay * group.get("decay_multiplier", 1.0)
@@ -166,5 +167,7 @@ def rescale_moments(optimizer: torch.optim.Optimizer, ratio: float) -> None:
         raise ValueError(f"rescale_moments: ratio must be positive and finite, got {ratio}")
     for state in optimizer.state.values():
         if state:
-            state["exp_avg_sq"].div_(ratio)
+            second = state["exp_avg_sq"]
+            whole = second.dequantize() if hasattr(second, "codes") else second  # torchao's, in 8 bits
+            second.copy_(whole / ratio)
             state["step"].div_(ratio)

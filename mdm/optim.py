@@ -15,6 +15,8 @@ from mdm.config import UserError
 from mdm.data import BatchSettings
 from mdm.model import RULES, ModelConfig
 
+STATES = ("float32", "int8", "float8")
+
 
 @dataclass
 class ParameterizationSettings:
@@ -44,6 +46,7 @@ class OptimizerSettings:
     final_lr: share of lr that the cosine ends at
     clip:     largest gradient norm; gradients are clipped before they enter the moments
     base_tokens, gamma: horizon of the tuning (null: this run's), and how the settings move with it; see `components.sde`
+    state:    type of the moments: float32, int8 or float8 (torchao's, in blocks of 256 with a scale each)
     critical_steps: S_crit of a `sweep_batch`: a run that takes fewer steps warns; null is unknown
     """
 
@@ -57,8 +60,13 @@ class OptimizerSettings:
     base_tokens: int | None = None
     gamma: float = 0.44
     critical_steps: int | None = None
+    state: str = "float32"
 
     def validate(self) -> None:
+        if self.state not in STATES:
+            raise UserError(f"optimizer.state: {self.state!r} is not one of {', '.join(STATES)}")
+        if self.state == "float8" and not torch.cuda.is_available():
+            raise UserError("optimizer.state: float8 needs a GPU; int8 runs anywhere")
         if self.lr <= 0:
             raise UserError(f"optimizer.lr must be positive, got {self.lr}")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
@@ -86,10 +94,14 @@ class OptimizerSettings:
         )
 
 
-def adamw(model: nn.Module, base: AdamWSettings, parameterization: CompleteP) -> torch.optim.AdamW:
+def adamw(model: nn.Module, base: AdamWSettings, parameterization: CompleteP, state: str = "float32") -> torch.optim.Optimizer:
     """AdamW over groups by role; matrices decay, norm gains do not. The scaler's `configure` sets it before every step."""
     groups = param_groups(model, RULES, parameterization, base.lr, base.eps, base.weight_decay)
-    return torch.optim.AdamW(groups, fused=True)
+    if state == "float32":
+        return torch.optim.AdamW(groups, fused=True)
+    from torchao.optim import AdamW8bit, AdamWFp8
+
+    return (AdamW8bit if state == "int8" else AdamWFp8)(groups)
 
 
 def batch_warnings(scaler: SDEScaler, step_tokens: int, critical_steps: int | None) -> list[str]:

@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING
-from torchtune.modules import TransformerSelfAttentionLayer
-from torchtune.training import set_activation_checkpointing
 from tqdm import tqdm
 
 from components.parameterization import CompleteP
@@ -57,6 +55,7 @@ from mdm.hardware import (
     sync_gradients,
     whole,
 )
+from mdm.memory import check_memory, checkpoint_blocks, offloaded, to_float8
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
@@ -87,7 +86,9 @@ class Settings:
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
-    activation_checkpointing: bool = False
+    float8: str | None = None
+    activation_checkpointing: str | None = None
+    activation_offloading: bool = False
     log_every_steps: int = 10
     validate_every_tokens: int = 1_000_000
     validation_samples: int = 256
@@ -111,6 +112,7 @@ def validate_run(cfg: Settings) -> None:
     check_output_dir(cfg.output_dir)
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile)
+    check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
     for modality, node in cfg.tokenizers.items():
         check(node, f"tokenizers.{modality}", supplied=("corpus",))
     check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
@@ -166,12 +168,13 @@ class Pretrain:
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         self.flops = self.model.flops_per_token(self.model.config.max_length)
-        if cfg.activation_checkpointing:
-            set_activation_checkpointing(self.model, {TransformerSelfAttentionLayer})
+        if cfg.float8 is not None:
+            to_float8(self.model.blocks, cfg.float8)
+        checkpoint_blocks(self.model.blocks, cfg.activation_checkpointing)
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
         shard(self.model, hw)
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
-        self.optimizer = adamw(self.model, self.scaler.base, scaled)
+        self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
@@ -249,7 +252,8 @@ class Pretrain:
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
             sync_gradients(self.model, i == len(micros) - 1, hw)
-            sums = forward_loss(self.model, micro.to(hw.device), self.vocabulary, hw)
+            with offloaded(self.cfg.activation_offloading):
+                sums = forward_loss(self.model, micro.to(hw.device), self.vocabulary, hw)
             (sums.loss * (hw.world_size / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
             loss += sums.loss.detach() / denominator
             self.history.accumulate(sums.nelbo, micro.maskable)
@@ -285,7 +289,7 @@ class Pretrain:
     def log(self) -> str:
         """The only place, with validation and saving, that waits for the device."""
         self.finite.check(self.folder)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])
         return self.history.write(self.state, self.vocabulary, lr)
 
     def validate(self) -> None:

@@ -156,7 +156,12 @@ def test_a_copied_recipe_runs_from_an_empty_folder(run, tmp_path, config):
 def test_samples_metric_logger_activation_checkpointing_and_plain_loss(config, run, tmp_path):
     """The options that other tests leave off, in one run."""
     logger = "{_component_: torchtune.training.metric_logging.DiskLogger, log_dir: " + str(tmp_path / "logs") + "}"
-    options = ["activation_checkpointing=true", "loss.weighting=plain", "sample_every_tokens=1500", f"metric_logger={logger}"]
+    options = [
+        "activation_checkpointing=selective",
+        "loss.weighting=plain",
+        "sample_every_tokens=1500",
+        f"metric_logger={logger}",
+    ]
     run("run", "pretrain", "--config", config, "tokens=2500", *options)
     assert list((tmp_path / "logs").glob("*.txt"))
     assert list((tmp_path / "out" / "samples").rglob("grid.png"))
