@@ -1,6 +1,7 @@
-"""A training step's variants: logits at masked positions only against logits everywhere, bf16, torch.compile.
+"""A training step's variants: logits at masked positions only against logits everywhere, bf16, torch.compile, float8.
 
-Random tokens, Bernoulli masks of mean rate 0.5 (drawn once), forward and backward; no optimizer, no data.
+Random tokens, Bernoulli masks of mean rate 0.5 (drawn once), forward and backward; no optimizer, no data. On a GPU the model
+FLOPs are counted (weights multiplied, masked rows alone, attention, no recomputation) against the card's peak: MFU.
 """
 
 from __future__ import annotations
@@ -10,82 +11,114 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import as_dict, interleaved, machine
+from benchmarks.measure import Result, interleaved, peak_memory, rows
 from components.losses import coefficients, loss_from_logits
 from components.maskers import BernoulliMasker
 from components.sequences import collate, task_sequence
 from components.vocabulary import Vocabulary
 from mdm import builders
-from mdm.data import LossSettings, micro_batch
+from mdm.data import LossSettings, MicroBatch, micro_batch
 from mdm.evaluation import forward_loss
 from mdm.hardware import Hardware, can_compile, compile_blocks
+from mdm.memory import FLOAT8, to_float8
+from mdm.model import MaskedDiffusionModel
+from mdm.planner import peak_tflops
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 2_000, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},
     "cpu": {"width": 256, "num_layers": 4, "vocab": 50_000, "length": 128, "rows": 16, "warmup": 2, "repeats": 7},
     "gpu": {"width": 768, "num_layers": 12, "vocab": 50_000, "length": 1024, "rows": 32, "warmup": 5, "repeats": 20},
+    "gpu_1b7": {"width": 2048, "num_layers": 24, "vocab": 120_000, "length": 2048, "rows": 8, "warmup": 5, "repeats": 10},
 }
 
 
-def run(preset: str) -> dict[str, Any]:
-    """Tokens per second of each variant, and the ratios between them."""
+def run(preset: str) -> Result:
     p = PRESETS[preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, p["vocab"], (p["rows"], p["length"] - 3), generator=generator)
-    rows = [[task_sequence(vocabulary, "text", {"text": row}, {})] for row in ids]
-    batch = collate(rows, [[i] for i in range(len(rows))], vocabulary.pad_id)
-    micro = micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
-    coefficient = coefficients(micro.noisy)[0].to(device)
-    micro = micro.to(device)
-
-    def build(compiled: bool) -> Any:
-        model = builders.model(vocabulary.size, p["length"], p["width"], p["num_layers"], p["width"] // 64)
-        model.init_weights(torch.Generator().manual_seed(0))
-        model.to(device)
-        if compiled:
-            compile_blocks(model, "auto", Hardware(device, 0, 1, False))
-        return model
-
-    def masked_only(model: Any, bf16: bool) -> Callable[[], None]:
-        hw = Hardware(device, 0, 1, bf16)
-
-        def step() -> None:
-            model.zero_grad()
-            forward_loss(model, micro, vocabulary, hw).loss.backward()
-
-        return step
-
-    def everywhere(model: Any, bf16: bool) -> Callable[[], None]:
-        hw = Hardware(device, 0, 1, bf16)
-
-        def step() -> None:
-            model.zero_grad()
-            with hw.autocast():
-                logits = model(micro.noisy.noisy)
-            loss_from_logits(logits, micro.noisy.clean.tokens, micro.noisy.mask, coefficient).backward()
-
-        return step
-
-    eager = build(compiled=False)
+    micro, coefficient = random_batch(vocabulary, p["rows"], p["length"], device)
+    eager = build(vocabulary, p, device)
     variants = {
-        "all logits, float32": everywhere(eager, False),
-        "masked only, float32": masked_only(eager, False),
-        "masked only, bf16": masked_only(eager, True),
+        "all logits, float32": everywhere(eager, micro, coefficient, Hardware(device, 0, 1, False)),
+        "masked only, float32": masked_only(eager, micro, vocabulary, Hardware(device, 0, 1, False)),
+        "masked only, bf16": masked_only(eager, micro, vocabulary, Hardware(device, 0, 1, True)),
     }
+    bf16, unmeasured = Hardware(device, 0, 1, True), []
     if can_compile(device):
-        variants["masked only, bf16, compiled"] = masked_only(build(compiled=True), True)
+        variants["masked only, float32, compiled"] = masked_only(
+            build(vocabulary, p, device, True), micro, vocabulary, Hardware(device, 0, 1, False)
+        )
+        variants["masked only, bf16, compiled"] = masked_only(build(vocabulary, p, device, True), micro, vocabulary, bf16)
+    else:
+        unmeasured.append("compiled variants: no C++ compiler")
+    for recipe in FLOAT8:
+        if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
+            variants[f"masked only, float8 {recipe}, compiled"] = masked_only(
+                build(vocabulary, p, device, True, recipe), micro, vocabulary, bf16
+            )
+        else:
+            unmeasured.append(f"float8 {recipe}: no GPU of compute capability 8.9")
     timings = interleaved(variants, p["warmup"], p["repeats"])
-    tokens = p["rows"] * p["length"]
-    base = timings["all logits, float32"].median
-    return {
-        "suite": "train",
-        "preset": preset,
-        "settings": p,
-        "machine": machine(),
-        "seconds": as_dict(timings),
-        "tokens_per_second": {name: tokens / t.median for name, t in timings.items()},
-        "speedup_over_all_logits_float32": {name: base / t.median for name, t in timings.items()},
-        "masked_only_speedup": base / timings["masked only, float32"].median,
+    flops, peak = step_flops(eager, micro, vocabulary), peak_tflops()
+    more = {
+        name: {"GFLOP/s": flops / t.median / 1e9}
+        | ({"MFU": flops / t.median / 1e12 / peak, "GiB": peak_memory(variants[name])} if peak else {})
+        for name, t in timings.items()
+        if name != "all logits, float32"
     }
+    found = rows(timings, p["rows"] * p["length"], more)
+    figures = {"masked_only_speedup": timings["all logits, float32"].median / timings["masked only, float32"].median}
+    return Result("train", preset, "tokens/s", p, found, figures, unmeasured)
+
+
+def random_batch(vocabulary: Vocabulary, count: int, length: int, device: torch.device) -> tuple[MicroBatch, torch.Tensor]:
+    """Rows of random text, masked, and what each position counts in the loss."""
+    ids = torch.randint(0, vocabulary.ranges[0].size, (count, length - 3), generator=torch.Generator().manual_seed(0))
+    batch = collate(
+        [[task_sequence(vocabulary, "text", {"text": row}, {})] for row in ids], [[i] for i in range(count)], vocabulary.pad_id
+    )
+    micro = micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
+    return micro.to(device), coefficients(micro.noisy)[0].to(device)
+
+
+def build(
+    vocabulary: Vocabulary, p: dict[str, int], device: torch.device, compiled: bool = False, float8: str | None = None
+) -> MaskedDiffusionModel:
+    """A model of the preset's shape: the same weights every time."""
+    model = builders.model(vocabulary.size, p["length"], p["width"], p["num_layers"], p["width"] // 64)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.to(device)
+    if float8 is not None:
+        to_float8(model.blocks, float8)
+    if compiled:
+        compile_blocks(model, "true", Hardware(device, 0, 1, False))
+    return model
+
+
+def masked_only(model: Any, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> Callable[[], None]:
+    """Forward and backward as pretraining does it."""
+
+    def step() -> None:
+        model.zero_grad()
+        forward_loss(model, micro, vocabulary, hw).loss.backward()
+
+    return step
+
+
+def everywhere(model: Any, micro: MicroBatch, coefficient: torch.Tensor, hw: Hardware) -> Callable[[], None]:
+    """Forward and backward with the logits of every position."""
+
+    def step() -> None:
+        model.zero_grad()
+        with hw.autocast():
+            logits = model(micro.noisy.noisy)
+        loss_from_logits(logits, micro.noisy.clean.tokens, micro.noisy.mask, coefficient).backward()
+
+    return step
+
+
+def step_flops(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> float:
+    """Floating-point operations of a step that are needed: three products for each weight, of the masked rows in the loss."""
+    length = micro.noisy.clean.tokens.shape[1]
+    tokens = micro.noisy.clean.tokens.numel()
+    return tokens * model.flops_per_token(length, float(micro.noisy.mask.float().mean()), vocabulary.ranges[0].size + 1)

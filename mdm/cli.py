@@ -175,6 +175,7 @@ mdm run [TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]
                                                    run a recipe by name or path; torchrun's flags start several processes
 mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`; --film writes a GIF of the unmasking
 mdm demo checkpoint=DIR [key=value ...]            short for `mdm run demo ...`: a page to generate and edit on
+mdm plan --config CONFIG --gpu h100:8              what a training run needs, and how fast it will be
 mdm validate RECIPE [--config CONFIG] [key=value ...]
                                                    check a config without running it
 mdm run RECIPE --help                              what a recipe does
@@ -226,14 +227,17 @@ def main() -> None:
         if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
             launcher, recipe, arguments = split_launcher(words[1:])
             _run(argparse.Namespace(launcher=launcher, recipe=recipe, arguments=arguments))
-        elif words[:1] in (["generate"], ["demo"]):
+        elif words[:1] in (["generate"], ["demo"], ["plan"]):
             rest = ["film=true" if w == "--film" else w for w in words[1:]]
+            if "--gpu" in rest[:-1]:
+                at = rest.index("--gpu")
+                rest[at : at + 2] = [f"gpu={rest[at + 1]}"]
             _run(argparse.Namespace(launcher=[], recipe=words[0], arguments=rest))
         elif not words or words[:1] == ["run"]:
             parser().print_help()
         elif words[0] not in ("ls", "cp", "validate", "-h", "--help"):
             raise UserError(
-                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, validate (mdm --help explains them)"
+                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, plan, validate (mdm --help explains them)"
             )
         else:
             arguments = parser().parse_args(words)

@@ -96,12 +96,16 @@ class MicroBatch(Movable):
     positions: list[RangePositions]
     denominator: float
     num_tokens: int
-    whole_rows: bool  # one document a row and no padding: attention needs no mask
+    whole_rows: bool  # every row is one document and no padding, by its stream: attention needs no mask
     maskable: list[int]  # maskable positions per id range, the NELBO's denominators
 
 
-def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges: int) -> MicroBatch:
-    """Masks a batch and gathers what its loss will need."""
+def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges: int, packed: bool = False) -> MicroBatch:
+    """Masks a batch and gathers what its loss will need.
+
+    packed: rows may hold several documents; then attention always has a mask, also where by chance it needs none, so that
+            one compiled graph serves the stream
+    """
     noisy = masker(batch)
     coefficient, denominator = coefficients(noisy, settings.weighting, settings.reduction)
     ranges = batch.id_range[batch.maskable]
@@ -110,7 +114,7 @@ def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges
         positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight),
         denominator=denominator,
         num_tokens=batch.num_tokens,
-        whole_rows=batch.one_document_per_row,
+        whole_rows=not packed and batch.one_document_per_row,
         maskable=torch.bincount(ranges, minlength=num_ranges).tolist(),
     )
 
@@ -322,7 +326,8 @@ def training_loader(
     """
     num_ranges = len(processor.vocabulary.ranges)
     node = MicroBatches(Mix(built, seed), physical, micro, processor.vocabulary.pad_id, rank, world_size)
-    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[name], loss, num_ranges) for name, b in batches])
+    packed = {s.name: s.length is not None for s in built}
+    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[n], loss, num_ranges, packed[n]) for n, b in batches])
     return tn.Loader(tn.Prefetcher(node, prefetch))
 
 
