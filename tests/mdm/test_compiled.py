@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no
 @pytest.mark.skipif(not CHECKED, reason="it starts the others")
 def test_compiled_code_in_a_process_without_shape_checks():
     env = {**os.environ, "MDM_TYPECHECK": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-n", "0", "-q", __file__]  # the conftest turns the checks on
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-n", "0", __file__]  # the conftest turns the checks on
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "4 passed" in done.stdout
