@@ -71,13 +71,15 @@ def run(preset: str) -> Result:
     return Result("train", preset, "tokens/s", p, found, figures, unmeasured)
 
 
-def random_batch(vocabulary: Vocabulary, count: int, length: int, device: torch.device) -> tuple[MicroBatch, torch.Tensor]:
+def random_batch(
+    vocabulary: Vocabulary, count: int, length: int, device: torch.device, seed: int = 0
+) -> tuple[MicroBatch, torch.Tensor]:
     """Rows of random text, masked, and what each position counts in the loss."""
     ids = torch.randint(0, vocabulary.ranges[0].size, (count, length - 3), generator=torch.Generator().manual_seed(0))
     batch = collate(
         [[task_sequence(vocabulary, "text", {"text": row}, {})] for row in ids], [[i] for i in range(count)], vocabulary.pad_id
     )
-    micro = micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
+    micro = micro_batch(batch, BernoulliMasker(vocabulary.mask_id, seed=seed), LossSettings(), len(vocabulary.ranges))
     return micro.to(device), coefficients(micro.noisy)[0].to(device)
 
 

@@ -74,9 +74,9 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     folder = Path(cfg.output_dir)
     with hardware(cfg.device, cfg.precision) as hw:
+        run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
         before = score_base(cfg, hw, folder)
         started = time.perf_counter()
-        run = Finetune(cfg, hw)
         run.train()
         seconds = time.perf_counter() - started
         if not hw.main:

@@ -1,0 +1,66 @@
+"""What torch.compile gains in a training step and a forward pass, how long it takes, and whether it has to do it again.
+
+The masks differ from step to step, and so does the number of masked positions: `recompilations` counts what that costs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from benchmarks.measure import Result, interleaved, rows
+from benchmarks.train import build, masked_only, random_batch
+from components.vocabulary import Vocabulary
+from mdm.hardware import Hardware, can_compile
+
+PRESETS = {
+    "smoke": {"width": 64, "num_layers": 2, "vocab": 500, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},
+    "cpu": {"width": 192, "num_layers": 4, "vocab": 2_000, "length": 77, "rows": 50, "warmup": 2, "repeats": 9},
+    "gpu": {"width": 1024, "num_layers": 12, "vocab": 50_000, "length": 1024, "rows": 16, "warmup": 5, "repeats": 20},
+}
+
+
+def run(preset: str) -> Result:
+    p = PRESETS[preset]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not can_compile(device):
+        raise SystemExit("python -m benchmarks compile: there is no C++ compiler here, so nothing to compare")
+    hw = Hardware(device, 0, 1, device.type == "cuda" or torch.cpu._is_avx512_bf16_supported())
+    vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
+    batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]
+    models = {"eager": build(vocabulary, p, device), "compiled": build(vocabulary, p, device, compiled=True)}
+
+    def forward(model: Any) -> Any:
+        def call() -> None:
+            with torch.no_grad(), hw.autocast():
+                model.hidden(batches[0].noisy.noisy)
+
+        return call
+
+    variants = {f"training step, {name}": masked_only(model, batches[0], vocabulary, hw) for name, model in models.items()}
+    variants |= {f"forward, {name}": forward(model) for name, model in models.items()}
+    seconds = {}
+    for name in ("training step, compiled", "forward, compiled"):
+        started = time.perf_counter()
+        variants[name]()
+        seconds[name] = time.perf_counter() - started
+    before = counters["stats"]["unique_graphs"]
+    for micro in batches:
+        masked_only(models["compiled"], micro, vocabulary, hw)()
+    recompiled = counters["stats"]["unique_graphs"] - before
+    timings = interleaved(variants, p["warmup"], p["repeats"])
+    found = rows(timings, p["rows"] * p["length"], {name: {"compile s": s} for name, s in seconds.items()})
+    ratio = {
+        kind: timings[f"{kind}, eager"].median / timings[f"{kind}, compiled"].median for kind in ("training step", "forward")
+    }
+    figures = {
+        "training_step_speedup": ratio["training step"],
+        "forward_speedup": ratio["forward"],
+        "masked_counts": float(len({int(b.noisy.mask.sum()) for b in batches})),
+        "recompilations": float(recompiled),
+        "graph_breaks": float(sum(counters["graph_break"].values())),
+    }
+    return Result("compile", preset, "tokens/s", p, found, figures)

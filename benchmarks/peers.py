@@ -1,0 +1,226 @@
+"""The code of others beside ours, from checkouts that you name: equal shapes, equal tokens, equal weights where they can be.
+
+    python -m benchmarks peers --checkouts FOLDER
+
+FOLDER holds any of these, as `git clone` names them; what is missing, or cannot be imported here, is listed as not measured:
+
+    LLaDA       github.com/ML-GSAI/LLaDA        generate.py: the reference decoding
+    Fast-dLLM   github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code; llada/generate.py: prefix and dual caches
+    mdlm        github.com/kuleshov-group/mdlm  models/dit.py: model and training (flash-attn, a GPU)
+
+LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a time
+input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. UniDisc has no adapter here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from tokenizers import Tokenizer, models
+
+from benchmarks.measure import Result, Timing, interleaved, peak_memory, rows
+from benchmarks.train import build, masked_only, random_batch
+from components.samplers import Blocks, Confidence
+from components.vocabulary import Vocabulary
+from mdm.checkpoint import load_model
+from mdm.editing import Edit
+from mdm.generation import generate
+from mdm.hardware import Hardware, can_compile, compile_blocks
+
+LLADA_CPU = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": 2_000}
+LLADA_8B = {"d_model": 4096, "n_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126_464}
+TRAIN_CPU = {"width": 256, "num_layers": 4, "vocab": 50_000, "length": 128, "rows": 16}
+TRAIN_GPU = {"width": 768, "num_layers": 12, "vocab": 50_000, "length": 1024, "rows": 32}
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "llada": {**LLADA_CPU, "d_model": 64, "n_layers": 2},
+        "prompt": 16,
+        "new": 16,
+        "block": 8,
+        "warmup": 1,
+        "repeats": 2,
+    },
+    "cpu": {"llada": LLADA_CPU, "train": TRAIN_CPU, "prompt": 64, "new": 64, "block": 32, "warmup": 1, "repeats": 5},
+    "gpu": {"llada": LLADA_8B, "train": TRAIN_GPU, "prompt": 128, "new": 256, "block": 32, "warmup": 2, "repeats": 5},
+}
+
+
+def run(preset: str, checkouts: str | None = None) -> Result:
+    if checkouts is None or not Path(checkouts).is_dir():
+        raise SystemExit("python -m benchmarks peers: --checkouts FOLDER, a folder with LLaDA, Fast-dLLM or mdlm checked out")
+    p, folder = PRESETS[preset], Path(checkouts)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    timings: dict[str, Timing] = {}
+    work: dict[str, float] = {}
+    more: dict[str, dict[str, float]] = {}
+    figures: dict[str, float] = {}
+    unmeasured = ["UniDisc: no adapter"]
+    for name, suite in (("LLaDA and Fast-dLLM, sampling", sampling), ("MDLM, training", training)):
+        try:
+            variants, amount, found = suite(p, folder, device)
+        except (ImportError, FileNotFoundError, AttributeError) as error:
+            unmeasured.append(f"{name}: {error}")
+            continue
+        own = interleaved(variants, p["warmup"], p["repeats"])
+        first = next(iter(own))
+        timings |= own
+        work |= dict.fromkeys(own, amount)
+        more |= {n: {"against": own[first].median / t.median, "GiB": peak_memory(variants[n])} for n, t in own.items()}
+        figures |= found() | {f"{n} against {first}": own[first].median / t.median for n, t in list(own.items())[1:]}
+    if not timings:
+        raise SystemExit("python -m benchmarks peers: nothing could be measured\n" + "\n".join(unmeasured))
+    return Result("peers", preset, "tokens/s", p, rows(timings, work, more), figures, unmeasured)
+
+
+Suite = tuple[dict[str, Callable[[], object]], float, Callable[[], dict[str, float]]]
+
+
+def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
+    """Greedy decoding of equal weights, one token a pass: LLaDA's loop and Fast-dLLM's caches, and ours."""
+    fast = folder / "Fast-dLLM" / "llada"
+    with importing(fast):
+        configuration = importlib.import_module("model.configuration_llada")
+        modelling = importlib.import_module("model.modeling_llada")
+        cached = script(fast / "generate.py")
+    reference = script(folder / "LLaDA" / "generate.py") if (folder / "LLaDA").is_dir() else cached
+    mask_id = p["llada"]["vocab_size"] - 2
+    length = p["prompt"] + p["new"] + 8
+    config = configuration.LLaDAConfig(
+        **p["llada"], n_kv_heads=p["llada"]["n_heads"], activation_type="silu", block_type="llama", rope=True,
+        layer_norm_type="rms", max_sequence_length=length, rope_theta=500_000.0, embedding_size=p["llada"]["vocab_size"],
+        weight_tying=False, include_bias=False, include_qkv_bias=False, mask_token_id=mask_id, eos_token_id=mask_id - 1,
+        pad_token_id=mask_id - 1, attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, alibi=False,
+        rms_norm_eps=1e-5, scale_logits=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = modelling.LLaDAModelLM(config, init_params=True).to(device, _dtype(device)).eval()
+    with torch.no_grad():
+        theirs.model.transformer.ff_out.weight[mask_id] = 0  # ours never draws the mask token; so theirs will not either
+    ours, processor = same_weights(theirs, config, device)
+    ids = torch.randint(0, mask_id - 1, (p["prompt"],), generator=torch.Generator().manual_seed(0))
+    prompt = ids[None].to(device)
+    settings = {"steps": p["new"], "gen_length": p["new"], "block_length": p["block"], "temperature": 0.0, "mask_id": mask_id}
+    made: dict[str, torch.Tensor] = {}
+
+    def of_theirs(name: str, function: Any) -> Callable[[], None]:
+        def call() -> None:
+            out = function(theirs, prompt, **settings)
+            made[name] = (out[0] if isinstance(out, tuple) else out)[0, p["prompt"] :].cpu()
+
+        return call
+
+    def of_ours(name: str, model: Any, cache: str) -> Callable[[], None]:
+        whole = torch.cat([ids, torch.full((p["new"],), mask_id)])
+        edit = {"text": Edit(whole, torch.arange(len(whole)) >= p["prompt"])}
+        sampler = Blocks(Confidence(num_steps=p["block"], temperature=0.0), p["block"])
+
+        def call() -> None:
+            out = generate(model, processor, "text", [edit], sampler, 0.0, cache=cache, stop_at_end=False)
+            made[name] = out.tokens[0][out.batch.maskable[0]][-p["new"] :].cpu()
+
+        return call
+
+    variants = {
+        "LLaDA's generate": of_theirs("LLaDA's generate", reference.generate),
+        "ours, eager": of_ours("ours, eager", ours, "off"),
+        "Fast-dLLM, prefix cache": of_theirs("Fast-dLLM, prefix cache", cached.generate_with_prefix_cache),
+        "ours, prefix cache": of_ours("ours, prefix cache", ours, "prefix"),
+        "Fast-dLLM, dual cache": of_theirs("Fast-dLLM, dual cache", cached.generate_with_dual_cache),
+        "ours, dual cache": of_ours("ours, dual cache", ours, "dual"),
+    }
+    if can_compile(device):
+        compiled, _ = same_weights(theirs, config, device)
+        compile_blocks(compiled, "true", Hardware(device, 0, 1, False))
+        variants |= {
+            "ours, compiled": of_ours("ours, compiled", compiled, "off"),
+            "ours, compiled, dual cache": of_ours("ours, compiled, dual cache", compiled, "dual"),
+        }
+
+    def agreement() -> dict[str, float]:
+        pairs = [("ours, eager", "LLaDA's generate"), ("ours, dual cache", "Fast-dLLM, dual cache")]
+        pairs += [("ours, prefix cache", "Fast-dLLM, prefix cache"), ("ours, compiled", "LLaDA's generate")]
+        return {f"same tokens: {a} and {b}": float((made[a] == made[b]).float().mean()) for a, b in pairs if a in made}
+
+    return variants, float(p["new"]), agreement
+
+
+def same_weights(theirs: Any, config: Any, device: torch.device) -> Any:
+    """Our model with their weights, as a checkpoint on disk would load."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in theirs.state_dict().items()}
+        safetensors.torch.save_file(state, Path(folder) / "model.safetensors")
+        (Path(folder) / "config.json").write_text(
+            json.dumps({**config.to_dict(), "architectures": ["LLaDAModelLM"]}, default=str)
+        )
+        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size - 3)}, unk_token="w0"))
+        words.save(str(Path(folder) / "tokenizer.json"))
+        model, processor = load_model(folder, device)
+    return model.to(_dtype(device)), processor
+
+
+def training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
+    """Forward and backward of MDLM's model with its NELBO, and of ours: the same rows and masks, bf16."""
+    if "train" not in p:
+        raise ImportError("not in this preset")
+    if device.type != "cuda":
+        raise ImportError("flash-attn needs a GPU")
+    if not (folder / "mdlm").is_dir():
+        raise FileNotFoundError(f"no checkout at {folder / 'mdlm'}")
+    t = p["train"]
+    dit = script(folder / "mdlm" / "models" / "dit.py")
+    vocabulary = Vocabulary.build({"text": (t["vocab"],)}, tasks=("text",))
+    micro, _ = random_batch(vocabulary, t["rows"], t["length"], device)
+    config = {"hidden_size": t["width"], "cond_dim": 128, "n_blocks": t["num_layers"], "n_heads": t["width"] // 64,
+              "length": t["length"], "scale_by_sigma": True, "dropout": 0.1, "tie_word_embeddings": False}  # fmt: skip
+    theirs = dit.DIT({"model": config}, vocabulary.size).to(device)
+    noisy, weight = micro.noisy, micro.noisy.weight
+
+    def their_step() -> None:
+        theirs.zero_grad()
+        logits = theirs(noisy.noisy, torch.ones(t["rows"], device=device)).float()
+        logits[:, :, vocabulary.mask_id] = -1e6
+        ce = torch.nn.functional.cross_entropy(logits.transpose(1, 2), noisy.clean.tokens, reduction="none")
+        (weight * noisy.mask * ce).mean().backward()
+
+    ours = build(vocabulary, t, device, compiled=True)
+    variants = {"MDLM's model": their_step, "ours": masked_only(ours, micro, vocabulary, Hardware(device, 0, 1, True))}
+    return variants, float(t["rows"] * t["length"]), dict
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+class importing:
+    """A folder in front of the import path, for modules that import each other by short names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no checkout at {self.folder}")
+        sys.path.insert(0, str(self.folder))
+
+    def __exit__(self, *_: object) -> None:
+        sys.path.remove(str(self.folder))
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file as a module."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    spec = importlib.util.spec_from_file_location(f"peer_{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,120 @@
+"""Quantized models: speed and memory of a forward pass, and what a trained model loses.
+
+Speed is of random weights in the preset's shape. With `--checkpoint runs/quickstart` the trained model is quantized too: its
+NELBO, the share of greedy tokens that stay the same, and the judges' accuracy, each against its own bfloat16.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Result, interleaved, rows
+from components.samplers import Confidence
+from mdm import builders
+from mdm.checkpoint import load_model
+from mdm.cli import load_recipe
+from mdm.config import UserError, find_config, load
+from mdm.generation import generate
+from mdm.hardware import Hardware, can_compile, compile_blocks
+from mdm.model import MaskedDiffusionModel
+from mdm.quantization import SCHEMES, check_scheme, in_dtype, linears, num_bytes, quantize
+
+PRESETS = {
+    "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},
+    "cpu": {"width": 512, "num_layers": 8, "length": 64, "rows": 8, "warmup": 2, "repeats": 7, "samples": 40},
+    "gpu": {"width": 4096, "num_layers": 32, "length": 32, "rows": 1, "warmup": 5, "repeats": 20, "samples": 1000},
+}
+
+
+def run(preset: str, checkpoint: str | None = None) -> Result:
+    p = PRESETS[preset]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    schemes, unmeasured = [], []
+    for scheme in SCHEMES:
+        try:
+            check_scheme(scheme, device)
+            schemes.append(scheme)
+        except UserError as error:
+            unmeasured.append(str(error))
+    variants, memory = {}, {}
+    whole = model_of(p, device)
+    bf16 = in_dtype(copy.deepcopy(whole), torch.bfloat16)
+    reference = num_bytes(bf16)
+    models: dict[str, MaskedDiffusionModel] = {"float32, eager": whole, "bf16, eager": bf16}
+    if can_compile(device):
+        models |= {f"{name}, compiled": copy.deepcopy(models[f"{name}, eager"]) for name in ("float32", "bf16")}
+    for scheme in schemes:
+        base = whole if scheme == "int8_dynamic" and device.type == "cpu" else bf16  # its CPU kernels take float32 best
+        model = copy.deepcopy(base)
+        quantize(model, scheme)
+        models[f"{scheme}, {'compiled' if can_compile(device) else 'eager'}"] = model
+    for name, model in models.items():
+        if name.endswith("compiled"):
+            compile_blocks(model, "true", Hardware(device, 0, 1, False))
+        memory[name] = {"of bf16": num_bytes(model) / reference}
+        variants[name] = forward(model, p, device)
+    timings = interleaved(variants, p["warmup"], p["repeats"])
+    figures = {}
+    for scheme in schemes:
+        name = next(n for n in timings if n.startswith(scheme))
+        figures[f"{scheme}_speedup"] = timings["float32, eager"].median / timings[name].median
+        figures[f"{scheme}_memory"] = memory[name]["of bf16"]
+    figures["bf16_speedup"] = timings["float32, eager"].median / timings["bf16, eager"].median
+    if checkpoint is None:
+        unmeasured.append("quality: name a trained quickstart, --checkpoint runs/quickstart")
+    else:
+        figures |= quality(checkpoint, schemes, p["samples"], device)
+    return Result("quantize", preset, "tokens/s", p, rows(timings, p["rows"] * p["length"], memory), figures, unmeasured)
+
+
+def model_of(p: dict[str, int], device: torch.device) -> MaskedDiffusionModel:
+    model = builders.model(256, p["length"], p["width"], p["num_layers"], p["width"] // 64)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.to(device).eval()
+
+
+def forward(model: MaskedDiffusionModel, p: dict[str, int], device: torch.device) -> Any:
+    tokens = torch.randint(0, 256, (p["rows"], p["length"]), generator=torch.Generator().manual_seed(0)).to(device)
+
+    @torch.no_grad()
+    def call() -> None:
+        model.hidden(tokens)
+
+    return call
+
+
+def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.device) -> dict[str, float]:
+    """What each scheme changes in a trained quickstart, against its own bfloat16."""
+    evaluate = load_recipe("evaluate")
+    cfg = load(
+        evaluate.Settings, find_config("evaluate"), [f"checkpoint={checkpoint}", f"samples={samples}", "nelbo_repeats=2"]
+    )
+    for task in cfg.judged.values():
+        task.complete = None
+    hw = Hardware(device, 0, 1, False)
+    found: dict[str, float] = {}
+    base: dict[str, float] = {}
+    for scheme in (None, *schemes):
+        model, processor = load_model(checkpoint, device)
+        in_dtype(model, torch.bfloat16)
+        before = 2 * sum(m.weight.numel() for m in linears(model).values())
+        if scheme is not None:
+            quantize(model, scheme)
+        metrics = evaluate.evaluate(cfg, model, processor, hw).metrics
+        prompts = [{"text": "a handwritten seven"}] * samples
+        greedy = generate(model, processor, "text_to_image", prompts, Confidence(num_steps=8, temperature=0.0), 0.0).tokens
+        if scheme is None:
+            base, tokens = metrics, greedy
+            continue
+        bits = [k for k in metrics if k.endswith("bits_per_token") and "unigram" not in k]
+        found[f"quickstart_{scheme}_memory"] = num_bytes(model) / before
+        found[f"quickstart_{scheme}_nelbo"] = math.exp(sum(math.log(metrics[k] / base[k]) for k in bits) / len(bits)) - 1
+        found[f"quickstart_{scheme}_worst_nelbo"] = max(metrics[k] / base[k] for k in bits) - 1
+        drops = [base[k] - metrics[k] for k in metrics if k.endswith("_accuracy") and "judge" not in k]
+        found[f"quickstart_{scheme}_largest_accuracy_drop"] = max(drops)
+        found[f"quickstart_{scheme}_same_greedy_tokens"] = float((greedy == tokens).float().mean())
+    return found
