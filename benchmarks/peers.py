@@ -4,12 +4,12 @@
 
 FOLDER holds any of these, as `git clone` names them; what is missing, or cannot be imported here, is listed as not measured:
 
-    LLaDA       github.com/ML-GSAI/LLaDA        generate.py: the reference decoding
-    Fast-dLLM   github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code; llada/generate.py: prefix and dual caches
-    mdlm        github.com/kuleshov-group/mdlm  models/dit.py: model and training (flash-attn, a GPU)
+    LLaDA      github.com/ML-GSAI/LLaDA        generate.py: the reference decoding
+    Fast-dLLM  github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code; llada/generate.py: prefix and dual caches
+    mdlm       github.com/kuleshov-group/mdlm  models/dit.py: model and training (flash-attn, a GPU)
 
-LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a time
-input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. UniDisc has no adapter here.
+LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a
+time input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. UniDisc has no adapter here.
 """
 
 from __future__ import annotations

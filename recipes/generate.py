@@ -31,7 +31,7 @@ from mdm.cli import run_recipe
 from mdm.config import UserError, at_least_one, check, instantiate
 from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
-from mdm.hardware import check_hardware, hardware
+from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.media import save_outputs
 from mdm.prompts import check_prompt, read_jsonl, read_prompt
 from mdm.run import check_output_dir
@@ -64,11 +64,13 @@ class Settings:
     batch_size: int = 100
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "false"
 
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
+    check_compile(cfg.compile)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
     model_folder(cfg.checkpoint)
     if cfg.task not in TASKS:
@@ -91,6 +93,7 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
+        compile_blocks(model, cfg.compile, hw)
         written = [prompt for prompt, _ in asked(cfg) for _ in range(cfg.count)]
         read = [read_prompt(prompt, cfg.task, processor, where) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
