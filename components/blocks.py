@@ -2,8 +2,8 @@
 
     h <- h + m * Attention(RMSNorm(h)),    h <- h + m * SwiGLU(RMSNorm(h)),    m the residual multiplier
 
-Attention is not causal; q and k are rotated (RoPE) and, by default, normalised (QK-norm). Where documents share a row,
-attention stays inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
+Attention is not causal (but for a baseline); q and k are rotated (RoPE) and, by default, normalised (QK-norm). Where documents
+share a row, attention stays inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
 """
 
 from __future__ import annotations
@@ -87,12 +87,14 @@ def transformer_block(
     residual_multiplier: float = 1.0,
     num_experts: int | None = None,
     experts_per_token: int = 1,
+    causal: bool = False,
 ) -> TransformerSelfAttentionLayer:
     """One pre-norm block, `[batch, seq, width] -> [batch, seq, width]`.
 
     num_kv_heads: fewer key / value heads than query heads is grouped-query attention; None is as many
     qk_norm:      queries and keys are normalised, after their rotation or `norm_before_rope`
     num_experts:  a mixture of so many feed-forwards of ffn_width, `experts_per_token` at a time; None is one for all
+    causal:       a position sees none behind it, where no mask is given: for the autoregressive baseline
 
     Raises ValueError where the width does not divide into the heads, or the heads into the key / value heads.
     """
@@ -127,7 +129,7 @@ def transformer_block(
         q_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
         k_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
         max_seq_len=max_length,
-        is_causal=False,
+        is_causal=causal,
     )
     self_attention._attention_call = attention
     if num_experts is None:

@@ -172,6 +172,19 @@ class FixedCountMasker:
         return _noisy(batch, self.mask_id, torch.from_numpy(masked), torch.from_numpy(weight))
 
 
+@dataclass(frozen=True)
+class NextToken:
+    """The autoregressive baseline: nothing is masked and everything predicted, each token from those before it.
+
+    For a model that is causal and predicts the next token. The weight is 1, and the "bound" the negative log-likelihood itself.
+    """
+
+    pairs: bool = False
+
+    def __call__(self, batch: Batch) -> NoisyBatch:
+        return NoisyBatch(clean=batch, noisy=batch.tokens, mask=batch.maskable, weight=batch.maskable.float())
+
+
 def documents(batch: Batch) -> list[tuple[int, slice, int]]:
     """(row, positions, document index) of every document of a batch; padding is none."""
     document = batch.document.numpy()

@@ -18,8 +18,12 @@ def model(
     ffn_width: int | None = None,
     qk_norm: bool = True,
     residual_multiplier: float = 1.0,
+    autoregressive: bool = False,
 ) -> MaskedDiffusionModel:
-    """A model of any shape. The recipe fills in vocab_size from the vocabulary, the rest is the user's."""
+    """A model of any shape. The recipe fills in vocab_size from the vocabulary, the rest is the user's.
+
+    autoregressive: the baseline of the same blocks: causal, predicts the next token; its masker is components.maskers.NextToken
+    """
     return MaskedDiffusionModel(
         ModelConfig(
             vocab_size=vocab_size,
@@ -31,16 +35,31 @@ def model(
             ffn_width=ffn_width,
             qk_norm=qk_norm,
             residual_multiplier=residual_multiplier,
+            causal=autoregressive,
+            predicts_next=autoregressive,
         )
     )
 
 
 def pico(
-    vocab_size: int, max_length: int = 64, width: int = 64, num_layers: int = 2, residual_multiplier: float = 1.0
+    vocab_size: int,
+    max_length: int = 64,
+    width: int = 64,
+    num_layers: int = 2,
+    residual_multiplier: float = 1.0,
+    autoregressive: bool = False,
 ) -> MaskedDiffusionModel:
     """For sweeps over width and depth: heads of 16 and a feed-forward of 3x the width, so that shapes grow in proportion."""
     return model(
-        vocab_size, max_length, width, num_layers, _heads(width, 16), None, 3 * width, residual_multiplier=residual_multiplier
+        vocab_size,
+        max_length,
+        width,
+        num_layers,
+        _heads(width, 16),
+        None,
+        3 * width,
+        residual_multiplier=residual_multiplier,
+        autoregressive=autoregressive,
     )
 
 

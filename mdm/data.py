@@ -13,7 +13,7 @@ import torchdata.nodes as tn
 
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.losses import RangePositions, coefficients, positions_by_range
-from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker, NextToken
 from components.noise import sample_rng
 from components.sequences import INSTRUCT, TASKS, TokenSequence, collate, content, find_task
 from components.types import Batch, Movable, NoisyBatch
@@ -350,18 +350,22 @@ def validation_batches(
     batch_size: int = 64,
     repeats: int = 1,
     seed: int = 0,
+    autoregressive: bool = False,
 ) -> dict[str, list[tuple[MicroBatch, int]]]:
     """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
 
     The masks are of a fixed count, their times low-discrepancy over all samples and the same at every call: what is
     evaluated is the NELBO, and two models see the same noise. Nothing is dropped. The first of a source's forward tasks is
     evaluated: text, or image or speech given text.
+
+    autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
     for name, source in sources.items():
         task = next((t for t in data[name].tasks if t in FORWARD_TASKS), next(iter(data[name].tasks)))
         rows = _validation_rows(source, task, processor, data[name].pack, samples) * repeats
-        masker = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
+        fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
+        masker = NextToken() if autoregressive else fixed
         batches = []
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]

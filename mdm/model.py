@@ -40,6 +40,7 @@ class ModelConfig:
     num_experts, experts_per_token: feed-forwards of `ffn_width` that a router chooses among; None is one for all tokens
     predicts_next: the hidden state of a position predicts the *next* one, as in models adapted from autoregressive ones
                    (Dream); `hidden` moves it there, so that for everybody else each position predicts itself
+    causal:        a position sees none behind it: with `predicts_next`, an autoregressive model (a baseline)
     """
 
     vocab_size: int
@@ -58,6 +59,7 @@ class ModelConfig:
     num_experts: int | None = None
     experts_per_token: int = 1
     predicts_next: bool = False
+    causal: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
@@ -98,6 +100,7 @@ class MaskedDiffusionModel(nn.Module):
                 residual_multiplier=config.residual_multiplier,
                 num_experts=config.num_experts,
                 experts_per_token=config.experts_per_token,
+                causal=config.causal,
             )
             for _ in range(config.num_layers)
         )
@@ -148,6 +151,8 @@ class MaskedDiffusionModel(nn.Module):
         self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq width"]:
         """Hidden states, normalised. `mask`: from `document_mask`; None lets every position see every other of its row."""
+        if self.config.causal and mask is not None:
+            mask = mask & mask.new_ones(mask.shape[-2:]).tril()
         h = self.embedding(tokens)
         for block in self.blocks:
             h = block(h, mask=mask, input_pos=position)

@@ -40,11 +40,15 @@ def _overrides(changes: Mapping[str, Any]) -> list[str]:
 class Runs:
     """The runs of a sweep. The outcome of one is {"loss", "steps", "tokens", "seconds", "squared_grad_norm", ...}.
 
-    workers: processes at a time; each has its share of the cores, or a GPU of its own
+    workers:  processes at a time; each has its share of the cores, or a GPU of its own
+    tolerant: a run that fails has the outcome {"loss": nan, "error": ...} and the others go on; else it ends the sweep
     """
 
-    def __init__(self, folder: Path, config: str, base: Mapping[str, Any], workers: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: str, base: Mapping[str, Any], workers: int | None = None, tolerant: bool = False
+    ) -> None:
         """base: the keys of `config` that every run changes. Raises UserError where the folder holds a sweep of others."""
+        self.tolerant = tolerant
         self.folder, self.config, self.base = folder / "runs", config, dict(base)
         self.folder.mkdir(parents=True, exist_ok=True)
         header, of = self.folder / "sweep.json", json.loads(json.dumps({"config": config, "base": dict(base)}))
@@ -97,26 +101,36 @@ class Runs:
         self.bar.close()
 
     def _run(self, name: str, changes: Mapping[str, Any], slot: int) -> None:
-        own = self.folder / name
-        env = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        env = {"OMP_NUM_THREADS": str(self.threads)}
         if torch.cuda.is_available():
             env["CUDA_VISIBLE_DEVICES"] = str(slot % self.devices)
-        command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", self.config]
-        command += _overrides({**changes, "output_dir": own})
-        with (self.folder / f"{name}.log").open("w") as log:
-            code = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
-        text = (self.folder / f"{name}.log").read_text().splitlines()
-        error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
-        if code == 2 and ("loss is" in error or "gradient norm is" in error):
-            outcome: dict[str, Any] = {"loss": float("inf"), "error": error}
-        elif code:
-            raise UserError(f"the run {name} failed ({error}); its output is in {self.folder / name}.log")
-        else:
-            outcome = _outcome(own)
-        shutil.rmtree(own / "checkpoints", ignore_errors=True)
-        partial = self.folder / f"{name}.json.partial"
-        partial.write_text(json.dumps({"name": name, **outcome}))
-        os.replace(partial, self.folder / f"{name}.json")
+        run_one(self.folder, name, self.config, changes, env, self.tolerant)
+
+
+def run_one(
+    folder: Path, name: str, config: str, changes: Mapping[str, Any], env: Mapping[str, str], tolerant: bool = False
+) -> dict[str, Any]:
+    """One run of the recipe `pretrain` in a process of its own; writes its outcome and returns it."""
+    own = folder / name
+    command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", config]
+    command += _overrides({**changes, "output_dir": own})
+    with (folder / f"{name}.log").open("w") as log:
+        code = subprocess.run(command, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT).returncode
+    text = (folder / f"{name}.log").read_text().splitlines()
+    error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
+    if code == 2 and ("loss is" in error or "gradient norm is" in error):
+        outcome: dict[str, Any] = {"loss": float("inf"), "error": error}
+    elif code and not tolerant:
+        raise UserError(f"the run {name} failed ({error}); its output is in {folder / name}.log")
+    elif code:
+        outcome = {"loss": float("nan"), "error": error}
+    else:
+        outcome = _outcome(own)
+    shutil.rmtree(own / "checkpoints", ignore_errors=True)
+    partial = folder / f"{name}.json.partial"
+    partial.write_text(json.dumps({"name": name, **outcome}))
+    os.replace(partial, folder / f"{name}.json")
+    return outcome
 
 
 def _outcome(folder: Path) -> dict[str, Any]:

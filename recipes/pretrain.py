@@ -24,6 +24,7 @@ import torch
 from omegaconf import MISSING
 from tqdm import tqdm
 
+from components.maskers import NextToken
 from components.parameterization import CompleteP
 from components.sde import rescale_moments
 from mdm import checkpoint
@@ -154,17 +155,22 @@ class Pretrain:
             raise UserError(str(error)) from error
         self.vocabulary = self.processor.vocabulary
         masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
+        autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
         try:
             self.loader = training_loader(
                 streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout),
                 masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
-            self.plan = validation_batches(cfg.data, self.held_out, self.processor, cfg.validation_samples)
+            self.plan = validation_batches(
+                cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive
+            )
         except ValueError as error:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
         self.model, scaled = self.make_model()
+        if self.model.config.causal != autoregressive:
+            raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         self.flops = self.model.flops_per_token(self.model.config.max_length)

@@ -213,3 +213,27 @@ def test_a_vocabulary_of_the_same_size_and_another_meaning_is_refused(processor,
     swapped.save(tmp_path / "model" / "vocabulary.json")
     with pytest.raises(UserError, match="is not the one the model was trained with"):
         load_model(tmp_path)
+
+
+def test_the_autoregressive_baseline_scores_each_token_given_those_before_it(vocabulary, make_batch):
+    """Its loss is -log p(x_i | x_<i): the same as from logits of growing prefixes, one at a time."""
+    from components.losses import loss_from_hidden
+    from components.maskers import NextToken
+    from mdm.data import LossSettings, micro_batch
+
+    model = builders.model(vocabulary.size, 32, 32, 2, 2, autoregressive=True)
+    model.init_weights(torch.Generator().manual_seed(0))
+    batch = make_batch(rows=2)
+    micro = micro_batch(batch, NextToken(), LossSettings(reduction="token"), len(vocabulary.ranges))
+    with torch.no_grad():
+        hidden = model.hidden(micro.noisy.noisy, None, batch.position)
+        found = loss_from_hidden(hidden, model.unembedding.weight, micro.positions, vocabulary).nelbo.sum()
+        expected = 0.0
+        for row in range(2):
+            for place in batch.maskable[row].nonzero()[:, 0].tolist():
+                prefix = model.hidden(torch.cat([batch.tokens[row : row + 1, :place], batch.tokens[row : row + 1, :1]], dim=1))
+                logits = model.unembedding(prefix[0, place]).masked_fill(
+                    ~vocabulary.allowed(batch.id_range[row, place]), float("-inf")
+                )
+                expected -= logits.log_softmax(-1)[batch.tokens[row, place]]
+    assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-4)
