@@ -83,7 +83,7 @@ def main(cfg: Settings) -> None:
             return
         model, processor = checkpoint.load_model(folder, hw.device)
         after = evaluate.evaluate(cfg, model, processor, hw).metrics if cfg.judged or cfg.crossed else {}
-    metrics = {**compare(cfg, before, after), "seconds": seconds, **run.sizes(), "before": before, "after": after}
+    metrics = {**compare(before, after), "seconds": seconds, **run.sizes(), "before": before, "after": after}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     for name, value in metrics.items():
         if not isinstance(value, dict):
@@ -112,13 +112,14 @@ def score_base(cfg: Settings, hw: Hardware, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def compare(cfg: Settings, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """The new task's accuracy, and the most that any accuracy of before has lost."""
+def compare(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """The least accuracy among what it could not do before, and the most that any accuracy of before has lost."""
     found = {}
-    new = [after[f"{name}_accuracy"] for name in cfg.crossed]
+    scored = [k for k in after if k.endswith("_accuracy") and "judge" not in k]
+    new = [after[k] for k in scored if k not in before]
     if new:
         found["task_accuracy"] = min(new)
-    drops = [before[k] - after[k] for k in before if k.endswith("_accuracy") and "judge" not in k and k in after]
+    drops = [before[k] - after[k] for k in scored if k in before]
     if drops:
         found["largest_base_accuracy_drop"] = max(drops)
     return found
