@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from benchmarks.measure import Result, interleaved, rows
 from benchmarks.train import build, masked_only, random_batch
 from components.vocabulary import Vocabulary
-from mdm.hardware import Hardware, can_compile
+from mdm.hardware import Hardware, can_compile, fast_bf16
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 500, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},
@@ -28,7 +28,7 @@ def run(preset: str) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not can_compile(device):
         raise SystemExit("python -m benchmarks compile: there is no C++ compiler here, so nothing to compare")
-    hw = Hardware(device, 0, 1, device.type == "cuda" or torch.cpu._is_avx512_bf16_supported())
+    hw = Hardware(device, 0, 1, fast_bf16(device.type == "cuda"))
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
     batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]
     models = {"eager": build(vocabulary, p, device), "compiled": build(vocabulary, p, device, compiled=True)}

@@ -43,5 +43,6 @@ def run(preset: str) -> Result:
         timings = interleaved({"training": train, "loader": make}, p["warmup"], p["repeats"])
         names = {"training": "training consumes", "loader": "the loader delivers"}
         found = rows({names[k]: t for k, t in timings.items()}, {names[k]: s for k, s in seen.items()})
+        del train, make, batches, run  # and with them the thread that prefetches
     figures = {"loader_over_training": found[1].ratio}
     return Result("data", preset, "tokens/s", p, found, figures)

@@ -1,7 +1,7 @@
 """Quantized models: speed and memory of a forward pass, and what a trained model loses.
 
 Speed is of random weights in the preset's shape. With `--checkpoint runs/quickstart` the trained model is quantized too: its
-NELBO, the share of greedy tokens that stay the same, and the judges' accuracy, each against its own bfloat16.
+NELBO, the share of greedy tokens that stay the same, and the judges' accuracy, each against the same model unquantized.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mdm.checkpoint import load_model
 from mdm.cli import load_recipe
 from mdm.config import UserError, find_config, load
 from mdm.generation import generate
-from mdm.hardware import Hardware, can_compile, compile_blocks
+from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16
 from mdm.model import MaskedDiffusionModel
-from mdm.quantization import SCHEMES, check_scheme, in_dtype, linears, num_bytes, quantize
+from mdm.quantization import SCHEMES, check_scheme, in_dtype, num_bytes, quantize
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},
@@ -41,21 +41,29 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
         except UserError as error:
             unmeasured.append(str(error))
     variants, memory = {}, {}
+    fast = fast_bf16(device.type == "cuda")
     whole = model_of(p, device)
     bf16 = in_dtype(copy.deepcopy(whole), torch.bfloat16)
     reference = num_bytes(bf16)
-    models: dict[str, MaskedDiffusionModel] = {"float32, eager": whole, "bf16, eager": bf16}
-    if can_compile(device):
-        models |= {f"{name}, compiled": copy.deepcopy(models[f"{name}, eager"]) for name in ("float32", "bf16")}
-    for scheme in schemes:
-        base = whole if scheme == "int8_dynamic" and device.type == "cpu" else bf16  # its CPU kernels take float32 best
-        model = copy.deepcopy(base)
+    models: dict[str, MaskedDiffusionModel] = {"float32, eager": whole}
+    if fast:
+        models["bf16, eager"] = bf16
+    else:
+        unmeasured.append("bf16: this processor does not multiply it; the schemes below compute in float32")
+    how = "compiled" if can_compile(device) else "eager"
+    if how == "compiled":
+        models |= {name.replace("eager", how): copy.deepcopy(model) for name, model in list(models.items())}
+    for scheme in schemes:  # int8 products on a CPU take float32 activations best
+        base = bf16 if fast and not (scheme == "int8_dynamic" and device.type == "cpu") else whole
+        model, packed = copy.deepcopy(base), copy.deepcopy(bf16)
         quantize(model, scheme)
-        models[f"{scheme}, {'compiled' if can_compile(device) else 'eager'}"] = model
+        quantize(packed, scheme)
+        models[f"{scheme}, {how}"] = model
+        memory[f"{scheme}, {how}"] = {"of bf16": num_bytes(packed) / reference}
     for name, model in models.items():
         if name.endswith("compiled"):
             compile_blocks(model, "true", Hardware(device, 0, 1, False))
-        memory[name] = {"of bf16": num_bytes(model) / reference}
+        memory.setdefault(name, {"of bf16": num_bytes(model) / reference})
         variants[name] = forward(model, p, device)
     timings = interleaved(variants, p["warmup"], p["repeats"])
     figures = {}
@@ -63,7 +71,8 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
         name = next(n for n in timings if n.startswith(scheme))
         figures[f"{scheme}_speedup"] = timings["float32, eager"].median / timings[name].median
         figures[f"{scheme}_memory"] = memory[name]["of bf16"]
-    figures["bf16_speedup"] = timings["float32, eager"].median / timings["bf16, eager"].median
+    if fast:
+        figures["bf16_speedup"] = timings["float32, eager"].median / timings["bf16, eager"].median
     if checkpoint is None:
         unmeasured.append("quality: name a trained quickstart, --checkpoint runs/quickstart")
     else:
@@ -88,7 +97,10 @@ def forward(model: MaskedDiffusionModel, p: dict[str, int], device: torch.device
 
 
 def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.device) -> dict[str, float]:
-    """What each scheme changes in a trained quickstart, against its own bfloat16."""
+    """What each scheme changes in a trained quickstart, against itself: in bfloat16 where the hardware multiplies it.
+
+    Memory is of bfloat16 scales, whatever is computed in.
+    """
     evaluate = load_recipe("evaluate")
     cfg = load(
         evaluate.Settings, find_config("evaluate"), [f"checkpoint={checkpoint}", f"samples={samples}", "nelbo_repeats=2"]
@@ -100,10 +112,13 @@ def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.dev
     base: dict[str, float] = {}
     for scheme in (None, *schemes):
         model, processor = load_model(checkpoint, device)
-        in_dtype(model, torch.bfloat16)
-        before = 2 * sum(m.weight.numel() for m in linears(model).values())
+        packed = in_dtype(copy.deepcopy(model), torch.bfloat16)
+        before = num_bytes(packed)
+        model = in_dtype(model, torch.bfloat16) if fast_bf16(device.type == "cuda") else model
         if scheme is not None:
             quantize(model, scheme)
+            quantize(packed, scheme)
+        compile_blocks(model, "auto", hw)
         metrics = evaluate.evaluate(cfg, model, processor, hw).metrics
         prompts = [{"text": "a handwritten seven"}] * samples
         greedy = generate(model, processor, "text_to_image", prompts, Confidence(num_steps=8, temperature=0.0), 0.0).tokens
@@ -111,7 +126,7 @@ def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.dev
             base, tokens = metrics, greedy
             continue
         bits = [k for k in metrics if k.endswith("bits_per_token") and "unigram" not in k]
-        found[f"quickstart_{scheme}_memory"] = num_bytes(model) / before
+        found[f"quickstart_{scheme}_memory"] = num_bytes(packed) / before
         found[f"quickstart_{scheme}_nelbo"] = math.exp(sum(math.log(metrics[k] / base[k]) for k in bits) / len(bits)) - 1
         found[f"quickstart_{scheme}_worst_nelbo"] = max(metrics[k] / base[k] for k in bits) - 1
         drops = [base[k] - metrics[k] for k in metrics if k.endswith("_accuracy") and "judge" not in k]

@@ -19,7 +19,7 @@ from components.vocabulary import Vocabulary
 from mdm import builders
 from mdm.data import LossSettings, MicroBatch, micro_batch
 from mdm.evaluation import forward_loss
-from mdm.hardware import Hardware, can_compile, compile_blocks
+from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16
 from mdm.memory import FLOAT8, to_float8
 from mdm.model import MaskedDiffusionModel
 from mdm.planner import peak_tflops
@@ -41,14 +41,19 @@ def run(preset: str) -> Result:
     variants = {
         "all logits, float32": everywhere(eager, micro, coefficient, Hardware(device, 0, 1, False)),
         "masked only, float32": masked_only(eager, micro, vocabulary, Hardware(device, 0, 1, False)),
-        "masked only, bf16": masked_only(eager, micro, vocabulary, Hardware(device, 0, 1, True)),
     }
     bf16, unmeasured = Hardware(device, 0, 1, True), []
+    fast = fast_bf16(device.type == "cuda")
+    if fast:
+        variants["masked only, bf16"] = masked_only(eager, micro, vocabulary, bf16)
+    else:
+        unmeasured.append("bf16: this processor does not multiply it")
     if can_compile(device):
         variants["masked only, float32, compiled"] = masked_only(
             build(vocabulary, p, device, True), micro, vocabulary, Hardware(device, 0, 1, False)
         )
-        variants["masked only, bf16, compiled"] = masked_only(build(vocabulary, p, device, True), micro, vocabulary, bf16)
+        if fast:
+            variants["masked only, bf16, compiled"] = masked_only(build(vocabulary, p, device, True), micro, vocabulary, bf16)
     else:
         unmeasured.append("compiled variants: no C++ compiler")
     for recipe in FLOAT8:

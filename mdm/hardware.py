@@ -73,13 +73,14 @@ def hardware(device: str, precision: str) -> Iterator[Hardware]:
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts are summed on the CPU
     try:
-        yield Hardware(where, rank, world_size, precision == "bf16" or (precision == "auto" and _fast_bf16(cuda)))
+        yield Hardware(where, rank, world_size, precision == "bf16" or (precision == "auto" and fast_bf16(cuda)))
     finally:
         if world_size > 1:
             dist.destroy_process_group()
 
 
-def _fast_bf16(cuda: bool) -> bool:
+def fast_bf16(cuda: bool) -> bool:
+    """Whether the hardware multiplies bfloat16; a CPU that does not takes many times as long as in float32."""
     if cuda:
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -219,13 +219,13 @@ def judged(
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
-        results.samples[f"{name}_{task.write}"] = prompts, made
+        results.samples[task.write] = prompts, made
         chosen = shuffled(test, cfg.samples, cfg.seed)
         texts = generate(model, processor, task.read, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
     read = np.array([class_in_text(t["text"], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
     results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
-    results.samples[f"{name}_{task.read}"] = prompts_of(task.read, chosen), texts
+    results.samples[task.read] = prompts_of(task.read, chosen), texts
     return judge
 
 

@@ -2,6 +2,7 @@
 
     mdm run study --config scaling_cpu            parameters against tokens, and masked diffusion against next-token prediction
     mdm run study --config schedules_cpu          noise schedules, time samplers, anti-masking, loss weights
+    mdm run study --config mixing_cpu             the shares of digits, speech and text
 
 Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`). Writes runs.parquet
 (its columns are described in mdm/study.py), summary.json, figure.png and finding.md. Run it again to go on: a finished cell is
@@ -28,19 +29,25 @@ from mdm.runs import settings_of
 from mdm.study import Cell, expand, read_table, run_cells, write_table
 
 CONFIG = "scaling_cpu"
-QUESTIONS = ("scaling", "schedules")
+QUESTIONS = ("scaling", "schedules", "mixing")
 
 pretrain = load_recipe("pretrain")
 
 
 @dataclass
 class Group:
-    """Cells of a study. set: what all of them change;  grid: key -> its values;  budgets: FLOPs, from which tokens follow."""
+    """Cells of a study.
+
+    set:     what all of them change
+    grid:    key -> its values: every combination is a cell;  points: or the cells themselves, keys and values of each
+    budgets: FLOPs of a run, from which its tokens follow
+    """
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     budgets: list[float] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -95,6 +102,10 @@ def cells(cfg: Settings) -> list[Cell]:
     """All cells of the study; those of a budget train for as many tokens as it pays for."""
     found: list[Cell] = []
     for name, group in cfg.groups.items():
+        if group.points:
+            one_by_one = [{key: [value] for key, value in point.items()} for point in group.points]
+            found += [cell for point in one_by_one for cell in expand(point, group.seeds, name, group.set)]
+            continue
         if not group.budgets:
             found += expand(group.grid, group.seeds, name, group.set)
             continue

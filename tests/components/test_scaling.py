@@ -26,16 +26,16 @@ def test_optimal_tokens_have_the_least_loss_at_their_compute():
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    """40 draws of 1 % noise. A 90 % interval covers 36 +- 1.9 of 40; the bootstrap of 16 runs is known to be short: >= 28."""
+    """25 draws of 1 % noise. A 90 % interval covers 22.5 +- 1.5 of 25; the bootstrap of 16 runs is known to be short: >= 17."""
     rng = np.random.default_rng(0)
     covered = dict.fromkeys(("E", "a", "b", "exponent"), 0)
-    for draw in range(40):
+    for draw in range(25):
         noisy = TRUE.loss(N, D) * np.exp(0.01 * rng.normal(size=len(N)))
         found = fit(N, D, noisy, draws=40, seed=draw)
         for name in covered:
             low, high = found.interval(name)
             covered[name] += low <= getattr(TRUE, name) <= high
-    assert min(covered.values()) >= 28, covered
+    assert min(covered.values()) >= 17, covered
 
 
 def test_a_run_that_went_wrong_counts_little_and_one_that_diverged_not_at_all():

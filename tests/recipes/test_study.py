@@ -7,7 +7,7 @@ import pytest
 
 from components.scaling import ScalingLaw
 from mdm.config import UserError
-from mdm.studies import scaling, schedules
+from mdm.studies import mixing, scaling, schedules
 from mdm.study import expand, read_table, write_table
 
 LAW = ScalingLaw(E=1.8, A=20.0, B=400.0, a=0.35, b=0.42)
@@ -67,6 +67,32 @@ def test_a_difference_within_noise_is_called_so():
     assert "no difference here is a finding" in finding
 
 
+def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtures():
+    transfer = {"digits": (0.3, 0.0), "speech": (0.1, 0.2), "text": (0.0, 0.0)}  # from the two others, in their order
+
+    def row(weights, group):
+        w = np.array(weights) / sum(weights)
+        bits = {}
+        for m, (name, key) in enumerate(mixing.TASKS.items()):
+            theta = np.array([1.0 + m, 0.8, 0.5, *transfer[name]])
+            bits[key] = float(mixing.predicted(theta, w[None], m)[0])
+        keys = {f"data.{name}.weight": x for name, x in zip(mixing.TASKS, weights, strict=True)}
+        return {"cell": str(weights), "group": group, "status": "finished", "seed": 0, **keys, **bits}
+
+    points = [(10, 1, 1), (1, 10, 1), (1, 1, 10), (4, 4, 4), (8, 3, 1), (1, 8, 3), (3, 1, 8), (6, 5, 1), (1, 6, 5), (5, 1, 6)]
+    table = [row(p, "grid") for p in points] + [row(p, "held_out") for p in ((7, 3, 2), (2, 4, 6))]
+    summary, finding = mixing.conclude(table)
+    for name, expected in transfer.items():
+        found = [t["value"] for t in summary["modalities"][name]["transfer_from"].values()]
+        assert found == pytest.approx(expected, abs=0.05), name
+        for pair in summary["modalities"][name]["held_out"]:
+            assert pair["predicted"] == pytest.approx(pair["measured"], abs=0.01)
+    assert "10 runs of 10 mixtures" in finding
+    assert mixing.draw(table, summary)[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="at least 6 mixtures that finished; there are 3"):
+        mixing.conclude(table[:3])
+
+
 def test_cells_are_every_combination_with_every_seed():
     cells = expand({"model.width": [32, 64], "masker": [{"_component_": "a.B"}]}, [0, 1], "g", {"tokens": 5})
     assert [c.name for c in cells][:2] == ["g_width32_maskerB_seed0", "g_width32_maskerB_seed1"]
@@ -115,7 +141,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("question=why", "question: 'why' is not one of scaling, schedules"),
+        ("question=why", "question: 'why' is not one of scaling, schedules, mixing"),
         ("groups.linear.seeds=[0,0]", r"groups\.linear\.seeds: each once"),
         ("groups.linear.grid={model.widht: [16]}", "unknown key 'model.widht'"),
         ("groups.linear.grid={}", "grid: it is empty"),
