@@ -96,6 +96,12 @@ def _quantize_linear(linear: nn.Linear, scheme: str) -> None:
     linear.weight.requires_grad_(False)
 
 
+def dequantize(model: nn.Module) -> None:
+    """The rounded weights as ordinary ones, in place: what a weight-only scheme computes, where its kernels are slow."""
+    for linear in linears(model).values():
+        linear.weight = nn.Parameter(linear.weight.dequantize(), requires_grad=False)
+
+
 def _parts(value: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that a quantized one is made of, by name."""
     inner = getattr(value, "__tensor_flatten__", None)
