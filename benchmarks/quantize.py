@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, interleaved, rows
+from components.data.digits import WORDS
 from components.samplers import Confidence
 from mdm import builders
 from mdm.checkpoint import load_model
@@ -25,7 +26,7 @@ from mdm.quantization import SCHEMES, check_scheme, dequantize, in_dtype, num_by
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},
-    "cpu": {"width": 512, "num_layers": 8, "length": 64, "rows": 8, "warmup": 2, "repeats": 7, "samples": 40},
+    "cpu": {"width": 512, "num_layers": 8, "length": 64, "rows": 4, "warmup": 1, "repeats": 5, "samples": 40},
     "gpu": {"width": 4096, "num_layers": 32, "length": 32, "rows": 1, "warmup": 5, "repeats": 20, "samples": 1000},
 }
 
@@ -124,7 +125,7 @@ def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.dev
             if device.type == "cpu" and scheme != "int8_dynamic":
                 dequantize(model)  # the same numbers, sooner
         metrics = evaluate.evaluate(cfg, model, processor, hw).metrics
-        prompts = [{"text": "a handwritten seven"}] * samples
+        prompts = [{"text": f"a handwritten {WORDS[i % len(WORDS)]}"} for i in range(samples)]
         greedy = generate(model, processor, "text_to_image", prompts, Confidence(num_steps=8, temperature=0.0), 0.0).tokens
         if scheme is None:
             base, tokens = metrics, greedy
