@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,14 +72,14 @@ def offloaded(enabled: bool) -> contextlib.AbstractContextManager:
     return OffloadActivations()
 
 
-def to_float8(blocks: nn.ModuleList, recipe: str, emulate: bool = False) -> None:
+def to_float8(blocks: nn.ModuleList, recipe: str | None, emulate: bool = False) -> None:
     """Replaces the blocks' linear layers by torchao's float8 ones, in place: weights stay in float32, products are float8.
 
-    recipe:  "tensorwise" (a scale for each tensor: fastest) or "rowwise" (for each row: closer to bfloat16)
+    recipe:  "tensorwise" (a scale for each tensor: fastest) or "rowwise" (for each row: closer to bfloat16); None leaves them
     emulate: compute the same without float8 hardware, slowly: for tests
     """
-    from dataclasses import replace
-
+    if recipe is None:
+        return
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     config = replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)

@@ -151,12 +151,9 @@ class Pretrain:
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
             self.processor = self.make_processor(sources)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        self.vocabulary = self.processor.vocabulary
-        masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
-        autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
-        try:
+            self.vocabulary = self.processor.vocabulary
+            masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
+            autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
             self.loader = training_loader(
                 streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout),
                 masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
@@ -174,8 +171,7 @@ class Pretrain:
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         self.flops = self.model.flops_per_token(self.model.config.max_length)
-        if cfg.float8 is not None:
-            to_float8(self.model.blocks, cfg.float8)
+        to_float8(self.model.blocks, cfg.float8)
         checkpoint_blocks(self.model.blocks, cfg.activation_checkpointing)
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
         shard(self.model, hw)
