@@ -150,12 +150,12 @@ def _law(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> ScalingLaw:
 def iso_flop(parameters: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The size of the least loss at one budget, and that loss: the vertex of a parabola in log N (their approach 2).
 
-    Raises ValueError for fewer than three sizes, or where the parabola opens downwards: then they do not bracket a minimum.
+    Raises ValueError for fewer than three sizes, or where they do not bracket a minimum.
     """
     x, y = np.log(np.asarray(parameters, float)), np.asarray(losses, float)
     if len(np.unique(x)) < 3:
         raise ValueError(f"scaling: a profile needs at least 3 sizes, got {len(np.unique(x))}")
     c, b, a = np.polyfit(x - x.mean(), y, 2)
-    if c <= 0:
+    if c <= 0 or not x.min() <= x.mean() - b / (2 * c) <= x.max():
         raise ValueError("scaling: the losses of this budget have no minimum among its sizes")
     return float(np.exp(x.mean() - b / (2 * c))), float(a - b**2 / (4 * c))

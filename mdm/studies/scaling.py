@@ -49,8 +49,14 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
         f"tokens grow as N^{law.exponent:.2f} (90 % bootstrap interval {low:.2f} to {high:.2f}); the paper's exponent, "
         f"{PAPER[1]}, lies {where} it, on other data and at far larger sizes."
     ]
+    floor_low, floor_high = summary["intervals_90"]["E"]
+    least = min(r["loss"] for r in grid)
+    if floor_high - floor_low > 0.5 * least or law.E < 0.05 * least:
+        lines.append(f"They do not determine the floor E (90 %: {floor_low:.2f} to {floor_high:.2f}), nor what hangs on it.")
     bracketed = [p for p in profiles.values() if "parameters" in p]
     lines.append(f"{len(bracketed)} of {len(profiles)} budgets bracket their best size.")
+    if len(bracketed) < 2:
+        lines.append("So the optimum lies outside these sizes, and the exponent is an extrapolation: no finding.")
     pair = _pair(rows)
     if pair:
         summary["baseline"] = pair

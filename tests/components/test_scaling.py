@@ -55,6 +55,8 @@ def test_a_profile_has_its_minimum_at_the_vertex():
     assert (size, least) == (pytest.approx(2e5), pytest.approx(2.0))
     with pytest.raises(ValueError, match="no minimum among its sizes"):
         iso_flop(sizes, -losses)
+    with pytest.raises(ValueError, match="no minimum among its sizes"):
+        iso_flop(sizes, 2 + 0.1 * (np.log(sizes) - np.log(1e3)) ** 2)  # it lies below them
 
 
 def test_too_few_runs_are_refused():
