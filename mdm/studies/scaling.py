@@ -51,7 +51,7 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     ]
     floor_low, floor_high = summary["intervals_90"]["E"]
     least = min(r["loss"] for r in grid)
-    if floor_high - floor_low > 0.5 * least or law.E < 0.05 * least:
+    if floor_high - floor_low > 0.5 * least or 0.05 * least > law.E:
         lines.append(f"They do not determine the floor E (90 %: {floor_low:.2f} to {floor_high:.2f}), nor what hangs on it.")
     bracketed = [p for p in profiles.values() if "parameters" in p]
     lines.append(f"{len(bracketed)} of {len(profiles)} budgets bracket their best size.")
