@@ -56,7 +56,8 @@ def run(preset: str) -> Result:
         for cache in ("off", "prefix", "dual")
         for how, own in models.items()
     }
-    adaptive = f"threshold 0.9, cache dual, {how}" if (how := list(models)[-1]) else ""
+    how = list(models)[-1]
+    adaptive = f"threshold 0.9, cache dual, {how}"
     variants[adaptive] = call(adaptive, models[how], Blocks(Threshold(threshold=0.9, temperature=0.0), p["block"]), "dual")
     timings = interleaved(variants, p["warmup"], p["repeats"])
     more = {name: {"passes": float(made[name].forwards.double().mean())} for name in variants}

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 NAMES = ("E", "A", "B", "a", "b")
 DELTA = 1e-3  # of the Huber loss, in log L: Hoffmann et al.'s
@@ -58,12 +57,6 @@ class Fit:
         tail = (1 - level) / 2
         low, high = np.quantile(values, [tail, 1 - tail])
         return float(low), float(high)
-
-    def band(self, parameters: Float[np.ndarray, " n"], level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """The bootstrap interval of D*(N) at each N."""
-        tail = (1 - level) / 2
-        low, high = np.quantile([law.optimal_tokens(parameters) for law in self.draws], [tail, 1 - tail], axis=0)
-        return low, high
 
 
 def fit(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mdm.config import UserError
 from mdm.runs import Runs, run_one
@@ -89,7 +90,7 @@ def _on_ray(runs: Runs, changes: Mapping[str, Mapping[str, Any]], address: str) 
     if not changes:
         return
     ray.init(address=None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
-    folder, config, gpu = str(runs.folder.resolve()), runs.config, float(runs.devices > 0 and _cuda())
+    folder, config, gpu = str(runs.folder.resolve()), runs.config, float(torch.cuda.is_available())
 
     def trial(space: dict[str, Any]) -> dict[str, float]:
         outcome = run_one(Path(folder), space["name"], config, changes[space["name"]], {"OMP_NUM_THREADS": "1"}, True)
@@ -102,12 +103,6 @@ def _on_ray(runs: Runs, changes: Mapping[str, Mapping[str, Any]], address: str) 
     )
     tuner.fit()
     ray.shutdown()
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _row(cell: Cell, outcome: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,29 +111,24 @@ def cells(cfg: Settings) -> list[Cell]:
             continue
         for budget in group.budgets:
             for cell in expand(group.grid, group.seeds, name, group.set):
-                tokens = round(budget / model_of(cfg, cell).flops_per_token(rows_of(cfg, cell)))
+                tokens = round(budget / model_of(cfg, cell)[1])
                 changes = {**cell.changes, "tokens": tokens}
                 found.append(Cell(f"{cell.name}_{budget:.3g}", cell.seed, changes, name))
     return found
 
 
-def model_of(cfg: Settings, cell: Cell) -> MaskedDiffusionModel:
-    """The cell's model, without weights; the vocabulary is the tokenizers' own, if they say it, else small."""
+def model_of(cfg: Settings, cell: Cell) -> tuple[MaskedDiffusionModel, float]:
+    """The cell's model, without weights and with a vocabulary of one, and its FLOPs for a token of a pair's canvases."""
     settings = settings_of(pretrain.Settings, cfg.run, {**cfg.set, **cell.changes, "output_dir": cfg.output_dir})
     with torch.device("meta"):
-        return MaskedDiffusionModel(pretrain.model_shape(settings))
-
-
-def rows_of(cfg: Settings, cell: Cell) -> int:
-    """Positions that attend to each other: those of a pair's canvases."""
-    settings = settings_of(pretrain.Settings, cfg.run, {**cfg.set, **cell.changes, "output_dir": cfg.output_dir})
-    return 1 + sum(n + 2 for n in settings.canvas.values() if n is not None)
+        model = MaskedDiffusionModel(pretrain.model_shape(settings))
+    return model, model.flops_per_token(1 + sum(n + 2 for n in settings.canvas.values() if n is not None))
 
 
 def cost(cfg: Settings, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters without embeddings, FLOPs of the whole run, and the budget that the cell belongs to."""
-    model = model_of(cfg, cell)
-    flops = model.flops_per_token(rows_of(cfg, cell)) * (row.get("tokens") or 0)
+    model, flops_per_token = model_of(cfg, cell)
+    flops = flops_per_token * (row.get("tokens") or 0)
     budgets = cfg.groups[cell.group].budgets
     closest = min(budgets, key=lambda b: abs(b - flops)) if budgets and flops else None
     return {"parameters": model.num_parameters(embeddings=False), "flops": flops, "budget": closest}
