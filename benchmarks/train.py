@@ -19,7 +19,7 @@ from components.vocabulary import Vocabulary
 from mdm import builders
 from mdm.data import LossSettings, MicroBatch, micro_batch
 from mdm.evaluation import forward_loss
-from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16
+from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16, multiplies_float8
 from mdm.memory import FLOAT8, to_float8
 from mdm.model import MaskedDiffusionModel
 from mdm.planner import peak_tflops
@@ -57,7 +57,7 @@ def run(preset: str) -> Result:
     else:
         unmeasured.append("compiled variants: no C++ compiler")
     for recipe in FLOAT8:
-        if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
+        if multiplies_float8(device):
             variants[f"masked only, float8 {recipe}, compiled"] = masked_only(
                 build(vocabulary, p, device, True, recipe), micro, vocabulary, bf16
             )

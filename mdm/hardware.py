@@ -86,6 +86,11 @@ def fast_bf16(cuda: bool) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether a device multiplies float8: a GPU of compute capability 8.9 or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def cpu_name() -> str:
     """The processor's name, to stand beside a measurement."""
     info = Path("/proc/cpuinfo")

@@ -16,6 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from mdm.config import UserError
+from mdm.hardware import multiplies_float8
 
 CHECKPOINTING = ("full", "selective")
 FLOAT8 = ("tensorwise", "rowwise")
@@ -30,7 +31,7 @@ def check_memory(checkpointing: str | None, offloading: bool, float8: str | None
     cuda = device != "cpu" and torch.cuda.is_available()
     if offloading and not cuda:
         raise UserError("activation_offloading: true moves activations from a GPU to the machine's memory; there is no GPU")
-    if float8 and not (cuda and torch.cuda.get_device_capability() >= (8, 9)):
+    if float8 and not multiplies_float8(torch.device("cuda" if cuda else "cpu")):
         raise UserError(f"float8: {float8} needs a GPU of compute capability 8.9 or later; set float8=null")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchtune.modules import RMSNorm
 
 from mdm.config import UserError
+from mdm.hardware import multiplies_float8
 from mdm.model import MaskedDiffusionModel
 
 SCHEMES = {
@@ -35,7 +36,7 @@ def check_scheme(scheme: str, device: torch.device, key: str = "scheme") -> None
     """Raises UserError for an unknown scheme, or one that the device cannot run."""
     if scheme not in SCHEMES:
         raise UserError(f"{key}: {scheme!r} is not one of {', '.join(SCHEMES)}")
-    if scheme == "float8_dynamic" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+    if scheme == "float8_dynamic" and not multiplies_float8(device):
         raise UserError(
             f"{key}: float8_dynamic needs a GPU of compute capability 8.9 or later; float8_weight_only runs anywhere"
         )
