@@ -141,14 +141,20 @@ def _law(theta: np.ndarray, n: np.ndarray, d: np.ndarray) -> ScalingLaw:
 
 
 def iso_flop(parameters: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The size of the least loss at one budget, and that loss: the vertex of a parabola in log N (their approach 2).
+    """The size of the least loss at one budget, and that loss (their approach 2, near the minimum alone).
 
-    Raises ValueError for fewer than three sizes, or where they do not bracket a minimum.
+    It is the vertex of the parabola in log N through the best size and its neighbours: further away a profile is no parabola.
+
+    Raises ValueError for fewer than three sizes, or where the best is the smallest or the largest.
     """
     x, y = np.log(np.asarray(parameters, float)), np.asarray(losses, float)
-    if len(np.unique(x)) < 3:
-        raise ValueError(f"scaling: a profile needs at least 3 sizes, got {len(np.unique(x))}")
-    c, b, a = np.polyfit(x - x.mean(), y, 2)
-    if c <= 0 or not x.min() <= x.mean() - b / (2 * c) <= x.max():
-        raise ValueError("scaling: the losses of this budget have no minimum among its sizes")
-    return float(np.exp(x.mean() - b / (2 * c))), float(a - b**2 / (4 * c))
+    sizes = np.unique(x)
+    if len(sizes) < 3:
+        raise ValueError(f"scaling: a profile needs at least 3 sizes, got {len(sizes)}")
+    means = np.array([y[x == size].mean() for size in sizes])
+    i = int(means.argmin())
+    if i in (0, len(sizes) - 1):
+        raise ValueError("scaling: the best size of this budget is the smallest or the largest: its minimum is not bracketed")
+    near = slice(i - 1, i + 2)
+    c, b, a = np.polyfit(sizes[near] - sizes[i], means[near], 2)
+    return float(np.exp(sizes[i] - b / (2 * c))), float(a - b**2 / (4 * c))

@@ -1,4 +1,4 @@
-"""The `mdm` command: ls, cp, run, generate, demo, validate. It finds recipes, starts them, and says a mistake in one line."""
+"""The `mdm` command: it finds recipes, lists, copies, checks and starts them, and says a mistake in one line."""
 
 from __future__ import annotations
 
@@ -168,6 +168,14 @@ def _validate(arguments: argparse.Namespace) -> None:
     print("The config is valid.")
 
 
+def _study(words: Sequence[str]) -> None:
+    from mdm.study_page import write_page
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError("mdm study takes one folder, the output_dir of mdm run study (which runs one: mdm run study --help)")
+    print(f"Page: {write_page(Path(words[0])).resolve()}")
+
+
 USAGE = """\
 mdm ls                                             the recipes and their configs
 mdm cp RECIPE PATH                                 copy a recipe (PATH.py, with its config) or a config (PATH.yaml)
@@ -176,6 +184,7 @@ mdm run [TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]
 mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`; --film writes a GIF of the unmasking
 mdm demo checkpoint=DIR [key=value ...]            short for `mdm run demo ...`: a page to generate and edit on
 mdm plan --config CONFIG --gpu h100:8              what a training run needs, and how fast it will be
+mdm study FOLDER                                   a page of a study's runs, curves and samples (mdm run study makes one)
 mdm validate RECIPE [--config CONFIG] [key=value ...]
                                                    check a config without running it
 mdm run RECIPE --help                              what a recipe does
@@ -233,11 +242,14 @@ def main() -> None:
                 at = rest.index("--gpu")
                 rest[at : at + 2] = [f"gpu={rest[at + 1]}"]
             _run(argparse.Namespace(launcher=[], recipe=words[0], arguments=rest))
+        elif words[:1] == ["study"]:
+            _study(words[1:])
         elif not words or words[:1] == ["run"]:
             parser().print_help()
         elif words[0] not in ("ls", "cp", "validate", "-h", "--help"):
             raise UserError(
-                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, plan, validate (mdm --help explains them)"
+                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, plan, study, validate "
+                "(mdm --help explains them)"
             )
         else:
             arguments = parser().parse_args(words)

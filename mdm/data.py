@@ -323,12 +323,13 @@ def training_loader(
 
     physical: tokens seen -> sequences of the next step, over all ranks
     micro:    sequences of one forward pass of one rank at the most
+    prefetch: steps made ahead by a thread; 0: none, in the caller's own
     """
     num_ranges = len(processor.vocabulary.ranges)
     node = MicroBatches(Mix(built, seed), physical, micro, processor.vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
     node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[n], loss, num_ranges, packed[n]) for n, b in batches])
-    return tn.Loader(tn.Prefetcher(node, prefetch))
+    return tn.Loader(tn.Prefetcher(node, prefetch) if prefetch else node)
 
 
 def next_step(steps: Iterator[list[MicroBatch]]) -> list[MicroBatch]:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from mdm.config import instantiate
+from mdm.generation import Generated
 from mdm.processor import Processor
+from mdm.quality import distinct, frechet
 
 SAMPLE_RATE = 8000
 
@@ -81,6 +83,34 @@ def train_judge(node: Mapping[str, Any], key: str, processor: Processor, modalit
     training = instantiate(node["samples"], f"{key}.samples")
     own = {name: value for name, value in node.items() if name != "samples"}
     return instantiate(own, key, samples=[*training, *coded(training, processor, modality)])
+
+
+class Judged:
+    """Scores samples of known classes by a judge: accuracy, Frechet distance to held-out samples, share of distinct ones."""
+
+    def __init__(self, judge: Any, processor: Processor, modality: str, test: Sequence[dict[str, Any]]) -> None:
+        """test: held-out samples, seen as the tokenizer hands them back."""
+        self.judge, self.modality = judge, modality
+        self.labels = [s["label"] for s in test]
+        self.items = [s[modality] for s in coded(test, processor, modality)]
+        self.held_out = self.judge.features(self.items)
+
+    def __call__(self, made: Generated, classes: Sequence[int]) -> dict[str, float]:
+        """The figures of what was generated; classes: what was asked for."""
+        outputs = [o[self.modality] for o in made.outputs]
+        tokens = [row[m].tolist() for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
+        return {
+            "forwards": made.forwards.double().mean().item(),
+            "accuracy": accuracy(self.judge.classify(outputs), classes),
+            "frechet": frechet(self.judge.features(outputs), self.held_out),
+            "distinct": distinct(tokens),
+        }
+
+    def real(self) -> dict[str, float]:
+        """The same of the held-out samples: the judge's accuracy, and the distance between their halves."""
+        order = np.random.default_rng(0).permutation(len(self.held_out))
+        halves = frechet(self.held_out[order[::2]], self.held_out[order[1::2]])
+        return {"accuracy": accuracy(self.judge.classify(self.items), self.labels), "frechet_of_halves": halves}
 
 
 def _labels(samples: Sequence[dict]) -> np.ndarray:

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 
 def frechet(a: Float[np.ndarray, "n features"], b: Float[np.ndarray, "m features"]) -> float:
     """The Frechet distance between two sets of features. Raises ValueError for fewer than two samples."""
+    import scipy.linalg
+
     if min(len(a), len(b)) < 2:
         raise ValueError(f"frechet: both sets need at least two samples, got {len(a)} and {len(b)}")
     means = a.mean(axis=0) - b.mean(axis=0)

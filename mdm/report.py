@@ -36,13 +36,14 @@ class Section:
     body: str
 
 
-def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Writes the page."""
+def write_report(path: Path, title: str, lead: str, sections: Sequence[Section], script: str = "") -> None:
+    """Writes the page. script: JavaScript that runs when the sections are there."""
     body = "".join(f"<h2>{html.escape(s.title)}</h2><p>{html.escape(s.text)}</p>{s.body}" for s in sections)
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}</body></html>"
+        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}"
+        f"{f'<script>{script}</script>' if script else ''}</body></html>"
     )
     path.write_text(page, encoding="utf-8")
 

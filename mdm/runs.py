@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mdm.config import UserError, find_config, load
+from mdm.config import UserError, find_config, load, read_yaml
 from mdm.run import read_history
 
 
@@ -63,12 +63,17 @@ class Runs:
         self.slots: queue.Queue[int] = queue.Queue()
         for slot in range(self.workers):
             self.slots.put(slot)
-        self.bar = tqdm(total=0, unit="run", dynamic_ncols=True)
+        self.tokens = base.get("tokens") or read_yaml(find_config(config)).get("tokens") or 1
+        self.bar = tqdm(total=0, unit="tok", unit_scale=True, dynamic_ncols=True, smoothing=0)  # the time left, by tokens
+        self.counts = [0, 0]  # runs finished, runs asked for
 
     def outcome(self, name: str) -> dict[str, Any] | None:
         """What a finished run gave; None if it has not finished."""
+        return {k: v for k, v in self._read(name).items() if k not in ("name", "changes")} or None
+
+    def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def run(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Runs the recipe `pretrain` once for each name, with these keys changed; returns every outcome.
@@ -76,25 +81,46 @@ class Runs:
         A run whose loss was not finite has the outcome {"loss": inf, "error": ...}. Raises UserError for any other failure.
         May be called from several threads: they share the workers.
         """
-        missing = [name for name in changes if self.outcome(name) is None]
-        self.bar.total += len(changes)
-        self.bar.update(len(changes) - len(missing))
+        missing = [name for name in changes if not self._finished(name, changes[name])]
+        tokens = {name: change.get("tokens", self.tokens) for name, change in changes.items()}
+        known = sum(tokens[name] for name in changes if name not in missing)
+        self.bar.total += sum(tokens.values())
+        self.bar.initial += known  # was paid for earlier: no part of this rate
+        self.bar.n += known
+        self._count(len(changes) - len(missing), len(changes))
         waiting = [self.pool.submit(self._next, name, {**self.base, **changes[name]}) for name in missing]
         for done in waiting:
             done.result()
         return {name: self.outcome(name) or {} for name in changes}
+
+    def _finished(self, name: str, changes: Mapping[str, Any]) -> bool:
+        """Whether a run has finished. Raises UserError where it did so with other settings."""
+        run, asked = self._read(name), json.loads(json.dumps({**self.base, **changes}, default=str))
+        held = run.get("changes", asked)
+        if held != asked:
+            key = next(k for k in {**held, **asked} if held.get(k) != asked.get(k))
+            raise UserError(
+                f"{self.folder / name}.json: this run had {key} = {held.get(key)}, now it is {asked.get(key)}; choose another "
+                "output_dir, or delete this file to run it again"
+            )
+        return bool(run)
 
     def _next(self, name: str, changes: Mapping[str, Any]) -> None:
         slot = self.slots.get()
         try:
             self.bar.set_description(name)
             self._run(name, changes, slot)
-            self.bar.update(1)
+            self.bar.update(changes.get("tokens", self.tokens))
+            self._count(1, 0)
         except BaseException:
             self.pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
             self.slots.put(slot)
+
+    def _count(self, finished: int, asked: int) -> None:
+        self.counts = [self.counts[0] + finished, self.counts[1] + asked]
+        self.bar.set_postfix_str(f"{self.counts[0]} of {self.counts[1]} runs")
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -127,10 +153,20 @@ def run_one(
     else:
         outcome = _outcome(own)
     shutil.rmtree(own / "checkpoints", ignore_errors=True)
-    partial = folder / f"{name}.json.partial"
-    partial.write_text(json.dumps({"name": name, **outcome}))
-    os.replace(partial, folder / f"{name}.json")
+    write_atomically(folder / f"{name}.json", json.dumps({"name": name, **outcome, "changes": dict(changes)}, default=str))
     return outcome
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes under another name and renames: a file that is there is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def status_of(outcome: Mapping[str, Any]) -> str:
+    """finished, diverged (the loss was not finite) or crashed."""
+    return "finished" if math.isfinite(outcome["loss"]) else "diverged" if math.isinf(outcome["loss"]) else "crashed"
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
@@ -159,11 +195,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         out.writerows(rows)
 
 
-def write_results(
-    folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], figure: bytes, title: str, finding: str
-) -> None:
-    """What a sweep leaves behind: runs.csv, summary.json, figure.png and finding.md; the finding is printed too."""
-    write_csv(folder / "runs.csv", rows)
+def write_results(folder: Path, summary: Mapping[str, Any], figure: bytes, title: str, finding: str) -> None:
+    """What a sweep leaves behind beside its table: summary.json, figure.png and finding.md; the finding is printed too."""
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     (folder / "figure.png").write_bytes(figure)
     (folder / "finding.md").write_text(f"# {title}\n\n{finding}\n")

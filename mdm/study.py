@@ -9,22 +9,28 @@ folder/runs.parquet     a row for each cell and seed; its columns:
     tokens, steps, seconds
     loss                mean over tasks of the held-out NELBO, bits a token;  bits/<task>: of each task
     squared_grad_norm   mean in the second half of training
+    <measured>          what the study's `measure` gives, see mdm/studies/measures.py
+
+The questions that are sweeps (batch, inference) have a row for each run or setting, with columns of their own beside `cell`,
+`group` and `status`: see mdm/studies/batch.py and mdm/studies/inference.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from mdm.config import UserError
-from mdm.runs import Runs, run_one
+from mdm.runs import Runs, run_one, status_of, write_atomically
+from mdm.studies.measures import Finished
 
 
 @dataclass(frozen=True)
@@ -54,19 +60,44 @@ def expand(
     return cells
 
 
-def drawn(search: Mapping[str, Sequence[float]], count: int, seed: int = 0) -> list[dict[str, int]]:
-    """`count` cells of whole numbers drawn log-uniformly between each key's two ends."""
-    rng = np.random.default_rng(seed)
+def drawn(search: Mapping[str, Sequence[float]], count: int, seed: int = 0) -> list[dict[str, float]]:
+    """`count` points, each key drawn log-uniformly between its two ends; `[low, high, step]` gives multiples of the step.
+
+    The n-th point is a function of (search, seed, n): more draws leave the first ones as they are. Raises UserError.
+    """
+    for key, ends in search.items():
+        if len(ends) not in (2, 3) or not 0 < ends[0] < ends[1]:
+            raise UserError(f"search.{key}: [low, high] or [low, high, step], both positive and low first; got {list(ends)}")
+    if count < 1:
+        raise UserError(f"draws must be at least 1, got {count}")
     return [
-        {key: round(float(np.exp(rng.uniform(np.log(low), np.log(high))))) for key, (low, high) in search.items()}
-        for _ in range(count)
+        {key: _log_uniform(np.random.default_rng([seed, n, k]), *ends) for k, (key, ends) in enumerate(search.items())}
+        for n in range(count)
     ]
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float, step: float | None = None) -> float:
+    value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    return float(f"{value:.4g}") if step is None else round(value / step) * step
 
 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return str(value.get("_component_", value)).rsplit(".", 1)[-1]
     return str(value)
+
+
+def claim(folder: Path, of: Mapping[str, Any]) -> None:
+    """Makes the folder this study's. Raises UserError where it holds another one."""
+    header, of = folder / "study.json", json.loads(json.dumps(of))
+    held = json.loads(header.read_text()) if header.is_file() else of
+    for key, value in of.items():
+        if held.get(key) != value:
+            raise UserError(
+                f"output_dir {folder} holds another study, whose {key} is {held.get(key)!r} and not {value!r}; choose another "
+                "folder, or delete it"
+            )
+    header.write_text(json.dumps(of, indent=1))
 
 
 def run_cells(
@@ -80,6 +111,35 @@ def run_cells(
     found = runs.run(changes)
     runs.close()
     return [_row(cell, found[cell.name]) for cell in cells]
+
+
+def measure_cells(
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    cells: Sequence[Cell],
+    measures: Sequence[Callable[[Finished], dict[str, float]]],
+    settings: Callable[[Cell], Any],
+    of: Any,
+) -> list[dict[str, Any]]:
+    """The rows with what the measures say of each finished cell, once each: kept in runs/CELL.measured.json.
+
+    of: the measures as the config has them; what was measured by others is measured again
+    """
+    runs, group = folder / "runs", cells[0].group
+    finished = {cell.name for cell, row in zip(cells, rows, strict=True) if row["status"] == "finished"}
+    first = {cell.seed: cell.name for cell in reversed(cells) if cell.group == group and cell.name in finished}
+    out = []
+    for cell, row in zip(tqdm(cells, unit="cell", desc="measuring", dynamic_ncols=True), rows, strict=True):
+        path = runs / f"{cell.name}.measured.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if cell.name in finished and cell.seed in first and known.get("of") != of:
+            run, figures = Finished(settings(cell), runs / cell.name, runs / first[cell.seed]), {}
+            for measure in measures:
+                figures |= measure(run)
+            known = {"of": of, "figures": figures}
+            write_atomically(path, json.dumps(known))
+        out.append({**row, **known.get("figures", {})})
+    return out
 
 
 def _on_ray(runs: Runs, changes: Mapping[str, Mapping[str, Any]], address: str) -> None:
@@ -97,7 +157,7 @@ def _on_ray(runs: Runs, changes: Mapping[str, Mapping[str, Any]], address: str) 
         return {"loss": float(outcome["loss"])}
 
     resources = {"cpu": 1, **({"gpu": gpu} if gpu else {})}
-    where = tune.RunConfig(name="ray", storage_path=folder, verbose=0)
+    where = tune.RunConfig(name="ray", storage_path=folder, verbose=1)
     tuner = tune.Tuner(
         tune.with_resources(trial, resources), param_space={"name": tune.grid_search(list(changes))}, run_config=where
     )
@@ -106,15 +166,13 @@ def _on_ray(runs: Runs, changes: Mapping[str, Mapping[str, Any]], address: str) 
 
 
 def _row(cell: Cell, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    loss = float(outcome["loss"])
-    status = "finished" if np.isfinite(loss) else "diverged" if np.isinf(loss) else "crashed"
     changed = {key: json.dumps(v) if isinstance(v, (Mapping, list)) else v for key, v in cell.changes.items()}
     return {
         "cell": cell.name,
         "group": cell.group,
-        "status": status,
+        "status": status_of(outcome),
         **changed,
-        **{k: v for k, v in outcome.items() if k != "name"},
+        **outcome,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,29 +97,52 @@ def best(cells: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> Mapping
     return min((c for c in [*cells, base] if good(c)), key=lambda c: (round(c["forwards"], 1), c[quality]))
 
 
-def pareto_figure(cells: Sequence[Mapping[str, Any]], base: Mapping[str, Any], chosen: Mapping[str, Any], title: str) -> bytes:
-    """Quality against forwards, a sign for each family of samplers; dotted: one token a step; the ring: the choice."""
+QUALITIES = {
+    "accuracy": "accuracy",
+    "frechet": "Frechet distance",
+    "ngram_bits": "bits a token under a held-out 3-gram",
+    "entropy_bits": "entropy of the tokens, bits",
+    "distinct": "share of distinct samples",
+}
+
+
+def pareto_figure(
+    cells: Sequence[Mapping[str, Any]], base: Mapping[str, Any], chosen: Mapping[str, Any], title: str, samples: int
+) -> bytes:
+    """Quality against forwards, see `pareto`."""
     plt = _pyplot()
-    names = {"accuracy": "accuracy", "frechet": "Frechet distance", "distinct": "share of distinct samples"}
-    names |= {"ngram_bits": "bits a token under a held-out 3-gram", "entropy_bits": "entropy of the tokens, bits"}
-    shown = [m for m in names if m in base]
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 3.8))
+    shown = sum(m in base for m in QUALITIES)
+    figure, axes = plt.subplots(1, shown, figsize=(4.4 * shown, 3.8))
+    pareto(axes, cells, base, chosen, samples)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    return figure_png(figure)
+
+
+def pareto(
+    axes: Iterable[Any],
+    cells: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    samples: int,
+) -> None:
+    """A panel for each quality: its value against forwards, a sign for each family of samplers; dotted: one token a step; the
+    ring: the choice; bars: a standard error of the accuracy."""
     families = sorted({label(c["setting"]["sampler"]) for c in cells})
-    for axis, measure in zip(axes, shown, strict=True):
+    axes = list(axes)
+    for axis, measure in zip(axes, [m for m in QUALITIES if m in base], strict=True):
         for k, family in enumerate(families):
             own = [c for c in cells if label(c["setting"]["sampler"]) == family]
             x, y = [c["forwards"] for c in own], [c[measure] for c in own]
-            axis.scatter(x, y, s=22, marker="osD^vPX*"[k % 8], alpha=0.75, label=family, linewidths=0)
+            error = [(v * (1 - v) / samples) ** 0.5 for v in y] if measure == "accuracy" else None
+            axis.errorbar(x, y, error, fmt="osD^vPX*"[k % 8], ms=5, alpha=0.75, label=family, elinewidth=0.7, markeredgewidth=0)
         axis.axhline(base[measure], color="0.4", lw=0.9, ls=":")
         axis.plot(chosen["forwards"], chosen[measure], "o", ms=12, mfc="none", mec="black")
         axis.set_xscale("log", base=2)
-        axis.set(xlabel="forward passes a sample", ylabel=names[measure])
+        axis.set(xlabel="forward passes a sample", ylabel=QUALITIES[measure])
         axis.xaxis.set_major_formatter("{x:g}")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11)
     axes[-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
-    return figure_png(figure)
 
 
 def effects_figure(cells: Sequence[Mapping[str, Any]], title: str) -> bytes | None:

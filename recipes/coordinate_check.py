@@ -29,7 +29,7 @@ from mdm.data import MicroBatch, next_step
 from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
 from mdm.run import check_output_dir
-from mdm.runs import settings_of, write_results
+from mdm.runs import settings_of, write_csv, write_results
 
 CONFIG = "coordinate_check_cpu"
 
@@ -138,7 +138,8 @@ def main(cfg: Settings) -> None:
     rows = [{"axis": a, "rule": r, **row} for (a, r), check in found.items() for row in check.rows]
     summary = {axis: {rule: found[axis, rule].slopes() for rule in ("with", "without")} for axis in ("width", "depth")}
     whole = {"steps": cfg.steps, "seeds": cfg.seeds, **summary}
-    write_results(folder, rows, whole, draw(found), "Coordinate check", finding(cfg, summary))
+    write_csv(folder / "runs.csv", rows)
+    write_results(folder, whole, draw(found), "Coordinate check", finding(cfg, summary))
 
 
 def draw(found: Mapping[tuple[str, str], CoordinateCheck]) -> bytes:

@@ -1,18 +1,20 @@
-"""Ask one question of the design space: run a grid of trainings, record them in one table, draw the figure, say what it shows.
+"""Ask one question of the design space: run its cells, record them in one table, draw the figure, say what it shows.
 
     mdm run study --config scaling_cpu            parameters against tokens, and masked diffusion against next-token prediction
-    mdm run study --config schedules_cpu          noise schedules, time samplers, anti-masking, loss weights
     mdm run study --config mixing_cpu             the shares of digits, speech and text
+    mdm run study --config schedules_cpu          noise schedules, time samplers, anti-masking, loss weights
+    mdm run study --config batch_cpu              the batch, scaled by the SDE rule and not
+    mdm run study --config inference_cpu checkpoint=runs/quickstart         samplers, steps, guidance
 
-Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`). Writes runs.parquet
-(its columns are described in mdm/study.py), summary.json, figure.png and finding.md. Run it again to go on: a finished cell is
-never repeated, one that crashes or diverges is recorded and left out. `rebuild=true` draws again from the table alone.
+Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`); `batch` and
+`inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns are described in mdm/study.py),
+summary.json, figure.png, finding.md and study.html. Run it again to go on: a finished cell is never repeated, one that crashes
+or diverges is recorded and left out. `rebuild=true` concludes and draws again from the table alone.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +24,16 @@ import torch
 from omegaconf import MISSING
 
 from mdm.cli import load_recipe, run_recipe
-from mdm.config import UserError
+from mdm.config import UserError, check, instantiate
 from mdm.model import MaskedDiffusionModel
 from mdm.run import check_output_dir
-from mdm.runs import settings_of
-from mdm.study import Cell, expand, read_table, run_cells, write_table
+from mdm.runs import settings_of, write_results
+from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
+from mdm.study_page import write_page
 
 CONFIG = "scaling_cpu"
-QUESTIONS = ("scaling", "schedules", "mixing")
+QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
+SWEEPS = {"batch": "sweep_batch", "inference": "sweep_inference"}  # the recipes that make the rows of these
 
 pretrain = load_recipe("pretrain")
 
@@ -39,15 +43,21 @@ class Group:
     """Cells of a study.
 
     set:     what all of them change
-    grid:    key -> its values: every combination is a cell;  points: or the cells themselves, keys and values of each
+    grid:    key -> its values: every combination is a cell;  points: or the cells themselves, keys and values of each;
+    search:  or key -> [low, high] or [low, high, step]: `draws` cells, log-uniformly between
     budgets: FLOPs of a run, from which its tokens follow
+    min_steps: of a run of a budget: its physical batch is halved until it takes as many (S_crit of `sweep_batch`), since with
+             fewer it is the batch that decides; the SDE rule carries the settings
     """
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, list[float]] = field(default_factory=dict)
+    draws: int = 16
     set: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     budgets: list[float] = field(default_factory=list)
-    points: list[dict[str, Any]] = field(default_factory=list)
+    min_steps: int = 0
 
 
 @dataclass
@@ -58,7 +68,9 @@ class Settings:
     question: str = MISSING
     run: str = MISSING
     set: dict[str, Any] = field(default_factory=dict)
-    groups: dict[str, Group] = MISSING
+    groups: dict[str, Group] = field(default_factory=dict)
+    measure: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checkpoint: str | None = None
     workers: int | None = None
     ray: str | None = None
     rebuild: bool = False
@@ -68,61 +80,97 @@ def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the first run. Raises UserError."""
     if cfg.question not in QUESTIONS:
         raise UserError(f"question: {cfg.question!r} is not one of {', '.join(QUESTIONS)}")
-    if not cfg.groups:
-        raise UserError("groups: it is empty; name at least one group of cells")
     check_output_dir(cfg.output_dir)
     if cfg.rebuild:
         return
+    if cfg.question in SWEEPS:
+        for key in ("groups", "measure", "ray"):
+            if getattr(cfg, key):
+                raise UserError(f"{key}: question {cfg.question} has none, its cells are those of {SWEEPS[cfg.question]}")
+        load_recipe(SWEEPS[cfg.question]).validate(sweep_settings(cfg))
+        return
+    if not cfg.groups:
+        raise UserError("groups: it is empty; name at least one group of cells")
     for name, group in cfg.groups.items():
         if not group.seeds or len(set(group.seeds)) < len(group.seeds):
             raise UserError(f"groups.{name}.seeds: each once, and at least one; got {group.seeds}")
+    for name, node in cfg.measure.items():
+        check(node, f"measure.{name}")
     for cell in cells(cfg):
-        pretrain.validate(settings_of(pretrain.Settings, cfg.run, {**cfg.set, **cell.changes, "output_dir": cfg.output_dir}))
+        pretrain.validate(run_settings(cfg, cell))
 
 
 def main(cfg: Settings) -> None:
     folder = Path(cfg.output_dir)
     question = importlib.import_module(f"mdm.studies.{cfg.question}")
+    claim(folder, {"question": cfg.question, "run": cfg.run})
     if cfg.rebuild:
         rows = read_table(folder / "runs.parquet")
+    elif cfg.question == "inference":
+        rows = load_recipe("sweep_inference").table(sweep_settings(cfg))
+    elif cfg.question == "batch":
+        rows = load_recipe("sweep_batch").table(sweep_settings(cfg), tolerant=True)
     else:
         planned = cells(cfg)
+        measures = [instantiate(node, f"measure.{name}") for name, node in cfg.measure.items()]
         rows = run_cells(folder, cfg.run, cfg.set, planned, cfg.workers, cfg.ray)
         rows = [{**row, **cost(cfg, cell, row)} for row, cell in zip(rows, planned, strict=True)]
-        write_table(folder / "runs.parquet", rows)
+        if measures:
+            rows = measure_cells(folder, rows, planned, measures, lambda cell: run_settings(cfg, cell), cfg.measure)
+    write_table(folder / "runs.parquet", rows)
     summary, finding = question.conclude(rows)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    (folder / "figure.png").write_bytes(question.draw(rows, summary))
-    (folder / "finding.md").write_text(f"# {cfg.question}\n\n{finding}\n")
-    print(finding)
-    print(f"Written to {folder}")
+    write_results(folder, summary, question.draw(rows, summary), cfg.question.capitalize(), finding)
+    print(f"Page: {write_page(folder).resolve()}")
+
+
+def run_settings(cfg: Settings, cell: Cell) -> Any:
+    """The settings of a cell's run, for `pretrain`. Raises UserError."""
+    return settings_of(pretrain.Settings, cfg.run, {**cfg.set, **cell.changes, "output_dir": cfg.output_dir})
+
+
+def sweep_settings(cfg: Settings) -> Any:
+    """The settings of the sweep that answers the question. Raises UserError."""
+    sweep = load_recipe(SWEEPS[cfg.question])
+    own = {"output_dir": cfg.output_dir, **({"workers": cfg.workers} if cfg.question == "batch" else {})}
+    return settings_of(sweep.Settings, cfg.run, {**cfg.set, **own})
 
 
 def cells(cfg: Settings) -> list[Cell]:
     """All cells of the study; those of a budget train for as many tokens as it pays for."""
     found: list[Cell] = []
     for name, group in cfg.groups.items():
-        if group.points:
-            one_by_one = [{key: [value] for key, value in point.items()} for point in group.points]
-            found += [cell for point in one_by_one for cell in expand(point, group.seeds, name, group.set)]
-            continue
-        if not group.budgets:
-            found += expand(group.grid, group.seeds, name, group.set)
-            continue
+        points = group.points + (drawn(group.search, group.draws) if group.search else [])
+        grids = [{key: [value] for key, value in point.items()} for point in points] or [group.grid]
+        own = [cell for grid in grids for cell in expand(grid, group.seeds, name, group.set)]
         for budget in group.budgets:
-            for cell in expand(group.grid, group.seeds, name, group.set):
+            for cell in own:
                 tokens = round(budget / model_of(cfg, cell)[1])
-                changes = {**cell.changes, "tokens": tokens}
+                changes = {**cell.changes, "tokens": tokens, **smaller_batch(cfg, cell, tokens, group.min_steps)}
                 found.append(Cell(f"{cell.name}_{budget:.3g}", cell.seed, changes, name))
+        found += own if not group.budgets else []
     return found
+
+
+def smaller_batch(cfg: Settings, cell: Cell, tokens: int, min_steps: int) -> dict[str, int]:
+    """The physical batch that makes `min_steps` of so many tokens, where the config's own makes fewer."""
+    settings = run_settings(cfg, cell)
+    own = batch = settings.batch.at(0.0)
+    while batch > 1 and tokens < min_steps * batch * row_length(settings):
+        batch //= 2
+    return {"batch.physical": batch} if batch < own else {}
+
+
+def row_length(settings: Any) -> int:
+    """Tokens of a pair: its canvases, their boundaries and the task."""
+    return 1 + sum(n + 2 for n in settings.canvas.values() if n is not None)
 
 
 def model_of(cfg: Settings, cell: Cell) -> tuple[MaskedDiffusionModel, float]:
     """The cell's model, without weights and with a vocabulary of one, and its FLOPs for a token of a pair's canvases."""
-    settings = settings_of(pretrain.Settings, cfg.run, {**cfg.set, **cell.changes, "output_dir": cfg.output_dir})
+    settings = run_settings(cfg, cell)
     with torch.device("meta"):
         model = MaskedDiffusionModel(pretrain.model_shape(settings))
-    return model, model.flops_per_token(1 + sum(n + 2 for n in settings.canvas.values() if n is not None))
+    return model, model.flops_per_token(row_length(settings))
 
 
 def cost(cfg: Settings, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:

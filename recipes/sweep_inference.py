@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
@@ -34,10 +33,11 @@ from mdm.data import open_source
 from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
 from mdm.hardware import check_hardware, compile_blocks, hardware
-from mdm.judges import accuracy, coded, train_judge
-from mdm.quality import NGram, distinct, frechet, unigram_entropy
+from mdm.judges import Judged, train_judge
+from mdm.quality import NGram, distinct, unigram_entropy
 from mdm.run import check_output_dir
 from mdm.runs import write_csv
+from mdm.studies import inference as study
 
 CONFIG = "sweep_inference"
 
@@ -114,11 +114,31 @@ def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder, rows = Path(cfg.output_dir), table(cfg)
+    summary, finding = study.conclude(rows)
+    write_csv(folder / "cells.csv", [{**r, "setting": r["cell"]} for r in rows if r["part"] != "real"])
+    for name, parts in study.cells(rows).items():
+        every, own = [*parts["one_per_step"], *parts["grid"]], summary[name]
+        pareto = sweep.pareto_figure(every, own["one_per_step"], own["best"], name, cfg.samples)
+        (folder / f"pareto_{name}.png").write_bytes(pareto)
+        effects = sweep.effects_figure(every, name)
+        if effects is not None:
+            (folder / f"effects_{name}.png").write_bytes(effects)
+    write_defaults(cfg, folder, summary)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / "findings.md").write_text(f"# Inference settings\n\n{finding}")
+    print(finding)
+    print(f"Written to {folder}")
+
+
+def table(cfg: Settings) -> list[dict[str, Any]]:
+    """A row for each setting, and one of each modality's held-out samples: see mdm/studies/inference.py."""
     cells = sweep.Cells(
-        folder, {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed}
+        Path(cfg.output_dir),
+        {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed},
     )
-    summary: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    same = {"status": "finished", "samples": cfg.samples, "seed": cfg.seed}
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
         compile_blocks(model, cfg.compile, hw)
@@ -131,7 +151,6 @@ def main(cfg: Settings) -> None:
         with tqdm(total=total, unit="setting", dynamic_ncols=True) as bar:
             for name, swept in cfg.modalities.items():
                 prompts, measure, real = scorer(cfg, name, swept, processor)
-                measured: dict[str, list[dict]] = {"untuned": [], "one_per_step": [], "grid": []}
                 for part, _, setting in settings_of(swept):
                     bar.set_description(f"{name} {sweep.label(setting['sampler'])}")
                     cell = cells.get(name, setting)
@@ -139,15 +158,11 @@ def main(cfg: Settings) -> None:
                         with hw.autocast():
                             made = run(cfg, name, swept, setting, prompts, model, processor)
                         cell = cells.add(name, setting, measure(made))
-                    measured[part].append(cell)
+                    own = {"cell": sweep.describe(setting), "group": name, "part": part, "setting": json.dumps(setting)}
+                    rows.append({**same, **own, **{k: v for k, v in cell.items() if k in study.FIGURES}})
                     bar.update(1)
-                summary[name] = conclude(folder, name, measured, real)
-    write_table(folder, cells)
-    write_defaults(cfg, folder, summary)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    (folder / "findings.md").write_text("# Inference settings\n\n" + "\n".join(finding(n, s) for n, s in summary.items()))
-    print((folder / "findings.md").read_text())
-    print(f"Written to {folder}")
+                rows.append({**same, "cell": f"real {name}", "group": name, "part": "real", **real})
+    return rows
 
 
 def run(cfg: Settings, name: str, swept: Swept, setting: dict, prompts: list[dict], model: Any, processor: Any) -> Generated:
@@ -184,44 +199,9 @@ def scorer(
 
         return [{}] * cfg.samples, measure_text, of_text(documents[::5])
 
-    judge = train_judge(swept.judge, f"modalities.{name}.judge", processor, name)
-    items = [s[name] for s in coded(test, processor, name)]
-    held_out = judge.features(items)
+    judged = Judged(train_judge(swept.judge, f"modalities.{name}.judge", processor, name), processor, name, test)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
-
-    def measure(made: Generated) -> dict[str, float]:
-        outputs = [o[name] for o in made.outputs]
-        tokens = [row[m].tolist() for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
-        return {
-            "forwards": made.forwards.double().mean().item(),
-            "accuracy": accuracy(judge.classify(outputs), classes),
-            "frechet": frechet(judge.features(outputs), held_out),
-            "distinct": distinct(tokens),
-        }
-
-    order = np.random.default_rng(0).permutation(len(held_out))
-    halves = frechet(held_out[order[::2]], held_out[order[1::2]])
-    real = {"accuracy": accuracy(judge.classify(items), [s["label"] for s in test]), "frechet_of_halves": halves}
-    return [{"text": swept.caption.format(WORDS[c])} for c in classes], measure, real
-
-
-def conclude(folder: Path, name: str, measured: Mapping[str, list[dict]], real: dict[str, float]) -> dict[str, Any]:
-    """The reference, the best and the untuned setting of a modality, and its plots."""
-    every = [*measured["one_per_step"], *measured["grid"]]
-    base = sweep.reference(measured["one_per_step"])
-    chosen = sweep.best(every, base)
-    (folder / f"pareto_{name}.png").write_bytes(sweep.pareto_figure(every, base, chosen, name))
-    effects = sweep.effects_figure(every, name)
-    if effects is not None:
-        (folder / f"effects_{name}.png").write_bytes(effects)
-    kept = {"one_per_step": base, "best": chosen, "untuned": measured["untuned"][0]}
-    summary: dict[str, Any] = {k: {key: v for key, v in c.items() if key != "modality"} for k, c in kept.items()}
-    return {**summary, "fewer_forwards": base["forwards"] / chosen["forwards"], "real": real}
-
-
-def write_table(folder: Path, cells: sweep.Cells) -> None:
-    """cells.csv: a line for each setting."""
-    write_csv(folder / "cells.csv", [{**row, "setting": sweep.describe(row["setting"])} for row in cells.known.values()])
+    return [{"text": swept.caption.format(WORDS[c])} for c in classes], lambda made: judged(made, classes), judged.real()
 
 
 def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -232,20 +212,6 @@ def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     path.write_text(head + OmegaConf.to_yaml(OmegaConf.create({**chosen, **cfg.fixed})))
     if cfg.install:
         shutil.copy(path, model_folder(cfg.checkpoint) / "defaults.yaml")
-
-
-def finding(name: str, s: Mapping[str, Any]) -> str:
-    """What the sweep says of a modality, in a paragraph."""
-
-    def figures(cell: Mapping[str, Any]) -> str:
-        return ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in cell.items() if isinstance(v, float))
-
-    lines = [f"**{name}.** One token a step, {sweep.describe(s['one_per_step']['setting'])}: {figures(s['one_per_step'])}."]
-    lines.append(
-        f"As good with {s['fewer_forwards']:.1f}x fewer forwards, {sweep.describe(s['best']['setting'])}: {figures(s['best'])}."
-    )
-    lines.append(f"Untuned, {sweep.describe(s['untuned']['setting'])}: {figures(s['untuned'])}.")
-    return " ".join([*lines, f"Real held-out samples: {figures(s['real'])}."]) + "\n"
 
 
 if __name__ == "__main__":

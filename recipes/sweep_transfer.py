@@ -23,7 +23,7 @@ from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.report import figure_png
 from mdm.run import check_output_dir
-from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_results
+from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
 
 CONFIG = "sweep_transfer_cpu"
 AXES = {  # axis -> the key that grows, and the key that holds its base
@@ -109,7 +109,8 @@ def main(cfg: Settings) -> None:
         curves["without"] = {first: found[first, True], last: found[last, False]}
     summary = conclude(cfg, curves)
     figure = draw(cfg, curves, summary)
-    write_results(folder, rows, summary, figure, f"Transfer over {cfg.axis}", finding(cfg, summary))
+    write_csv(folder / "runs.csv", rows)
+    write_results(folder, summary, figure, f"Transfer over {cfg.axis}", finding(cfg, summary))
 
 
 def conclude(cfg: Settings, curves: Mapping[str, Mapping[int, Mapping[float, Sequence[float]]]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     lost = [r["cell"] for r in rows if r["status"] != "finished"]
     found = _fit(grid)
     profiles = {}
-    for budget in sorted({r["budget"] for r in grid}):
+    for budget in budgets(grid):
         own = [r for r in grid if r["budget"] == budget]
         try:
             size, loss = iso_flop([r["parameters"] for r in own], [r["loss"] for r in own])
@@ -70,6 +70,11 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     return summary, " ".join(lines)
 
 
+def budgets(grid: Rows) -> list[float]:
+    """The budgets that the runs belong to; runs of a search have none."""
+    return sorted({r["budget"] for r in grid if r["budget"] is not None})
+
+
 def _seeds(count: int) -> str:
     return "one seed each" if count == 1 else f"{count} seeds"
 
@@ -111,9 +116,12 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     grid = [r for r in rows if r["group"] == "grid" and r["status"] == "finished"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     styles = ("o-", "s--", "^:", "D-.", "v-")
-    for i, budget in enumerate(sorted({r["budget"] for r in grid})):
+    free = [r for r in grid if r["budget"] is None]
+    if free:
+        left.plot([r["parameters"] for r in free], [r["loss"] for r in free], "x", color="0.4", label="of no budget")
+    for i, budget in enumerate(budgets(grid)):
         own = sorted((r for r in grid if r["budget"] == budget), key=lambda r: r["parameters"])
-        shade = str(0.75 - 0.75 * i / max(len({r["budget"] for r in grid}) - 1, 1))
+        shade = str(0.75 - 0.75 * i / max(len(budgets(grid)) - 1, 1))
         left.plot(
             [r["parameters"] for r in own], [r["loss"] for r in own], styles[i % 5], color=shade, label=f"{budget:.2g} FLOPs"
         )

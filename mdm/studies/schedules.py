@@ -1,82 +1,142 @@
-"""Which noise should a model train on? Held-out NELBO and the gradient's size under each setting, the same bound for all."""
+"""Which noise should a model train on? Held-out NELBO under each setting (the same bound for all), the variance of a training
+step's gradient at the same weights, and the quality of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from components.maskers import BernoulliMasker
+from components.types import Batch, NoisyBatch
 from mdm.config import UserError
 from mdm.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
+MEASURED = ("loss", "accuracy", "frechet", "distinct")
+FIGURES = (
+    ("loss", "held-out NELBO (bits per token)"),
+    ("gradient_variance", "gradient variance of a step, against {first}"),
+    ("accuracy", "samples judged right"),
+    ("frechet", "Frechet distance of samples"),
+)
+
+
+@dataclass(frozen=True)
+class TwoMasks(BernoulliMasker):
+    """The control of anti-masking: consecutive samples are one sequence here too, but with two independent masks."""
+
+    pairs: bool = True
+
+    def __call__(self, batch: Batch) -> NoisyBatch:
+        return BernoulliMasker.__call__(replace(self, pairs=False), batch)
 
 
 def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     """Means over seeds of each setting, their differences from the first, and how sure they are. Raises UserError."""
+    done = [r for r in rows if r["status"] == "finished"]
     names = list(dict.fromkeys(r["group"] for r in rows))
-    settings = {}
-    for name in names:
-        own = [r for r in rows if r["group"] == name and r["status"] == "finished"]
-        if own:
-            losses, norms = [r["loss"] for r in own], [r["squared_grad_norm"] for r in own]
-            settings[name] = {
-                "loss": float(np.mean(losses)),
-                "loss_std": float(np.std(losses, ddof=1)) if len(own) > 1 else None,
-                "squared_grad_norm": float(np.mean(norms)),
-                "seeds": len(own),
-            }
-    if names[0] not in settings:
+    own = {name: [r for r in done if r["group"] == name] for name in names}
+    if not own[names[0]]:
         raise UserError(f"groups.{names[0]}: none of its runs finished, and the others are compared with it")
-    first = settings[names[0]]
-    for setting in settings.values():
-        both = [s["loss_std"] for s in (setting, first) if s["loss_std"] is not None]
-        noise = float(np.sqrt(sum(s**2 for s in both) / setting["seeds"])) if len(both) == 2 else None
-        setting["difference"] = setting["loss"] - first["loss"]
-        setting["standard_error"] = noise
-        setting["gradient_ratio"] = setting["squared_grad_norm"] / first["squared_grad_norm"]
+    first = own[names[0]]
+    settings = {name: _compared(runs, first) for name, runs in own.items() if runs}
     lost = [r["cell"] for r in rows if r["status"] != "finished"]
-    summary = {"settings": settings, "first": names[0], "left_out": lost, "unit": "bits per token"}
     seeds = min(s["seeds"] for s in settings.values())
+    summary = {"settings": settings, "first": names[0], "seeds": seeds, "left_out": lost, "unit": "bits per token"}
     lines = [
-        f"Held-out NELBO of {names[0]}: {first['loss']:.3f} bits per token ({seeds} seed{'s' if seeds > 1 else ''} of each)."
+        f"Held-out NELBO of {names[0]}: {settings[names[0]]['loss']['mean']:.3f} bits per token ({seeds} "
+        f"seed{'s' if seeds > 1 else ''} of each)."
     ]
-    for name, s in list(settings.items())[1:]:
-        lines.append(f"{name}: {s['difference']:+.3f}{_said(s)}, mean squared gradient norm {s['gradient_ratio']:.2f}x.")
+    lines += [f"{name}: {_said(s)}." for name, s in list(settings.items())[1:]]
     if seeds < 3:
         lines.append("Fewer than three seeds: no difference here is a finding.")
     if lost:
         lines.append(f"Left out: {', '.join(lost)}.")
-    return summary, " ".join(lines)
+    return summary, "\n\n".join(lines)
+
+
+def _compared(runs: Rows, first: Rows) -> dict[str, Any]:
+    """A setting's figures: mean, standard deviation over seeds, and the difference from the first with its standard error.
+
+    The gradient's variance was measured at the first setting's weights of the same seed: its ratios are paired.
+    """
+    found: dict[str, Any] = {"seeds": len(runs)}
+    for key in MEASURED:
+        values, theirs = _values(runs, key), _values(first, key)
+        if len(values) and len(theirs):
+            many = min(len(values), len(theirs)) > 1
+            found[key] = {
+                "mean": float(values.mean()),
+                "std": float(values.std(ddof=1)) if many else None,
+                "difference": float(values.mean() - theirs.mean()),
+                "standard_error": float(np.hypot(_error(values), _error(theirs))) if many else None,
+            }
+    of_first = {r["seed"]: r for r in first}
+    for key in ("gradient_variance", "squared_grad_norm"):
+        pairs = [(r, of_first[r["seed"]]) for r in runs if r["seed"] in of_first]
+        ratios = np.array([r[key] / other[key] for r, other in pairs if r.get(key) and other.get(key)])
+        if len(ratios):
+            found[key] = {"ratio": float(ratios.mean()), "standard_error": _error(ratios) if len(ratios) > 1 else None}
+    return found
+
+
+def _values(runs: Rows, key: str) -> np.ndarray:
+    return np.array([r[key] for r in runs if r.get(key) is not None], dtype=float)
+
+
+def _error(values: np.ndarray) -> float:
+    """Standard error of the mean."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _said(s: Mapping[str, Any]) -> str:
-    error = s["standard_error"]
-    if error is None:
-        return ""
-    return f" +-{error:.3f}" + ("" if abs(s["difference"]) > 2 * error else " (within noise)")
+    """A setting's differences in words; one within two standard errors is called so."""
+    parts = []
+    for key, name, digits in (("loss", "NELBO", 3), ("accuracy", "accuracy", 3), ("frechet", "Frechet distance", 2)):
+        if key in s:
+            d, error = s[key]["difference"], s[key]["standard_error"]
+            noise = "" if error is None else f" +-{error:.{digits}f}" + ("" if abs(d) > 2 * error else " (within noise)")
+            parts.append(f"{name} {d:+.{digits}f}{noise}")
+    if "gradient_variance" in s:
+        ratio, error = s["gradient_variance"]["ratio"], s["gradient_variance"]["standard_error"]
+        parts.append(f"gradient variance {ratio:.2f}x" + ("" if error is None else f" +-{error:.2f}"))
+    elif "squared_grad_norm" in s:
+        parts.append(f"mean squared gradient norm {s['squared_grad_norm']['ratio']:.2f}x")
+    return ", ".join(parts)
 
 
 def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
-    """Each setting's losses, a dot for each seed, and the mean squared gradient norm against the first's."""
+    """A panel for each figure: a dot for each seed, the mean, and a standard deviation over seeds (a ratio: standard error)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = list(summary["settings"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.4 * len(names) + 1.6), sharey=True)
-    for place, name in enumerate(names):
-        own = [r["loss"] for r in rows if r["group"] == name and r["status"] == "finished"]
-        s = summary["settings"][name]
-        left.plot(own, [place] * len(own), ".", color="0.55")
-        left.errorbar(s["loss"], place, xerr=s["loss_std"] or 0, fmt="ko", capsize=3)
-        right.barh(place, s["gradient_ratio"], color="0.7" if place else "0.4")
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    left.set(xlabel="held-out NELBO (bits per token); bars: a standard deviation over seeds")
-    right.set(xlabel=f"mean squared gradient norm, against {summary['first']}")
-    for axis in (left, right):
+    shown = [(key, label) for key, label in FIGURES if key in summary["settings"][summary["first"]]]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(3.6 * len(shown) + 1.5, 0.4 * len(names) + 1.6), sharey=True, squeeze=False
+    )
+    for axis, (key, label) in zip(axes[0], shown, strict=True):
+        for place, name in enumerate(names):
+            s = summary["settings"][name].get(key)
+            if s is None:
+                continue
+            if "ratio" in s:
+                axis.errorbar(s["ratio"], place, xerr=s["standard_error"] or 0, fmt="ks", capsize=3)
+            else:
+                own = [r[key] for r in rows if r["group"] == name and r["status"] == "finished" and r.get(key) is not None]
+                axis.plot(own, [place] * len(own), ".", color="0.6")
+                axis.errorbar(s["mean"], place, xerr=s["std"] or 0, fmt="ko", capsize=3)
+        first = summary["settings"][summary["first"]][key]
+        axis.axvline(first.get("ratio", first.get("mean")), color="0.7", lw=0.8, ls=":")
+        axis.set(xlabel=label.format(first=summary["first"]))
+        axis.locator_params(axis="x", nbins=5)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
     return figure_png(figure)

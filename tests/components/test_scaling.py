@@ -53,9 +53,13 @@ def test_a_profile_has_its_minimum_at_the_vertex():
     losses = 2 + 0.1 * (np.log(sizes) - np.log(2e5)) ** 2
     size, least = iso_flop(sizes, losses)
     assert (size, least) == (pytest.approx(2e5), pytest.approx(2.0))
-    with pytest.raises(ValueError, match="no minimum among its sizes"):
+    far = [*sizes, 1e8], [*losses, 7.0]  # a size far from the best one, where the profile is no parabola, has no say
+    assert iso_flop(*far) == (pytest.approx(2e5), pytest.approx(2.0))
+    twice = [*sizes, *sizes], [*(losses + 0.1), *(losses - 0.1)]  # two seeds
+    assert iso_flop(*twice) == (pytest.approx(2e5), pytest.approx(2.0))
+    with pytest.raises(ValueError, match="not bracketed"):
         iso_flop(sizes, -losses)
-    with pytest.raises(ValueError, match="no minimum among its sizes"):
+    with pytest.raises(ValueError, match="not bracketed"):
         iso_flop(sizes, 2 + 0.1 * (np.log(sizes) - np.log(1e3)) ** 2)  # it lies below them
 
 

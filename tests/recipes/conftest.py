@@ -1,5 +1,7 @@
 """A pretraining small enough for a test: one layer, tiny canvases, in-memory data."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -49,13 +51,63 @@ def config(tmp_path):
 
 
 def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options):
-    """Runs the `mdm` command as a user would, in a process of its own."""
-    env = {**os.environ, "MDM_TYPECHECK": typecheck, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "mdm.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, **options)
+    """The `mdm` command as a user would run it.
+
+    In this process, which has imported everything already; in one of its own where that is what is tested: several processes,
+    no type checks, or `options` of subprocess.run. Returns what subprocess.run does.
+    """
+    words = [str(a) for a in arguments]
+    if options or typecheck == "0" or (words[:1] == ["run"] and words[1].startswith("--") and words[1] != "--help"):
+        env = {**os.environ, "MDM_TYPECHECK": typecheck, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "mdm.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, **options)
+    else:
+        done = _here(words, Path(cwd))
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def _here(words, cwd):
+    """The command in this process; what it changes of the process is put back."""
+    from mdm import cli
+
+    def leave(code):
+        raise SystemExit(code)
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, known = (Path.cwd(), sys.argv, list(sys.path), cli.leave), set(sys.modules)
+    os.chdir(cwd)
+    sys.argv, cli.leave = ["mdm", *words], leave
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as exit_:
+        code = exit_.code or 0
+    finally:
+        os.chdir(before[0])
+        sys.argv, sys.path[:], cli.leave = before[1:]
+        for name in set(sys.modules) - known:  # a user's own files
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(cwd)) and cwd != ROOT:
+                del sys.modules[name]
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def runs_in_process(monkeypatch):
+    """The runs of a sweep or study one after the other in this process, in place of a process each; use workers=1."""
+    from mdm import runs
+
+    class Here:
+        STDOUT = subprocess.STDOUT
+
+        @staticmethod
+        def run(command, env, stdout, stderr):
+            done = _here(command[3:], ROOT)
+            stdout.write(done.stdout + done.stderr)
+            return done
+
+    monkeypatch.setattr(runs, "subprocess", Here)
 
 
 def in_process(recipe, config, *overrides):

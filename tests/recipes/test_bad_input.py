@@ -131,10 +131,11 @@ def test_a_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(conf
 
 
 def one_line_of_many(done) -> str:
-    """The one line of the mistake, below the progress bar."""
+    """The one line of the mistake, beside the progress bar."""
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+    assert done.stderr.count("mdm: ") == 1, done.stderr[-2000:]
+    return done.stderr.partition("mdm: ")[2].splitlines()[0]
 
 
 def test_a_run_with_other_data_is_not_resumed_by_accident(config, run):

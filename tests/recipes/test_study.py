@@ -1,15 +1,24 @@
 """Studies: cells expand and resume, a crash is recorded, figures rebuild from the table, findings say what it shows."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
+import mdm.runs
+from components.maskers import BernoulliMasker
 from components.scaling import ScalingLaw
-from mdm.config import UserError
+from mdm.cli import load_recipe
+from mdm.config import UserError, find_config
 from mdm.studies import mixing, scaling, schedules
-from mdm.study import expand, read_table, write_table
+from mdm.studies.measures import TrainingGradient
+from mdm.study import drawn, expand, read_table, write_table
+from tests.recipes.conftest import in_process
+from tests.recipes.conftest import mdm as mdm_command
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAW = ScalingLaw(E=1.8, A=20.0, B=400.0, a=0.35, b=0.42)
 
 
@@ -60,11 +69,18 @@ def test_a_difference_within_noise_is_called_so():
         *rows("worse", (2.2, 2.22, 2.18), 8.0),
     ]
     summary, finding = schedules.conclude(table)
-    assert "same: +0.010 +-0.016 (within noise)" in finding
-    assert "worse: +0.200 +-0.016, mean squared gradient norm 2.00x" in finding
+    assert "same: NELBO +0.010 +-0.016 (within noise)" in finding
+    assert "worse: NELBO +0.200 +-0.016, mean squared gradient norm 2.00x" in finding
     assert schedules.draw(table, summary)[:4] == b"\x89PNG"
     _, finding = schedules.conclude([r for r in table if r["seed"] == 0])
     assert "no difference here is a finding" in finding
+    measured = [
+        {**r, "gradient_variance": (1 + r["seed"]) * (0.5 if r["group"] == "same" else 1), "accuracy": 0.5} for r in table
+    ]
+    summary, finding = schedules.conclude(measured)
+    assert summary["settings"]["same"]["gradient_variance"] == {"ratio": 0.5, "standard_error": 0.0}  # seed by seed
+    assert "accuracy +0.000 +-0.000 (within noise), gradient variance 0.50x +-0.00" in finding
+    assert schedules.draw(measured, summary)[:4] == b"\x89PNG"
 
 
 def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtures():
@@ -103,6 +119,7 @@ def test_cells_are_every_combination_with_every_seed():
         expand({"tokens": []}, [0])
 
 
+TO_LINEAR = ["groups.cosine.set={masker.schedule._component_: components.schedules.Linear}"]
 TINY = [
     "run=pretrain_pico",
     "set={tokens: 1500, validation_samples: 8, log_every_steps: 1}",
@@ -111,12 +128,129 @@ TINY = [
 ]
 
 
-def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys):
-    import mdm.runs
-    from tests.recipes.conftest import in_process
+def test_points_are_drawn_log_uniformly_and_more_draws_keep_the_first_ones():
+    search = {"tokens": [1e3, 1e7], "model.width": [16, 256, 16], "optimizer.lr": [1e-4, 1e-1]}
+    points = drawn(search, 400)
+    assert drawn(search, 3) == points[:3]
+    assert all(p["model.width"] % 16 == 0 for p in points)
+    for key, low, high in (("tokens", 1e3, 1e7), ("optimizer.lr", 1e-4, 1e-1)):
+        share = (np.log([p[key] for p in points]) - np.log(low)) / np.log(high / low)
+        assert 0 <= share.min() <= share.max() <= 1
+        assert share.mean() == pytest.approx(0.5, abs=4 * 400**-0.5 * 12**-0.5)  # four standard errors of a uniform's mean
 
+
+def test_a_short_run_gets_a_smaller_batch():
+    study = load_recipe("study")
+    group = {"grid": {"model.width": [16, 96]}, "budgets": [1e10], "min_steps": 50}
+    cfg = study.Settings(output_dir="x", question="scaling", run="pretrain_pico", groups={"grid": study.Group(**group)})
+    small, large = study.cells(cfg)
+    assert "batch.physical" not in small.changes  # 195,000 tokens are 210 steps of 32 pairs
+    assert large.changes["batch.physical"] == 4
+    assert large.changes["tokens"] / (29 * 4) >= 50 > large.changes["tokens"] / (29 * 8)
+
+
+def test_two_masks_of_a_sequence_are_independent_and_its_samples_are_pairs(make_batch, vocabulary):
+    masker = schedules.TwoMasks(vocabulary.mask_id, seed=3)
+    assert masker.pairs  # so that the loader puts a sequence twice
+    batch = make_batch(rows=400)
+    noisy = masker(batch)
+    alone = BernoulliMasker(vocabulary.mask_id, seed=3)(batch)
+    assert (noisy.mask == alone.mask).all()
+    first, second = noisy.mask[::2][batch.maskable[::2]], noisy.mask[1::2][batch.maskable[1::2]]
+    assert 0.3 < (first & second).float().mean() < 0.5  # E r^2 = 1/3 for one time, and 0 were they complements
+
+
+MEASURED = """
+question: schedules
+run: pretrain_pico
+workers: 1
+groups: {}
+measure:
+  gradient: {_component_: mdm.studies.measures.TrainingGradient, steps: 3}
+  images:
+    _component_: mdm.studies.measures.ImageQuality
+    training: {_component_: components.data.digits.digits, split: judge}
+    test: {_component_: components.data.digits.digits, split: test}
+    samples: 20
+    shown: 3
+"""
+
+
+def test_a_finished_run_is_measured_once_and_shown_on_a_page(tmp_path, runs_in_process, capsys, monkeypatch):
+    config, out = tmp_path / "study.yaml", tmp_path / "out"
+    config.write_text(MEASURED)
+    in_process("study", config, f"output_dir={out}", *TINY)
+    rows = read_table(out / "runs.parquet")
+    for row in rows:
+        assert row["gradient_variance"] > 0
+        assert 0 <= row["accuracy"] <= 1
+        assert row["frechet"] > 0
+    monkeypatch.setattr(TrainingGradient, "__call__", lambda *_: pytest.fail("measured again"))
+    in_process("study", config, f"output_dir={out}", *TINY)
+    assert read_table(out / "runs.parquet") == rows
+
+    page = (out / "study.html").read_text()
+    data = json.loads(page.split("const RUNS = ")[1].split(";\n")[0].replace("<\\/", "</"))
+    assert [len(run["samples"]) for run in data] == [3, 3]
+    assert len(data[0]["curves"]["loss"]) == rows[0]["steps"]
+    assert data[0]["row"]["group"] == "linear"
+    (out / "study.html").unlink()
+    assert mdm_command("study", out).stdout == f"Page: {out / 'study.html'}\n"
+    assert (out / "study.html").is_file()
+    assert "no table of a study" in mdm_command("study", tmp_path, check=False).stderr
+    assert "takes one folder" in mdm_command("study", check=False).stderr
+    with pytest.raises(UserError, match="holds another study, whose question is 'schedules' and not 'scaling'"):
+        in_process("study", config, f"output_dir={out}", *TINY, "question=scaling")
+    with pytest.raises(UserError, match=r"this run had masker.schedule._component_ = .*Cosine, now it is .*Linear"):
+        in_process("study", config, f"output_dir={out}", *TINY, *TO_LINEAR)
+    if BROWSER:
+        shown = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom",
+             (out / "study.html").as_uri()], capture_output=True, text=True, timeout=120,
+        ).stdout  # fmt: skip
+        assert "2 of 2 runs" in shown
+        assert "<path d=" in shown
+        assert shown.count('<img class="sample"') == 3 + page.count('<img class="sample"')
+    capsys.readouterr()
+
+
+def test_the_batch_sweep_is_a_study_whose_figure_rebuilds_from_its_table(tmp_path, runs_in_process, capsys):
+    tiny = "set.tokens: 1500, set.validation_samples: 8, set.model.width: 32, set.model.num_layers: 1, batches: [2, 4, 8]"
+    more = "beyond: [], lr: 0.02, lr_factor: 8, seeds: 1"
+    words = [f"output_dir={tmp_path}", f"set={{{tiny}, {more}}}", "workers=1"]
+    in_process("study", find_config("batch_cpu"), *words)
+    rows = read_table(tmp_path / "runs.parquet")
+    assert {r["group"] for r in rows} == {"tuning", "sde", "fixed"}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["batch_range"] == [2, 8]
+    assert "From 1 seed: no difference here is a finding" in (tmp_path / "finding.md").read_text()
+    (tmp_path / "figure.png").unlink()
+    in_process("study", find_config("batch_cpu"), *words, "rebuild=true")
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    capsys.readouterr()
+
+
+def test_the_inference_sweep_is_a_study(tmp_path, untrained, capsys):
+    one = "[{sampler: {_component_: components.samplers.FirstHitting}}]"
+    few = "{sampler: {_component_: components.samplers.Ancestral, num_steps: [2, 3]}}"
+    changes = f"modalities.audio: null, modalities.text: null, modalities.image.one_per_step: {one}"
+    changes += f", modalities.image.grid: [{few}], samples: 20, checkpoint: '{untrained}', install: false, compile: 'false'"
+    words = [f"output_dir={tmp_path}", f"checkpoint={untrained}", f"set={{{changes}}}"]
+    in_process("study", find_config("inference_cpu"), *words)
+    rows = read_table(tmp_path / "runs.parquet")
+    assert [r["part"] for r in rows] == ["untuned", "one_per_step", "grid", "grid", "real"]
+    assert "20 samples of one seed a setting: an accuracy is known to +-0.112" in (tmp_path / "finding.md").read_text()
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert not (untrained / "model" / "defaults.yaml").exists()
+    in_process("study", find_config("inference_cpu"), *words, "rebuild=true")
+    assert read_table(tmp_path / "runs.parquet") == rows
+    capsys.readouterr()
+
+
+def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys):
     config = tmp_path / "study.yaml"
-    config.write_text("question: schedules\nrun: pretrain_pico\ngroups: {}\n")
+    config.write_text("question: schedules\nrun: pretrain_pico\n")
     out = tmp_path / "out"
     in_process("study", config, f"output_dir={out}", *TINY)
     rows = read_table(out / "runs.parquet")
@@ -141,15 +275,16 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("question=why", "question: 'why' is not one of scaling, schedules, mixing"),
+        ("question=why", "question: 'why' is not one of scaling, mixing, schedules, batch, inference"),
+        ("question=batch", "groups: question batch has none, its cells are those of sweep_batch"),
+        ("groups.linear={search: {tokens: [9, 3]}}", r"search\.tokens: \[low, high\] or \[low, high, step\]"),
+        ("measure={x: {_component_: mdm.studies.measures.TrainingGradient, step: 3}}", "unknown key 'measure.x.step'"),
         ("groups.linear.seeds=[0,0]", r"groups\.linear\.seeds: each once"),
         ("groups.linear.grid={model.widht: [16]}", "unknown key 'model.widht'"),
         ("groups.linear.grid={}", "grid: it is empty"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, change, message):
-    from tests.recipes.conftest import in_process
-
     config = tmp_path / "study.yaml"
     config.write_text(f"output_dir: {tmp_path / 'out'}\nquestion: schedules\nrun: pretrain_pico\ngroups: {{}}\n")
     with pytest.raises(UserError, match=message):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from mdm.cli import load_recipe
 from mdm.config import UserError
 from mdm.runs import Runs
+from mdm.studies import batch as study
 
 TINY = (
     "tokens: 1500, batch.logical: 8, validation_samples: 8, data.digits.train.split: test, model.width: 32, model.num_layers: 1"
@@ -18,53 +18,72 @@ def files(folder):
     return {p.name for p in folder.iterdir()}
 
 
-def test_sweep_batch(run, tmp_path):
+def test_sweep_batch(run, runs_in_process, tmp_path):
     command = ["run", "sweep_batch", f"output_dir={tmp_path}", "batches=[2, 4, 8]", "beyond=[]", f"set={{{TINY}}}"]
-    command += ["seeds=1", "tuning_seeds=1", "lr=0.02", "lr_factor=8", "workers=2"]
-    done = run(*command, timeout=600)
+    command += ["seeds=1", "tuning_seeds=1", "lr=0.02", "lr_factor=8", "workers=1"]
+    done = run(*command)
     assert {"runs.csv", "summary.json", "figure.png", "finding.md"} <= files(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["batch_range"] == [2, 8]
     assert summary["steps"]["2"] == pytest.approx(4 * summary["steps"]["8"], rel=0.1)
     assert "From 2 to 8 sequences a step" in done.stdout
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*_seed*.json")}
-    run(*command, timeout=600)
+    run(*command)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*_seed*.json")} == finished
 
 
-def test_what_sweep_batch_concludes():
-    """From made-up runs: flat with the rule up to a rise of a / steps, sloping without it."""
-    sweep = load_recipe("sweep_batch")
-    cfg = sweep.Settings(output_dir="x", run="x", batches=[4, 8, 16, 32], beyond=[64, 128, 256], lr=1e-3)
-    rows = []
+def batch_rows(rise=20):
+    """Made-up runs: flat with the rule up to a rise of a / steps, sloping without it."""
+    rows = [
+        {"cell": f"lr{lr}", "group": "tuning", "status": "finished", "batch": 32, "seed": 0, "lr": lr, "loss": loss}
+        for lr, loss in ((5e-4, 2.1), (1e-3, 2.0), (2e-3, 2.1))
+    ]
     for seed, noise in enumerate((-0.002, 0.0, 0.002)):
         for batch in (4, 8, 16, 32, 64, 128, 256):
             steps = 64_000 // batch
-            own = {"batch": batch, "seed": seed, "steps": steps, "squared_grad_norm": 1.0 + 50.0 / batch}
-            rows.append({**own, "rule": "sde", "loss": 2.0 + 20 / steps + noise})
+            own = {"status": "finished", "batch": batch, "seed": seed, "lr": 1e-3, "steps": steps}
+            own["squared_grad_norm"] = 1.0 + 50.0 / batch
+            rows.append({**own, "cell": f"s{batch}_{seed}", "group": "sde", "loss": 2.0 + rise / steps + noise})
             if batch <= 32:
-                rows.append({**own, "rule": "fixed", "loss": 2.0 + 0.1 * math.log2(32 / batch) + noise})
-    summary = sweep.conclude(cfg, rows, {1e-3: 2.0, 2e-3: 2.1, 5e-4: 2.1})
+                loss = 2.0 + 0.1 * math.log2(32 / batch) + noise
+                rows.append({**own, "cell": f"f{batch}_{seed}", "group": "fixed", "loss": loss})
+    return rows
+
+
+def test_what_sweep_batch_concludes():
+    rows = batch_rows()
+    summary, text = study.conclude(rows)
     assert summary["sde_spread"] == pytest.approx(20 * (32 - 4) / 64_000)
     assert summary["fixed_spread"] == pytest.approx(0.3)
     assert summary["nelbo"] == pytest.approx(2.01)
     assert summary["seed_std"] == pytest.approx(0.002)
     assert summary["can_tell"]
+    assert summary["lr"] == 1e-3
     assert summary["gradient_noise_scale"] == pytest.approx(50)
     assert summary["critical_batch"]["batch"] == pytest.approx(64_000 / (20 / 0.02), rel=0.1)
-    text = sweep.finding(summary)
     assert "The critical batch is" in text
     assert "cannot tell" not in text
-    assert sweep.draw({1e-3: 2.0, 2e-3: 2.1}, summary).startswith(b"\x89PNG")
-    flat = sweep.conclude(cfg, [{**r, "loss": 2.0 + 0.1 * r["seed"]} for r in rows], {1e-3: 2.0})
+    assert study.draw(rows, summary).startswith(b"\x89PNG")
+    flat, text = study.conclude([{**r, "loss": 2.0 + 0.1 * r["seed"]} for r in rows])
     assert not flat["can_tell"]
-    assert "this task cannot tell" in sweep.finding(flat)
-    assert "does not reach the critical batch" in sweep.finding(flat)
+    assert "this task cannot tell" in text
+    assert "does not reach the critical batch" in text
 
 
-def test_sweep_transfer(run, tmp_path):
+def test_a_batch_that_diverged_is_left_out_and_said():
+    rows = batch_rows()
+    lost = [{**r, "status": "diverged", "loss": math.inf} if r["cell"] == "f4_1" else r for r in rows]
+    summary, text = study.conclude(lost)
+    assert summary["left_out"] == ["f4_1"]
+    assert "Left out: f4_1." in text
+    assert math.isfinite(summary["fixed_spread"])
+    with pytest.raises(UserError, match="runs that finished at 3 batch sizes or more; there are 2"):
+        study.conclude([r for r in rows if r["batch"] > 8])
+
+
+def test_sweep_transfer(run, runs_in_process, tmp_path):
     settings = [f"output_dir={tmp_path}", "sizes=[16, 32]", f"set={{{TINY.replace('model.width: 32, ', '')}}}", "seeds=1"]
-    run("run", "sweep_transfer", *settings, "lr=0.03", "lr_factor=8", "workers=2", "without=false", timeout=600)
+    run("run", "sweep_transfer", *settings, "lr=0.03", "lr_factor=8", "workers=1", "without=false")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["with"]["moves_by"] >= 1
     assert len(summary["with"]["best_lr"]) == 2

@@ -1,0 +1,118 @@
+"""A study as one HTML page that needs no other file: its finding and figure, all runs to filter and sort, curves, samples."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdm import report
+from mdm.config import UserError
+from mdm.report import Section
+from mdm.run import read_history
+from mdm.study import read_table
+
+SCRIPT = Path(__file__).with_suffix(".js")
+POINTS = 200  # of a curve, at the most
+SAMPLES = 24  # of a run, at the most
+
+
+def write_page(folder: Path) -> Path:
+    """Writes folder/study.html from what a study left there. Raises UserError where there is no study."""
+    rows = read_table(folder / "runs.parquet")
+    missing = [name for name in ("finding.md", "figure.png") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} has no {missing[0]}; mdm run study writes it (`rebuild=true`: from the table alone)")
+    title, _, finding = (folder / "finding.md").read_text().partition("\n\n")
+    runs = [_run(folder, row) for row in rows]
+    data = json.dumps(runs, allow_nan=False).replace("</", "<\\/")  # nothing in it ends the script
+    sections = [
+        Section("Finding", "", _paragraphs(finding)),
+        Section("Figure", "", report.picture((folder / "figure.png").read_bytes(), "figure.png")),
+        Section(
+            "Runs", "Type to filter (words that a run must have), click a head to sort, tick runs to see their curves.", RUNS
+        ),
+        Section("Curves", "", CURVES),
+        Section("Samples", "", SAMPLES_HERE),
+        Section("Machine-readable", "", "<p>runs.parquet and summary.json, beside this page.</p>"),
+    ]
+    path = folder / "study.html"
+    report.write_report(
+        path, title.removeprefix("# "), str(folder), sections, script=f"const RUNS = {data};\n{SCRIPT.read_text()}"
+    )
+    return path
+
+
+def _run(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row, its learning curves and its samples, as JSON takes them."""
+    own = folder / "runs" / str(row["cell"])
+    history = read_history(own / "history.jsonl") if (own / "history.jsonl").is_file() else []
+    return {
+        "row": {k: _plain(v) for k, v in row.items() if v is not None},
+        "curves": _curves(history),
+        "samples": [html_of for path in sorted(own.glob("samples/**/outputs.jsonl")) for html_of in _samples(path)][-SAMPLES:],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Quantity -> points (tokens, value), thinned evenly; what is no quantity of a run's progress is left out."""
+    keys = dict.fromkeys(k for line in history for k in line if k not in ("step", "tokens", "seconds"))
+    found = {}
+    for key in keys:
+        points = [[line["tokens"], line[key]] for line in history if isinstance(line.get(key), (int, float))]
+        points = [p for p in points if math.isfinite(p[1])]
+        every = max(math.ceil(len(points) / POINTS), 1)
+        if points:
+            found[key] = points[::every] + ([points[-1]] if (len(points) - 1) % every else [])
+    return found
+
+
+def _samples(path: Path) -> list[str]:
+    """What a run generated, each as HTML."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [_sample(line, path.parent) for line in lines[:SAMPLES]]
+
+
+def _sample(line: Mapping[str, Any], folder: Path) -> str:
+    given = " ".join(str(v) for k, v in line.items() if k.startswith("given_") and not _is_file(v))
+    parts = []
+    for modality, value in line.items():
+        if modality.startswith("given_"):
+            continue
+        if not _is_file(value):
+            parts.append(html.escape(str(value)))
+            continue
+        code = base64.b64encode((folder / value).read_bytes()).decode()
+        if value.endswith(".png"):
+            parts.append(f'<img class="sample" alt="{html.escape(given)}" src="data:image/png;base64,{code}">')
+        else:
+            parts.append(f'<audio controls src="data:audio/wav;base64,{code}"></audio>')
+    return f'<span class="clip">{html.escape(given)}<br>{"".join(parts)}</span>'
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{4}(_given)?\.(png|wav)", value) is not None
+
+
+def _paragraphs(finding: str) -> str:
+    """The finding's paragraphs; `**name**` is bold."""
+    text = html.escape(finding.strip())
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    return "".join(f"<p>{p}</p>" for p in re.split(r"\n+", text))
+
+
+RUNS = """<p><input id="filter" type="search" placeholder="width 64  seed 0  finished" size="40" aria-label="filter runs">
+<button id="all">tick all shown</button> <button id="none">untick all</button> <span id="count"></span></p>
+<div style="max-height:26rem;overflow:auto"><table id="runs"></table></div>"""
+CURVES = """<p>Quantity <select id="quantity"></select> over tokens
+<label><input type="checkbox" id="log"> logarithmic tokens</label></p><div id="plot"></div><p id="legend"></p>"""
+SAMPLES_HERE = '<div id="samples">Tick a run that kept samples.</div>'
