@@ -8,13 +8,16 @@ does not matter.
 
 From hidden states no logit is computed that the loss does not need: the masked positions are gathered per id range, and
 only that range's rows of the unembedding (and the end token's, where it is allowed) are multiplied, which *is* the
-restriction of the distribution to the ids that may stand there. A large range goes in chunks of rows, recomputed in the
-backward pass, so the full logits are never held.
+restriction of the distribution to the ids that may stand there. A large range goes in chunks, recomputed in the backward
+pass, so the full logits are never held: by Liger's fused kernels where they are installed and the tensors on a GPU
+(`pip install -e ".[gpu]"`), else by PyTorch.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -114,7 +117,7 @@ def loss_from_hidden(
     """Sums over the masked positions from hidden states.
 
     max_logits: logits held at once, at the most (the default is 0.5 GB in float32); a range that would make more goes in
-                chunks of the vocabulary, computed again in the backward pass
+                chunks, computed again in the backward pass
     """
     flat = hidden.flatten(0, 1)
     loss = flat.new_zeros((), dtype=torch.float32) if positions else flat.float().sum() * 0  # a gradient either way
@@ -150,6 +153,13 @@ def range_cross_entropy(
         if 0 <= ruled_out < id_range.size:
             logits[:, ruled_out] = RULED_OUT
         return torch.nn.functional.cross_entropy(logits, column, reduction="none")
+    fused = _liger(hidden.device.type)
+    if fused is not None:
+        rows = torch.cat([own, *end])
+        bias = None
+        if 0 <= ruled_out < id_range.size:
+            bias = rows.new_zeros(len(rows)).index_fill_(0, torch.tensor(ruled_out, device=rows.device), RULED_OUT)
+        return fused.apply(hidden, rows, column, bias, None, -100, 0.0, 0.0, "none")[0].float()
     log_z = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
     at_target = hidden.new_zeros(len(hidden), dtype=torch.float32)
     start = 0
@@ -159,6 +169,18 @@ def range_cross_entropy(
         log_z, at_target = torch.logaddexp(log_z, chunk_z), at_target + chunk_target
         start += len(rows)
     return log_z - at_target
+
+
+@functools.cache
+def _liger(device: str) -> type[torch.autograd.Function] | None:
+    """Liger's fused linear cross-entropy, a loss for each position; None where it (0.8 or later) is absent or cannot run."""
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+    except ImportError:
+        return None
+    return LigerFusedLinearCrossEntropyFunction
 
 
 def _chunk(

@@ -146,6 +146,13 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
             check(s.masker, f"data.{name}.masker", supplied=MASKER_SUPPLIED)
 
 
+def row_length(stream: StreamSettings, task: str, canvas: Mapping[str, int | None]) -> int:
+    """Positions of a row: of the pack, or of a pair's canvases with their boundaries and the task's token."""
+    if stream.pack is not None:
+        return stream.pack
+    return 1 + sum((canvas.get(m) or 0) + 2 for m in TASKS[task].given + TASKS[task].generated)
+
+
 def check_tasks(
     data: Mapping[str, StreamSettings], tokenizers: Mapping[str, Any], canvas: Mapping[str, int], max_length: int
 ) -> None:
@@ -163,7 +170,7 @@ def check_tasks(
                 if s.pack is None and modality not in canvas:
                     raise UserError(f"task {task} of data.{name} needs canvas.{modality}, its length in tokens")
             if s.pack is None:
-                length = 1 + sum(canvas[m] + 2 for m in used)
+                length = row_length(s, task, canvas)
                 if length > max_length:
                     parts = ", ".join(f"{m} {canvas[m]}" for m in used)
                     raise UserError(

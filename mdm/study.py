@@ -5,6 +5,7 @@ folder/runs.parquet     a row for each cell and seed; its columns:
 
     cell, seed          what was run; `status`: finished, diverged (loss not finite) or crashed; `error` says why
     <changed keys>      dotted, as in the config
+    share/<stream>      of the run's tokens
     parameters          N, without embeddings;  flops: of the whole run, forward and backward
     tokens, steps, seconds
     loss                mean over tasks of the held-out NELBO, bits a token;  bits/<task>: of each task

@@ -14,6 +14,7 @@ from typing import Any
 from components.sequences import TASKS
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
+from mdm.data import row_length
 from mdm.memory import CHECKPOINTING
 from mdm.planner import MEASURED_MFU, Plan, parse_gpu, plan
 
@@ -41,7 +42,7 @@ def main(cfg: Settings) -> None:
     card, count = parse_gpu(cfg.gpu)
     size = vocabulary_size(cfg)
     shape = replace(pretrain.model_shape(cfg), vocab_size=size)
-    length = row_length(cfg)
+    length = longest_row(cfg)
     first = plan(shape, 1, length, card, count)
     print(
         f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}, rows of {length} positions; "
@@ -74,11 +75,9 @@ HEAD = f"{'rows':>5}  {'checkpointing':<14}" + "".join(
 ) + "  fits"  # fmt: skip
 
 
-def row_length(cfg: Settings) -> int:
-    """Positions of the longest row: a pack, or a pair's canvases with their boundaries and the task's token."""
-    packs = [s.pack for s in cfg.data.values() if s.pack is not None]
-    pairs = [TASKS[t] for s in cfg.data.values() if s.pack is None for t in s.tasks if t in TASKS]
-    return max(packs + [1 + sum((cfg.canvas.get(m) or 0) + 2 for m in (*task.given, *task.generated)) for task in pairs])
+def longest_row(cfg: Settings) -> int:
+    """Positions of the longest row of any task."""
+    return max(row_length(s, task, cfg.canvas) for s in cfg.data.values() for task in s.tasks if s.pack or task in TASKS)
 
 
 def vocabulary_size(cfg: Settings) -> int:

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
+from components.sequences import TASKS
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
+from mdm.data import row_length
 from mdm.model import MaskedDiffusionModel
 from mdm.run import check_output_dir
 from mdm.runs import settings_of, write_results
@@ -155,31 +157,44 @@ def smaller_batch(cfg: Settings, cell: Cell, tokens: int, min_steps: int) -> dic
     """The physical batch that makes `min_steps` of so many tokens, where the config's own makes fewer."""
     settings = run_settings(cfg, cell)
     own = batch = settings.batch.at(0.0)
-    while batch > 1 and tokens < min_steps * batch * row_length(settings):
+    while batch > 1 and tokens < min_steps * batch * mean_row(settings):
         batch //= 2
     return {"batch.physical": batch} if batch < own else {}
 
 
-def row_length(settings: Any) -> int:
-    """Tokens of a pair: its canvases, their boundaries and the task."""
-    return 1 + sum(n + 2 for n in settings.canvas.values() if n is not None)
+def row_lengths(settings: Any) -> dict[str, tuple[float, float]]:
+    """Stream -> its share of the rows, and their mean length in positions."""
+    total, found = sum(s.weight for s in settings.data.values()), {}
+    for name, s in settings.data.items():
+        tasks = {task: share for task, share in s.tasks.items() if s.pack or task in TASKS}
+        length = sum(share * row_length(s, task, settings.canvas) for task, share in tasks.items())
+        found[name] = (s.weight / total, length / sum(tasks.values()))
+    return found
+
+
+def mean_row(settings: Any) -> int:
+    """Positions of a row of the mix, on average."""
+    return round(sum(share * length for share, length in row_lengths(settings).values()))
 
 
 def model_of(cfg: Settings, cell: Cell) -> tuple[MaskedDiffusionModel, float]:
-    """The cell's model, without weights and with a vocabulary of one, and its FLOPs for a token of a pair's canvases."""
+    """The cell's model, without weights and with a vocabulary of one, and its FLOPs for a token of a row."""
     settings = run_settings(cfg, cell)
     with torch.device("meta"):
         model = MaskedDiffusionModel(pretrain.model_shape(settings))
-    return model, model.flops_per_token(row_length(settings))
+    return model, model.flops_per_token(mean_row(settings))
 
 
 def cost(cfg: Settings, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without embeddings, FLOPs of the whole run, and the budget that the cell belongs to."""
+    """Parameters without embeddings, FLOPs of the whole run, the budget it belongs to, and each stream's share of tokens."""
     model, flops_per_token = model_of(cfg, cell)
     flops = flops_per_token * (row.get("tokens") or 0)
     budgets = cfg.groups[cell.group].budgets
     closest = min(budgets, key=lambda b: abs(b - flops)) if budgets and flops else None
-    return {"parameters": model.num_parameters(embeddings=False), "flops": flops, "budget": closest}
+    lengths = row_lengths(run_settings(cfg, cell))
+    whole = sum(share * length for share, length in lengths.values())
+    shares = {f"share/{name}": share * length / whole for name, (share, length) in lengths.items()}
+    return {"parameters": model.num_parameters(embeddings=False), "flops": flops, "budget": closest, **shares}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How should a run's rows be shared among modalities, and does one modality help another?
+"""How should a run's tokens be shared among modalities, and does one modality help another?
 
-    L_m(w) = E_m + B_m / (w_m + sum_k T_km w_k)^b_m        w: shares of the rows, at equal tokens
+    L_m(w) = E_m + B_m / (w_m + sum_k T_km w_k)^b_m        w: shares of the tokens, whose number is the same for all
 
-T_km is what a row of modality k is worth to modality m, in rows of its own: 0 is no transfer. Interference beyond the rows that
-are not spent on m would need T below 0, which the law does not have: the residuals show it.
+T_km is what a token of modality k is worth to modality m, in tokens of its own: 0 is no transfer. Interference beyond the
+tokens that are not spent on m would need T below 0, which the law does not have: the residuals show it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     modalities: dict[str, Any] = {}
     lines = [f"{len(grid)} runs of {len({tuple(x) for x in w})} mixtures at equal tokens, {_seeds(grid)}."]
     for m, (name, key) in enumerate(TASKS.items()):
-        own = w[:, m] > 0  # without a row of its own a modality is not learned at all
+        own = w[:, m] > 0  # without a token of its own a modality is not learned at all
         y = np.array([r[key] for r in grid], dtype=float)
         theta = _fit(w[own], y[own], m)
         error = float(np.sqrt(np.mean((predicted(theta, w[own], m) - y[own]) ** 2)))
@@ -57,8 +57,8 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
             f"{t['value']:.2f} ({t['interval_90'][0]:.2f} to {t['interval_90'][1]:.2f}) from {k}" for k, t in transfer.items()
         )
         lines.append(
-            f"{name}: {y[own].min():.2f} to {y[own].max():.2f} bits per token; a row is worth {said} (90 % bootstrap); the law "
-            f"fits within {error:.3f} and predicts the held-out mixtures within {worst:.3f}."
+            f"{name}: {y[own].min():.2f} to {y[own].max():.2f} bits per token; a token is worth {said} (90 % bootstrap); the "
+            f"law fits within {error:.3f} and predicts the held-out mixtures within {worst:.3f}."
         )
     if lost:
         lines.append(f"Left out: {', '.join(lost)}.")
@@ -66,9 +66,8 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
 
 
 def shares(row: Mapping[str, Any]) -> list[float]:
-    """A run's shares of rows, in the order of TASKS."""
-    weights = [float(row[f"data.{name}.weight"]) for name in TASKS]
-    return [x / sum(weights) for x in weights]
+    """A run's shares of the tokens, in the order of TASKS."""
+    return [float(row[f"share/{name}"]) for name in TASKS]
 
 
 def _seeds(grid: Rows) -> str:
@@ -126,7 +125,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
         rest = [(1 - s) / 2] * 2
         curve = np.stack([s if k == m else rest[0] for k in range(3)], axis=1)
         axis.plot(s, predicted(theta, curve, m), "-", color="0.5", label="law, the rest in equal parts")
-        axis.set(title=name, xlabel="share of the rows", ylabel="held-out NELBO (bits per token)" if m == 0 else "")
+        axis.set(title=name, xlabel="share of the tokens", ylabel="held-out NELBO (bits per token)" if m == 0 else "")
         pairs = law["held_out"]
         axes[3].plot([p["measured"] for p in pairs], [p["predicted"] for p in pairs], "os^"[m], color=str(0.25 * m), label=name)
     axes[0].legend(frameon=False, fontsize="small")

@@ -13,19 +13,21 @@ from mdm.config import UserError
 from mdm.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
+BASELINE = ("masked", "autoregressive")  # groups of equal size and tokens
 
 
 def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     """The law with its intervals, each budget's best size, and the baseline's loss. Raises UserError for too few runs."""
-    grid = [r for r in rows if r["group"] == "grid" and r["status"] == "finished"]
+    grid = fitted(rows)
     lost = [r["cell"] for r in rows if r["status"] != "finished"]
     found = _fit(grid)
     profiles = {}
     for budget in budgets(grid):
-        own = [r for r in grid if r["budget"] == budget]
+        own = sorted((r for r in grid if r["budget"] == budget), key=lambda r: r["parameters"])
         try:
             size, loss = iso_flop([r["parameters"] for r in own], [r["loss"] for r in own])
-            profiles[f"{budget:.3g}"] = {"parameters": size, "loss": loss}
+            tokens = float(np.exp(np.interp(np.log(size), *np.log([[r[k] for r in own] for k in ("parameters", "tokens")]))))
+            profiles[f"{budget:.3g}"] = {"parameters": size, "loss": loss, "tokens": tokens}
         except ValueError as error:
             profiles[f"{budget:.3g}"] = {"error": str(error)}
     low, high = found.interval("exponent")
@@ -57,8 +59,24 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     lines.append(f"{len(bracketed)} of {len(profiles)} budgets bracket their best size.")
     if len(bracketed) < 2:
         lines.append("So the optimum lies outside these sizes, and the exponent is an extrapolation: no finding.")
+    else:
+        best = ", ".join(f"{p['parameters']:.2g} parameters and {p['tokens']:.2g} tokens" for p in bracketed)
+        lines.append(f"Their best: {best}.")
+    summary["tasks"] = _tasks(grid)
+    for task, own in summary["tasks"].items():
+        low, high = own["interval_90"]
+        lines.append(
+            f"For {task.replace('_', ' ')} the mixture's tokens grow as N^{own['exponent']:.2f} ({low:.2f} to {high:.2f}), "
+            f"root mean square error {100 * own['fit_error']:.1f} %."
+        )
     pair = _pair(rows)
     if pair:
+        noise = pair["masked"][1] / pair["masked"][0]
+        if found.error > 3 * noise > 0:
+            lines.append(
+                f"The law misses the runs by {found.error / noise:.0f} times a seed's noise ({100 * noise:.1f} %): it is not "
+                "the form of these losses, and its constants are no finding."
+            )
         summary["baseline"] = pair
         lines.append(
             f"At {pair['parameters']:,} parameters and {pair['tokens']:,} tokens the same blocks reach {pair['masked'][0]:.3f} "
@@ -68,6 +86,11 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     if lost:
         lines.append(f"Left out: {', '.join(lost)}.")
     return summary, " ".join(lines)
+
+
+def fitted(rows: Rows) -> list[Mapping[str, Any]]:
+    """The finished runs that the law is fitted to: all but those of the comparison with the baseline."""
+    return [r for r in rows if r["group"] not in BASELINE and r["status"] == "finished"]
 
 
 def budgets(grid: Rows) -> list[float]:
@@ -86,9 +109,24 @@ def _fit(grid: Rows) -> Fit:
         raise UserError(str(error)) from error
 
 
+def _tasks(grid: Rows) -> dict[str, Any]:
+    """In a mixture, a law for the loss of each task, over the parameters and tokens that all of them share."""
+    keys = [k for k in grid[0] if k.startswith("bits/") and all(r.get(k) is not None for r in grid)]
+    found = {}
+    for key in keys if len(keys) > 1 else []:
+        own = _fit([{**r, "loss": r[key]} for r in grid])
+        found[key.removeprefix("bits/")] = {
+            "law": asdict(own.law),
+            "exponent": own.law.exponent,
+            "interval_90": own.interval("exponent"),
+            "fit_error": own.error,
+        }
+    return found
+
+
 def _pair(rows: Rows) -> dict[str, Any] | None:
     """Mean and standard deviation over seeds of the baseline, and of masked diffusion at the same size and tokens."""
-    ours, theirs = ([r for r in rows if r["group"] == g and r["status"] == "finished"] for g in ("masked", "autoregressive"))
+    ours, theirs = ([r for r in rows if r["group"] == g and r["status"] == "finished"] for g in BASELINE)
     if not ours or not theirs:
         return None
 
@@ -113,7 +151,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     import matplotlib.pyplot as plt
 
     law = ScalingLaw(**summary["law"])
-    grid = [r for r in rows if r["group"] == "grid" and r["status"] == "finished"]
+    grid = fitted(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     styles = ("o-", "s--", "^:", "D-.", "v-")
     free = [r for r in grid if r["budget"] is None]
@@ -136,7 +174,15 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     low, high = np.quantile([ScalingLaw(**d).optimal_tokens(n) for d in summary["draws"]], [0.05, 0.95], axis=0)
     right.fill_between(n, low, high, color="0.85", label="90 % interval")
     right.plot(n, law.optimal_tokens(n), "k-", label=f"D*(N), here: N^{law.exponent:.2f}")
+    for i, (task, own) in enumerate(summary["tasks"].items()):
+        label = f"{task.replace('_', ' ')}: N^{own['exponent']:.2f}"
+        right.plot(n, ScalingLaw(**own["law"]).optimal_tokens(n), ("--", "-.", (0, (1, 1)))[i % 3], color="0.4", label=label)
     right.plot(n, PAPER[0] * n ** PAPER[1], "k:", label=f"the paper's {PAPER[0]:.0f} N^{PAPER[1]}")
+    stars = [p for p in summary["profiles"].values() if "parameters" in p]
+    if stars:
+        right.plot(
+            [p["parameters"] for p in stars], [p["tokens"] for p in stars], "k*", markersize=12, label="best of each budget"
+        )
     right.plot([r["parameters"] for r in grid], [r["tokens"] for r in grid], ".", color="0.5", label="runs")
     right.set(
         xscale="log", yscale="log", xlabel="parameters without embeddings", ylabel="tokens", title="Compute-optimal tokens"

@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from components.losses import (
     loss_from_hidden,
     loss_from_logits,
     positions_by_range,
+    range_cross_entropy,
 )
 from components.maskers import BernoulliMasker, FixedCountMasker
 from components.sequences import collate, task_sequence
+from components.vocabulary import IdRange
 
 WIDTH = 16
 
@@ -88,6 +91,23 @@ def test_chunks_and_buckets_change_nothing(vocabulary, make_batch, max_logits, b
     assert_close(sums.nelbo, reference.nelbo, rtol=1e-6, atol=0)
     for a, b in zip(torch.autograd.grad(sums.loss, (hidden, unembedding)), expected, strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-6)  # log-probabilities are float32
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs liger-kernel, and TRITON_INTERPRET=1 off a GPU")
+@pytest.mark.parametrize("mask_id", [5, 14], ids=["mask inside the range", "mask outside"])
+def test_the_fused_kernels_change_nothing(mask_id):
+    pytest.importorskip("liger_kernel")
+    torch.manual_seed(0)
+    hidden, unembedding = torch.randn(64, 8, requires_grad=True), torch.randn(15, 8, requires_grad=True)
+    target = torch.tensor([3, 4, 6, 7, 13]).repeat(13)[:64]  # ids 3 to 12, and the end token
+    coefficient, own = torch.rand(64), IdRange("text", "text", 3, 10, may_end=True)
+
+    def gradients(max_logits):
+        ce = range_cross_entropy(hidden, unembedding, target, own, 13, mask_id, max_logits)
+        return ce, *torch.autograd.grad((ce * coefficient).sum(), (hidden, unembedding))
+
+    for fused, plain in zip(gradients(1), gradients(10_000), strict=True):
+        assert_close(fused, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_without_a_masked_token_has_a_loss_and_a_gradient_of_zero(vocabulary):
