@@ -5,11 +5,13 @@
 FOLDER holds any of these, as `git clone` names them; what is missing, or cannot be imported here, is listed as not measured:
 
     LLaDA      github.com/ML-GSAI/LLaDA        generate.py: the reference decoding
-    Fast-dLLM  github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code; llada/generate.py: prefix and dual caches
+    Fast-dLLM  github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code, its training step with the loss of LLaDA's
+                                               guidelines; llada/generate.py: prefix and dual caches
     mdlm       github.com/kuleshov-group/mdlm  models/dit.py: model and training (flash-attn, a GPU)
 
 LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a
-time input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. UniDisc has no adapter here.
+time input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. dLLM trains LLaDA's own model, by the same loss.
+UniDisc has no adapter here.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ from tokenizers import Tokenizer, models
 
 from benchmarks.measure import Result, Timing, interleaved, peak_memory, rows
 from benchmarks.train import build, masked_only, random_batch
+from components.maskers import BernoulliMasker
 from components.samplers import Blocks, Confidence
+from components.sequences import collate
 from components.vocabulary import Vocabulary
 from mdm.checkpoint import load_model
+from mdm.data import LossSettings, micro_batch
 from mdm.editing import Edit
+from mdm.evaluation import forward_loss
 from mdm.generation import generate
 from mdm.hardware import Hardware, can_compile, compile_blocks
 
@@ -64,8 +70,9 @@ def run(preset: str, checkouts: str | None = None) -> Result:
     work: dict[str, float] = {}
     more: dict[str, dict[str, float]] = {}
     figures: dict[str, float] = {}
-    unmeasured = ["UniDisc: no adapter"]
-    for name, suite in (("LLaDA and Fast-dLLM, sampling", sampling), ("MDLM, training", training)):
+    unmeasured = ["UniDisc: no adapter; its model imports only beside the packages of its own training"]
+    suites = {"LLaDA and Fast-dLLM, sampling": sampling, "LLaDA, training": llada_training, "MDLM, training": training}
+    for name, suite in suites.items():
         try:
             variants, amount, found = suite(p, folder, device)
         except (ImportError, FileNotFoundError, AttributeError) as error:
@@ -87,25 +94,10 @@ Suite = tuple[dict[str, Callable[[], object]], float, Callable[[], dict[str, flo
 
 def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
     """Greedy decoding of equal weights, one token a pass: LLaDA's loop and Fast-dLLM's caches, and ours."""
-    fast = folder / "Fast-dLLM" / "llada"
-    with importing(fast):
-        configuration = importlib.import_module("model.configuration_llada")
-        modelling = importlib.import_module("model.modeling_llada")
-        cached = script(fast / "generate.py")
+    theirs, config, cached = llada(p, folder, device, p["prompt"] + p["new"] + 8)
     reference = script(folder / "LLaDA" / "generate.py") if (folder / "LLaDA").is_dir() else cached
-    mask_id = p["llada"]["vocab_size"] - 2
-    length = p["prompt"] + p["new"] + 8
-    config = configuration.LLaDAConfig(
-        **p["llada"], n_kv_heads=p["llada"]["n_heads"], activation_type="silu", block_type="llama", rope=True,
-        layer_norm_type="rms", max_sequence_length=length, rope_theta=500_000.0, embedding_size=p["llada"]["vocab_size"],
-        weight_tying=False, include_bias=False, include_qkv_bias=False, mask_token_id=mask_id, eos_token_id=mask_id - 1,
-        pad_token_id=mask_id - 1, attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, alibi=False,
-        rms_norm_eps=1e-5, scale_logits=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    theirs = modelling.LLaDAModelLM(config, init_params=True).to(device, _dtype(device)).eval()
-    with torch.no_grad():
-        theirs.model.transformer.ff_out.weight[mask_id] = 0  # ours never draws the mask token; so theirs will not either
+    mask_id = config.mask_token_id
+    theirs.eval()
     ours, processor = same_weights(theirs, config, device)
     ids = torch.randint(0, mask_id - 1, (p["prompt"],), generator=torch.Generator().manual_seed(0))
     prompt = ids[None].to(device)
@@ -152,6 +144,75 @@ def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
         return {f"same tokens: {a} and {b}": float((made[a] == made[b]).float().mean()) for a, b in pairs if a in made}
 
     return variants, float(p["new"]), agreement
+
+
+def llada(p: dict[str, Any], folder: Path, device: torch.device, length: int) -> tuple[Any, Any, ModuleType]:
+    """LLaDA's model with random weights, its config, and Fast-dLLM's decoding."""
+    fast = folder / "Fast-dLLM" / "llada"
+    with importing(fast):
+        configuration = importlib.import_module("model.configuration_llada")
+        modelling = importlib.import_module("model.modeling_llada")
+        cached = script(fast / "generate.py")
+    mask_id = p["llada"]["vocab_size"] - 2
+    config = configuration.LLaDAConfig(
+        **p["llada"], n_kv_heads=p["llada"]["n_heads"], activation_type="silu", block_type="llama", rope=True,
+        layer_norm_type="rms", max_sequence_length=length, rope_theta=500_000.0, embedding_size=p["llada"]["vocab_size"],
+        weight_tying=False, include_bias=False, include_qkv_bias=False, mask_token_id=mask_id, eos_token_id=mask_id - 1,
+        pad_token_id=mask_id - 1, attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, alibi=False,
+        rms_norm_eps=1e-5, scale_logits=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = modelling.LLaDAModelLM(config, init_params=True).to(device, _dtype(device))
+    with torch.no_grad():
+        theirs.model.transformer.ff_out.weight[mask_id] = 0  # ours never draws the mask token; so theirs will not either
+    return theirs, config, cached
+
+
+def llada_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
+    """Forward and backward of LLaDA's model with the loss of its guidelines, and of ours: equal weights, rows and masks.
+
+    Theirs computes every position's logits, over all ids: the mask token's too, which ours rules out.
+    """
+    if "train" not in p:
+        raise ImportError("not in this preset")
+    rows_, length = p["train"]["rows"], p["train"]["length"]
+    theirs, config, _ = llada(p, folder, device, length)
+    ours, processor = same_weights(theirs, config, device)
+    vocabulary = processor.vocabulary
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.mask_token_id - 1, (rows_, length - 8), generator=g)
+    batch = collate([[processor.text_sequence(row)] for row in ids], [[i] for i in range(rows_)], vocabulary.pad_id)
+    masker = BernoulliMasker(vocabulary.mask_id)
+    micro = micro_batch(batch, masker, LossSettings(reduction="token"), len(vocabulary.ranges)).to(device)
+    noisy, losses = micro.noisy, {}
+
+    def their_step() -> None:
+        theirs.zero_grad()
+        logits = theirs(input_ids=noisy.noisy).logits
+        ce = torch.nn.functional.cross_entropy(logits[noisy.mask], noisy.clean.tokens[noisy.mask], reduction="none")
+        loss = (ce * noisy.weight[noisy.mask]).sum() / micro.denominator
+        loss.backward()
+        losses["theirs"] = loss.detach()
+
+    def our_step(model: Any) -> Callable[[], None]:
+        def step() -> None:
+            model.zero_grad()
+            loss = forward_loss(model, micro, vocabulary, Hardware(device, 0, 1, False)).loss / micro.denominator
+            loss.backward()
+            losses["ours"] = loss.detach()
+
+        return step
+
+    variants = {"LLaDA's model and loss": their_step, "ours, training LLaDA's weights": our_step(ours)}
+    if can_compile(device):
+        compiled, _ = same_weights(theirs, config, device)
+        compile_blocks(compiled, "true", Hardware(device, 0, 1, False))
+        variants["ours, compiled, training LLaDA's weights"] = our_step(compiled)
+
+    def agreement() -> dict[str, float]:
+        return {"training loss: ours / LLaDA's": float(losses["ours"] / losses["theirs"])}
+
+    return variants, float(batch.num_tokens), agreement
 
 
 def same_weights(theirs: Any, config: Any, device: torch.device) -> Any:
