@@ -7,6 +7,7 @@ folder/runs/NAME.log        what it printed
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -15,10 +16,10 @@ import queue
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm import tqdm
@@ -140,8 +141,10 @@ def run_one(
     own = folder / name
     command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", config]
     command += _overrides({**changes, "output_dir": own})
-    with (folder / f"{name}.log").open("w") as log:
-        code = subprocess.run(command, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT).returncode
+    with _alone(folder / f"{name}.lock") as lock, (folder / f"{name}.log").open("w") as log:
+        code = subprocess.run(
+            command, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),)
+        ).returncode
     text = (folder / f"{name}.log").read_text().splitlines()
     error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
     if code == 2 and ("loss is" in error or "gradient norm is" in error):
@@ -155,6 +158,18 @@ def run_one(
     shutil.rmtree(own / "checkpoints", ignore_errors=True)
     write_atomically(folder / f"{name}.json", json.dumps({"name": name, **outcome, "changes": dict(changes)}, default=str))
     return outcome
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[IO[str]]:
+    """A lock that the run's own process holds too: a sweep that was killed may leave it running, and the next one waits."""
+    with path.open("w") as lock:
+        with contextlib.suppress(ImportError):  # Windows has no fcntl
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

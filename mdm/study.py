@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,9 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from pyarrow import parquet
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    parquet.write_table(pyarrow.table({c: [row.get(c) for row in rows] for c in columns}), path)
+    partial = path.with_name(f"{path.name}.partial")
+    parquet.write_table(pyarrow.table({c: [row.get(c) for row in rows] for c in columns}), partial)
+    os.replace(partial, path)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

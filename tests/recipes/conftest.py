@@ -102,7 +102,7 @@ def runs_in_process(monkeypatch):
         STDOUT = subprocess.STDOUT
 
         @staticmethod
-        def run(command, env, stdout, stderr):
+        def run(command, env, stdout, stderr, pass_fds):
             done = _here(command[3:], ROOT)
             stdout.write(done.stdout + done.stderr)
             return done
