@@ -42,7 +42,8 @@ class Runs:
     """The runs of a sweep. The outcome of one is {"loss", "steps", "tokens", "seconds", "squared_grad_norm", ...}.
 
     workers:  processes at a time; each has its share of the cores, or a GPU of its own
-    tolerant: a run that fails has the outcome {"loss": nan, "error": ...} and the others go on; else it ends the sweep
+    tolerant: a run that fails has the outcome {"loss": nan, "error": ...}, and is tried again the next time; the others go on.
+              Else it ends the sweep
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Runs:
         A run whose loss was not finite has the outcome {"loss": inf, "error": ...}. Raises UserError for any other failure.
         May be called from several threads: they share the workers.
         """
-        missing = [name for name in changes if not self._finished(name, changes[name])]
+        missing = [name for name in changes if not self.finished(name, changes[name])]
         tokens = {name: change.get("tokens", self.tokens) for name, change in changes.items()}
         known = sum(tokens[name] for name in changes if name not in missing)
         self.bar.total += sum(tokens.values())
@@ -94,8 +95,8 @@ class Runs:
             done.result()
         return {name: self.outcome(name) or {} for name in changes}
 
-    def _finished(self, name: str, changes: Mapping[str, Any]) -> bool:
-        """Whether a run has finished. Raises UserError where it did so with other settings."""
+    def finished(self, name: str, changes: Mapping[str, Any]) -> bool:
+        """Whether a run has finished, or diverged; one that crashed has not. Raises UserError where it had other settings."""
         run, asked = self._read(name), json.loads(json.dumps({**self.base, **changes}, default=str))
         held = run.get("changes", asked)
         if held != asked:
@@ -104,7 +105,7 @@ class Runs:
                 f"{self.folder / name}.json: this run had {key} = {held.get(key)}, now it is {asked.get(key)}; choose another "
                 "output_dir, or delete this file to run it again"
             )
-        return bool(run)
+        return bool(run) and status_of(run) != "crashed"
 
     def _next(self, name: str, changes: Mapping[str, Any]) -> None:
         slot = self.slots.get()

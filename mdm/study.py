@@ -1,6 +1,6 @@
 """A study: many runs of one recipe over a grid, recorded in one table.
 
-folder/runs/            the runs, as in mdm/runs.py: a finished cell is never repeated, one that fails is recorded
+folder/runs/            the runs, as in mdm/runs.py: a finished cell is never repeated, one that failed is recorded
 folder/runs.parquet     a row for each cell and seed; its columns:
 
     cell, seed          what was run; `status`: finished, diverged (loss not finite) or crashed; `error` says why
@@ -108,11 +108,13 @@ def run_cells(
     """Runs what has not finished yet, here or on a Ray cluster; returns a row for each cell."""
     runs = Runs(folder, config, base, workers, tolerant=True)
     changes = {cell.name: cell.changes for cell in cells}
-    if ray is not None:
-        _on_ray(runs, {name: {**base, **c} for name, c in changes.items() if runs.outcome(name) is None}, ray)
-    found = runs.run(changes)
+    if ray is None:
+        runs.run(changes)
+    else:
+        _on_ray(runs, {name: {**base, **c} for name, c in changes.items() if not runs.finished(name, c)}, ray)
     runs.close()
-    return [_row(cell, found[cell.name]) for cell in cells]
+    lost = {"loss": float("nan"), "error": "the cluster did not run it"}
+    return [_row(cell, runs.outcome(cell.name) or lost) for cell in cells]
 
 
 def measure_cells(

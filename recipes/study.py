@@ -8,8 +8,9 @@
 
 Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`); `batch` and
 `inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns are described in mdm/study.py),
-summary.json, figure.png, finding.md and study.html. Run it again to go on: a finished cell is never repeated, one that crashes
-or diverges is recorded and left out. `rebuild=true` concludes and draws again from the table alone.
+summary.json, figure.png, finding.md and study.html. A cell that crashes or diverges is recorded and left out. Run it again to
+go on: a finished cell is never repeated, one that crashed is tried again. `rebuild=true` concludes and draws again from the
+table alone.
 """
 
 from __future__ import annotations

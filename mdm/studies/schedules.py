@@ -15,7 +15,7 @@ from mdm.config import UserError
 from mdm.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
-MEASURED = ("loss", "accuracy", "frechet", "distinct")
+MEASURED = ("loss", "accuracy", "frechet", "distinct")  # and the loss of each task of a mixture
 FIGURES = (
     ("loss", "held-out NELBO (bits per token)"),
     ("gradient_variance", "gradient variance of a step, against {first}"),
@@ -64,7 +64,7 @@ def _compared(runs: Rows, first: Rows) -> dict[str, Any]:
     The gradient's variance was measured at the first setting's weights of the same seed: its ratios are paired.
     """
     found: dict[str, Any] = {"seeds": len(runs)}
-    for key in MEASURED:
+    for key in (*MEASURED, *tasks(first)):
         values, theirs = _values(runs, key), _values(first, key)
         if len(values) and len(theirs):
             many = min(len(values), len(theirs)) > 1
@@ -83,6 +83,12 @@ def _compared(runs: Rows, first: Rows) -> dict[str, Any]:
     return found
 
 
+def tasks(rows: Rows) -> list[str]:
+    """The columns of the tasks' losses, where there are several."""
+    found = [key for key, value in rows[0].items() if key.startswith("bits/") and value is not None]
+    return found if len(found) > 1 else []
+
+
 def _values(runs: Rows, key: str) -> np.ndarray:
     return np.array([r[key] for r in runs if r.get(key) is not None], dtype=float)
 
@@ -95,7 +101,9 @@ def _error(values: np.ndarray) -> float:
 def _said(s: Mapping[str, Any]) -> str:
     """A setting's differences in words; one within two standard errors is called so."""
     parts = []
-    for key, name, digits in (("loss", "NELBO", 3), ("accuracy", "accuracy", 3), ("frechet", "Frechet distance", 2)):
+    named = {"loss": ("NELBO", 3), "accuracy": ("accuracy", 3), "frechet": ("Frechet distance", 2)}
+    named |= {key: (f"of {key.removeprefix('bits/').replace('_', ' ')}", 3) for key in s if key.startswith("bits/")}
+    for key, (name, digits) in named.items():
         if key in s:
             d, error = s[key]["difference"], s[key]["standard_error"]
             noise = "" if error is None else f" +-{error:.{digits}f}" + ("" if abs(d) > 2 * error else " (within noise)")
@@ -116,7 +124,11 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     import matplotlib.pyplot as plt
 
     names = list(summary["settings"])
-    shown = [(key, label) for key, label in FIGURES if key in summary["settings"][summary["first"]]]
+    own = summary["settings"][summary["first"]]
+    several = [
+        (key, key.removeprefix("bits/").replace("_", " ") + " (bits per token)") for key in own if key.startswith("bits/")
+    ]
+    shown = several + [(key, label) for key, label in FIGURES if key in own and not (key == "loss" and several)]
     figure, axes = plt.subplots(
         1, len(shown), figsize=(3.6 * len(shown) + 1.5, 0.4 * len(names) + 1.6), sharey=True, squeeze=False
     )

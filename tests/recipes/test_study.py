@@ -1,8 +1,10 @@
 """Studies: cells expand and resume, a crash is recorded, figures rebuild from the table, findings say what it shows."""
 
+import fcntl
 import json
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +108,10 @@ def test_a_difference_within_noise_is_called_so():
     assert summary["settings"]["same"]["gradient_variance"] == {"ratio": 0.5, "standard_error": 0.0}  # seed by seed
     assert "accuracy +0.000 +-0.000 (within noise), gradient variance 0.50x +-0.00" in finding
     assert schedules.draw(measured, summary)[:4] == b"\x89PNG"
+    mixed = [{**r, "bits/text": r["loss"] + 1, "bits/text_to_image": r["loss"] - 1} for r in table]
+    summary, finding = schedules.conclude(mixed)
+    assert "worse: NELBO +0.200 +-0.016, of text +0.200 +-0.016, of text to image +0.200 +-0.016" in finding
+    assert schedules.draw(mixed, summary)[:4] == b"\x89PNG"
 
 
 def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtures():
@@ -292,6 +298,9 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     (out / "figure.png").unlink()
     in_process("study", config, f"output_dir={out}", "rebuild=true", *TINY)
     assert (out / "figure.png").is_file()
+    monkeypatch.undo()  # what broke it is mended: it is tried again
+    in_process("study", config, f"output_dir={out}", *TINY)
+    assert [r["loss"] for r in read_table(out / "runs.parquet")] == [r["loss"] for r in rows]
     with pytest.raises(UserError, match="holds a sweep of other settings"):
         in_process("study", config, f"output_dir={out}", *TINY, "set.tokens=1600")
     capsys.readouterr()
@@ -324,3 +333,26 @@ def test_a_table_reloads_in_pandas(tmp_path):
     )
     with pytest.raises(UserError, match="no table of a study"):
         read_table(tmp_path / "absent.parquet")
+
+
+def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path, monkeypatch):
+    """Its process holds the lock of its folder; a second one would write into the same files."""
+    began = threading.Event()
+
+    class Recorded:
+        STDOUT = subprocess.STDOUT
+
+        @staticmethod
+        def run(command, **_):
+            began.set()
+            return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(mdm.runs, "subprocess", Recorded)
+    with (tmp_path / "cell.lock").open("w") as orphan:
+        fcntl.flock(orphan, fcntl.LOCK_EX)
+        thread = threading.Thread(target=mdm.runs.run_one, args=(tmp_path, "cell", "pretrain_pico", {}, {}, True))
+        thread.start()
+        assert not began.wait(0.5)
+    assert began.wait(10)
+    thread.join()
+    assert json.loads((tmp_path / "cell.json").read_text())["error"] == "no output"
