@@ -86,7 +86,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float, step: float 
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return str(value.get("_component_", value)).rsplit(".", 1)[-1]
-    return str(value)
+    return str(value).replace("/", "-")  # it is part of a file's name
 
 
 def claim(folder: Path, of: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ table alone.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +92,8 @@ def validate(cfg: Settings) -> None:
                 raise UserError(f"{key}: question {cfg.question} has none, its cells are those of {SWEEPS[cfg.question]}")
         load_recipe(SWEEPS[cfg.question]).validate(sweep_settings(cfg))
         return
+    if cfg.ray is not None and importlib.util.find_spec("ray") is None:
+        raise UserError("ray: Ray is not installed; pip install -e '.[scale]', or set ray=null")
     if not cfg.groups:
         raise UserError("groups: it is empty; name at least one group of cells")
     for name, group in cfg.groups.items():
@@ -151,6 +153,10 @@ def cells(cfg: Settings) -> list[Cell]:
                 changes = {**cell.changes, "tokens": tokens, **smaller_batch(cfg, cell, tokens, group.min_steps)}
                 found.append(Cell(f"{cell.name}_{budget:.3g}", cell.seed, changes, name))
         found += own if not group.budgets else []
+    names = [cell.name for cell in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"groups: two cells are called {twice}, their values look the same; put them into groups of their own")
     return found
 
 

@@ -7,6 +7,7 @@ The voices are split, so that a test clip is spoken by a voice never heard in tr
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 import tempfile
 from typing import Literal
@@ -46,18 +47,30 @@ def spoken_words(
     """
     if split not in VOICES:
         raise ValueError(f"spoken_words: split {split!r} is not one of {', '.join(VOICES)}")
+    return [
+        {
+            "text": caption.format(WORDS[label]),
+            "audio": audio.copy(),
+            "label": label,
+            "voice": voice,
+            "sample_rate": SAMPLE_RATE,
+        }
+        for voice, label, audio in _clips(split, voices)
+        if len(audio) <= max_seconds * SAMPLE_RATE
+    ]
+
+
+@functools.cache
+def _clips(split: str, voices: int | None) -> list[tuple[str, int, np.ndarray]]:
+    """Voice, label and waveform of every clip of a split: said once in a process, which takes many seconds."""
     espeak = Espeak()
-    samples = []
+    clips = []
     for voice in VOICES[split].split()[:voices]:
         espeak.set_voice(f"en-us+{voice}")
         for rate in RATES:
             for pitch in PITCHES:
-                for label, word in enumerate(WORDS):
-                    audio = trim(espeak.say(word, rate, pitch))
-                    if len(audio) <= max_seconds * SAMPLE_RATE:
-                        own = {"label": label, "voice": voice, "sample_rate": SAMPLE_RATE}
-                        samples.append({"text": caption.format(word), "audio": audio, **own})
-    return samples
+                clips += [(voice, label, trim(espeak.say(word, rate, pitch))) for label, word in enumerate(WORDS)]
+    return clips
 
 
 def trim(audio: np.ndarray, peak: float = 0.7, threshold: float = 0.01, frame: int = 80) -> np.ndarray:
