@@ -313,7 +313,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
         ("question=batch", "groups: question batch has none, its cells are those of sweep_batch"),
         ("groups.linear={search: {tokens: [9, 3]}}", r"search\.tokens: \[low, high\] or \[low, high, step\]"),
         ("measure={x: {_component_: mdm.studies.measures.TrainingGradient, step: 3}}", "unknown key 'measure.x.step'"),
-        ("groups.linear.grid={loss.weighting: [plain, plain]}", "two cells are called linear_weightingplain_seed0"),
+        ("groups.linear.grid={loss.weighting: [plain, plain]}", "two cells are called linear_width16_weightingplain_seed0"),
         ("groups.linear.seeds=[0,0]", r"groups\.linear\.seeds: each once"),
         ("groups.linear.grid={model.widht: [16]}", "unknown key 'model.widht'"),
         ("groups.linear.grid={}", "grid: it is empty"),
