@@ -15,6 +15,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     """A run far too short to learn, through every stage; CI runs a longer one."""
     out = tmp_path / "quick"
     small = ["tokens=9000", "samples=20", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
+    small.append("data.speech.train.voices=4")
     done = run("run", "quickstart", f"output_dir={out}", *small, timeout=400, typecheck="0")
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) >= KEYS
@@ -55,7 +56,12 @@ def test_any_to_any_is_the_quickstart_with_more_tasks(run, tmp_path):
     assert more.judged == plain.judged
     assert more.data["digits"] == plain.data["digits"]
     small = ["tokens=9000", "samples=10", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
-    few = ["data.speaking.train.images=1", "data.speaking.train.voices=1", "data.drawing.train.images=1"]
+    few = [
+        "data.speech.train.voices=4",
+        "data.speaking.train.images=1",
+        "data.speaking.train.voices=1",
+        "data.drawing.train.images=1",
+    ]
     out = tmp_path / "any"
     done = run("run", "quickstart", "--config", "quickstart_any", f"output_dir={out}", *small, *few, timeout=400, typecheck="0")
     metrics = json.loads((out / "metrics.json").read_text())

@@ -71,12 +71,16 @@ def test_shards_hold_what_the_tokenizers_say_and_train_as_the_raw_data_do(photos
 
 
 def test_one_and_two_ray_workers_write_the_same_bytes(photos, run, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
     monkeypatch.setenv("MDM_TYPECHECK", "0")  # of the workers, which import everything anew
+    shutdown = ray.shutdown
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # one cluster for both: its workers have imported it all
     run(*settings(photos, tmp_path / "here"))
     for workers in (1, 2):
         run(*settings(photos, tmp_path / str(workers), f"ray_workers={workers}"))
         assert digests(tmp_path / str(workers)) == digests(tmp_path / "here")
         assert (tmp_path / str(workers) / "index.json").read_text() == (tmp_path / "here" / "index.json").read_text()
+    shutdown()
 
 
 def test_killed_and_begun_again_nothing_is_missing_or_twice(photos, run, tmp_path):
