@@ -58,9 +58,11 @@ def _finding(name: str, s: Mapping[str, Any]) -> str:
         return ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in cell.items() if isinstance(v, float))
 
     lines = [f"**{name}.** One token a step, {sweep.describe(s['one_per_step']['setting'])}: {figures(s['one_per_step'])}."]
-    lines.append(
-        f"As good with {s['fewer_forwards']:.1f}x fewer forwards, {sweep.describe(s['best']['setting'])}: {figures(s['best'])}."
-    )
+    if s["fewer_forwards"] > 1:
+        best = f"{sweep.describe(s['best']['setting'])}: {figures(s['best'])}"
+        lines.append(f"As good with {s['fewer_forwards']:.1f}x fewer forwards, {best}.")
+    else:
+        lines.append("No setting with fewer forwards is as good.")
     lines.append(f"Untuned, {sweep.describe(s['untuned']['setting'])}: {figures(s['untuned'])}.")
     return " ".join([*lines, f"Real held-out samples: {figures(s['real'])}."]) + "\n"
 
