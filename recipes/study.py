@@ -161,10 +161,10 @@ def cells(cfg: Settings) -> list[Cell]:
 
 
 def smaller_batch(cfg: Settings, cell: Cell, tokens: int, min_steps: int) -> dict[str, int]:
-    """The physical batch that makes `min_steps` of so many tokens, where the config's own makes fewer."""
+    """The physical batch that makes `min_steps` of so many tokens, where the config's own makes fewer; even, for pairs."""
     settings = run_settings(cfg, cell)
     own = batch = settings.batch.at(0.0)
-    while batch > 1 and tokens < min_steps * batch * mean_row(settings):
+    while batch % 4 == 0 and tokens < min_steps * batch * mean_row(settings):
         batch //= 2
     return {"batch.physical": batch} if batch < own else {}
 

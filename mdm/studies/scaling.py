@@ -176,7 +176,8 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     right.plot(n, law.optimal_tokens(n), "k-", label=f"D*(N), here: N^{law.exponent:.2f}")
     for i, (task, own) in enumerate(summary["tasks"].items()):
         label = f"{task.replace('_', ' ')}: N^{own['exponent']:.2f}"
-        right.plot(n, ScalingLaw(**own["law"]).optimal_tokens(n), ("--", "-.", (0, (1, 1)))[i % 3], color="0.4", label=label)
+        style = ("--", "-.", (0, (1, 1)))[i % 3]
+        right.plot(n, ScalingLaw(**own["law"]).optimal_tokens(n), linestyle=style, color="0.4", label=label)
     right.plot(n, PAPER[0] * n ** PAPER[1], "k:", label=f"the paper's {PAPER[0]:.0f} N^{PAPER[1]}")
     stars = [p for p in summary["profiles"].values() if "parameters" in p]
     if stars:

@@ -75,9 +75,13 @@ def test_a_scaling_study_says_where_its_law_fails_and_where_it_found_an_optimum(
 
 
 def test_a_mixture_has_a_law_for_each_of_its_tasks():
-    rows = [{**r, "bits/text": r["loss"] + 1, "bits/text_to_image": r["loss"]} for r in scaling_rows() if r["group"] == "grid"]
+    rows = [
+        {**r, "bits/text": r["loss"] + 1, "bits/text_to_image": r["loss"], "bits/text_to_speech": r["loss"] + 2}
+        for r in scaling_rows()
+        if r["group"] == "grid"
+    ]
     summary, finding = scaling.conclude(rows)
-    assert set(summary["tasks"]) == {"text", "text_to_image"}
+    assert set(summary["tasks"]) == {"text", "text_to_image", "text_to_speech"}
     assert summary["tasks"]["text"]["law"]["E"] == pytest.approx(summary["tasks"]["text_to_image"]["law"]["E"] + 1, abs=0.2)
     assert "For text to image the mixture's tokens grow as N^" in finding
     assert scaling.draw(rows, summary)[:4] == b"\x89PNG"
