@@ -65,28 +65,30 @@ def _tasks(folder: Path) -> list[Path]:
 
 def _samples(task: str, runs: Mapping[str, Path]) -> Section:
     """A row for each prompt, a column for each run."""
-    by_run = {name: _lines(folder / "samples" / task) for name, folder in runs.items()}
-    shown = {name: lines for name, lines in by_run.items() if lines}
-    count = min(len(lines) for lines in shown.values())
+    by_run = {name: lines(folder / "samples" / task) for name, folder in runs.items()}
+    shown = {name: own for name, own in by_run.items() if own}
+    count = min(len(own) for own in shown.values())
     first = next(iter(shown.values()))
-    cells = [[_given(first[i]), *(_made(lines[i]) for lines in shown.values())] for i in range(count)]
+    cells = [[given(first[i]), *(made(own[i]) for own in shown.values())] for i in range(count)]
     head = "".join(f"<th>{html.escape(h)}</th>" for h in ("given", *(shown if len(runs) > 1 else ("generated",))))
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells)
     return Section(task.replace("_", " "), f"The first {count}, not chosen.", f"<table><tr>{head}</tr>{body}</table>")
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a task's outputs.jsonl, with where its files lie; none where the run has no such samples."""
     path = folder / "outputs.jsonl"
     return [{**json.loads(line), "folder": folder} for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _given(line: Mapping[str, Any]) -> str:
+def given(line: Mapping[str, Any]) -> str:
+    """What a sample was asked for, as HTML."""
     parts = {k.removeprefix("given_"): v for k, v in line.items() if k.startswith("given_")}
     return "".join(_part(modality, value, line["folder"]) for modality, value in parts.items())
 
 
-def _made(line: Mapping[str, Any]) -> str:
+def made(line: Mapping[str, Any]) -> str:
+    """What was generated, as HTML."""
     return "".join(_part(m, line[m], line["folder"]) for m in ("text", "image", "audio") if m in line)
 
 

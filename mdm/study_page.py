@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdm import report
+from mdm.comparison import given, lines, made
 from mdm.config import UserError
 from mdm.report import Section
 from mdm.run import read_history
@@ -51,11 +51,12 @@ def write_page(folder: Path) -> Path:
 def _run(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row, its learning curves and its samples, as JSON takes them."""
     own = folder / "runs" / str(row["cell"])
+    kept = sorted(own.glob("samples/**/outputs.jsonl"))
     history = read_history(own / "history.jsonl") if (own / "history.jsonl").is_file() else []
     return {
         "row": {k: _plain(v) for k, v in row.items() if v is not None},
         "curves": _curves(history),
-        "samples": [html_of for path in sorted(own.glob("samples/**/outputs.jsonl")) for html_of in _samples(path)][-SAMPLES:],
+        "samples": [html_of for path in kept for html_of in _samples(path.parent)][-SAMPLES:],
     }
 
 
@@ -76,31 +77,9 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     return found
 
 
-def _samples(path: Path) -> list[str]:
+def _samples(folder: Path) -> list[str]:
     """What a run generated, each as HTML."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [_sample(line, path.parent) for line in lines[:SAMPLES]]
-
-
-def _sample(line: Mapping[str, Any], folder: Path) -> str:
-    given = " ".join(str(v) for k, v in line.items() if k.startswith("given_") and not _is_file(v))
-    parts = []
-    for modality, value in line.items():
-        if modality.startswith("given_"):
-            continue
-        if not _is_file(value):
-            parts.append(html.escape(str(value)))
-            continue
-        code = base64.b64encode((folder / value).read_bytes()).decode()
-        if value.endswith(".png"):
-            parts.append(f'<img class="sample" alt="{html.escape(given)}" src="data:image/png;base64,{code}">')
-        else:
-            parts.append(f'<audio controls src="data:audio/wav;base64,{code}"></audio>')
-    return f'<span class="clip">{html.escape(given)}<br>{"".join(parts)}</span>'
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d{4}(_given)?\.(png|wav)", value) is not None
+    return [f'<span class="clip">{given(line)}{made(line)}</span>' for line in lines(folder)[:SAMPLES]]
 
 
 def _paragraphs(finding: str) -> str:

@@ -124,11 +124,11 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     import matplotlib.pyplot as plt
 
     names = list(summary["settings"])
-    own = summary["settings"][summary["first"]]
+    of_first = summary["settings"][summary["first"]]
     several = [
-        (key, key.removeprefix("bits/").replace("_", " ") + " (bits per token)") for key in own if key.startswith("bits/")
+        (key, key.removeprefix("bits/").replace("_", " ") + " (bits per token)") for key in of_first if key.startswith("bits/")
     ]
-    shown = several + [(key, label) for key, label in FIGURES if key in own and not (key == "loss" and several)]
+    shown = several + [(key, label) for key, label in FIGURES if key in of_first and not (key == "loss" and several)]
     figure, axes = plt.subplots(
         1, len(shown), figsize=(3.6 * len(shown) + 1.5, 0.4 * len(names) + 1.6), sharey=True, squeeze=False
     )
@@ -143,8 +143,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
                 own = [r[key] for r in rows if r["group"] == name and r["status"] == "finished" and r.get(key) is not None]
                 axis.plot(own, [place] * len(own), ".", color="0.6")
                 axis.errorbar(s["mean"], place, xerr=s["std"] or 0, fmt="ko", capsize=3)
-        first = summary["settings"][summary["first"]][key]
-        axis.axvline(first.get("ratio", first.get("mean")), color="0.7", lw=0.8, ls=":")
+        axis.axvline(of_first[key].get("ratio", of_first[key].get("mean")), color="0.7", lw=0.8, ls=":")
         axis.set(xlabel=label.format(first=summary["first"]))
         axis.locator_params(axis="x", nbins=5)
         axis.spines[["top", "right"]].set_visible(False)
