@@ -8,6 +8,7 @@ are computed for what is given, nor for ids of another modality.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +21,7 @@ from components.blocks import document_mask
 from components.kv_cache import PositionCache, attending_to
 from components.samplers import LogitsFn
 from components.types import Batch
+from mdm.graphs import recorded
 from mdm.model import MaskedDiffusionModel
 
 CACHES = ("off", "prefix", "dual")
@@ -88,11 +90,15 @@ class OnCanvas:
 
 @dataclass(frozen=True)
 class SlotLogits:
-    """Whole sequences -> logits at their slots, by a forward pass over everything."""
+    """Whole sequences -> logits at their slots, by a forward pass over everything.
+
+    hidden: (tokens, mask) -> hidden states
+    """
 
     model: MaskedDiffusionModel
     canvas: Canvas
     document: Int[Tensor, "rows seq"] | None
+    hidden: Callable[..., Tensor]
 
     @classmethod
     def of(cls, model: MaskedDiffusionModel, canvas: Canvas, batch: Batch, copies: int) -> SlotLogits:
@@ -100,11 +106,11 @@ class SlotLogits:
         rows = torch.arange(len(batch.tokens)).repeat(copies)
         device = canvas.tokens.device
         document = None if batch.one_document_per_row else batch.document[rows].to(device)
-        return cls(model, canvas.select(rows.to(device)), document)
+        return cls(model, canvas.select(rows.to(device)), document, recorded(model.hidden, model.recorder))
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
         mask = None if self.document is None else document_mask(self.document)
-        return self.unembed(self.canvas.take(self.model.hidden(tokens, mask)))
+        return self.unembed(self.canvas.take(self.hidden(tokens, mask)))
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape ids"]:
         """Logits over the local ids alone."""
@@ -132,6 +138,8 @@ class CachedSlotLogits(SlotLogits):
 
         dual    the block alone; everything before and behind it is kept
         prefix  the block and everything behind it; only what lies before is kept
+
+    hidden: (tokens, mask, positions, rows) -> hidden states
     """
 
     mode: Literal["prefix", "dual"]
@@ -152,7 +160,13 @@ class CachedSlotLogits(SlotLogits):
         for layer in layers:
             layer.shape = tuple(inner.canvas.tokens.shape)
         kept = CacheState(layers, torch.full_like(rows, -1), torch.zeros_like(rows))
-        return cls(inner.model, inner.canvas, inner.document, mode, block_length, refresh_every, kept, rows)
+
+        def attend(tokens: Tensor, mask: Tensor | None, positions: Tensor, rows: Tensor) -> Tensor:
+            with attending_to(layers, inner.model.blocks, rows, positions):
+                return inner.model.hidden(tokens, mask, positions)
+
+        hidden = recorded(attend, inner.model.recorder)
+        return cls(inner.model, inner.canvas, inner.document, hidden, mode, block_length, refresh_every, kept, rows)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
         """Logits of the slots of each row's block; where a row is not refreshed, those of other blocks are zero."""
@@ -163,20 +177,26 @@ class CachedSlotLogits(SlotLogits):
             fresh = fresh | (self.kept.age[self.rows] + 1 >= self.refresh_every)
         self.kept.block[self.rows] = block
         self.kept.age[self.rows] = torch.where(fresh, 0, self.kept.age[self.rows] + 1)
-        everything, some = fresh.nonzero()[:, 0], (~fresh).nonzero()[:, 0]
-        if not len(some):
+        start = self.canvas.index.gather(1, block[:, None] * self.block_length)[:, 0]
+        anew, starts = torch.stack([fresh.long(), start]).tolist()  # the one synchronisation of a pass
+        if all(anew):
             return self._all(tokens)
+        if not any(anew):
+            return self._block(tokens, block, min(starts))
         logits = torch.zeros(*self.canvas.index.shape, len(self.canvas.ids), device=tokens.device)
-        if len(everything):
-            logits[everything] = self.select(everything)._all(tokens[everything])
-        logits[some] = self.select(some)._block(tokens[some], block[some])
+        everything, some = ([i for i, now in enumerate(anew) if bool(now) == which] for which in (True, False))
+        rows = torch.tensor(everything, device=tokens.device)
+        logits[rows] = self.select(rows)._all(tokens[rows])
+        first, rows = min(starts[i] for i in some), torch.tensor(some, device=tokens.device)
+        logits[rows] = self.select(rows)._block(tokens[rows], block[rows], first)
         return logits
 
     def _all(self, tokens: Tensor) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return self.unembed(self.canvas.take(self._hidden(tokens, positions)))
 
-    def _block(self, tokens: Tensor, block: Tensor) -> Tensor:
+    def _block(self, tokens: Tensor, block: Tensor, first: int) -> Tensor:
+        """first: the position of the foremost slot of any row's block."""
         length = tokens.shape[1]
         slots = block[:, None] * self.block_length + torch.arange(self.block_length, device=tokens.device)
         positions = self.canvas.index.gather(1, slots)
@@ -184,9 +204,8 @@ class CachedSlotLogits(SlotLogits):
             hidden = self._some(tokens, positions)
         else:
             start = positions[:, :1]
-            longest = length - int(start.min())
             # a row that has less behind its block computes its last position several times, to the same values
-            behind = (start + torch.arange(longest, device=tokens.device)).clamp(max=length - 1)
+            behind = (start + torch.arange(length - first, device=tokens.device)).clamp(max=length - 1)
             hidden = self._some(tokens, behind)
             hidden = hidden.gather(1, (positions - start)[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = self.unembed(hidden)
@@ -206,8 +225,7 @@ class CachedSlotLogits(SlotLogits):
         if self.document is not None:
             own = self.document.gather(1, positions)
             mask = own[:, :, None] == self.document[:, None, :]
-        with attending_to(self.kept.layers, self.model.blocks, self.rows, positions):
-            return self.model.hidden(tokens, mask, positions)
+        return self.hidden(tokens, mask, positions, self.rows)
 
     def select(self, rows: Int[Tensor, " rows"]) -> CachedSlotLogits:
         """Some of these rows."""

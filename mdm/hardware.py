@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mdm.config import UserError
+from mdm.graphs import cuda_graph
 
 
 @dataclass(frozen=True)
@@ -112,18 +113,26 @@ def can_compile(device: torch.device) -> bool:
     return (Path(sysconfig.get_path("include")) / "Python.h").is_file()  # what it compiles includes Python's headers
 
 
-def check_compile(setting: str) -> None:
-    """Raises UserError for another value (YAML's booleans arrive as "True" and "False")."""
-    if setting.lower() not in ("auto", "true", "false"):
-        raise UserError(f"compile: {setting!r} is not one of auto, true, false")
+def check_compile(setting: str, sampling_on: str | None = None) -> None:
+    """Raises UserError for another value (YAML's booleans arrive as "True" and "False").
+
+    sampling_on: the setting `device` of a recipe that samples, and so may record graphs
+    """
+    choices = ("auto", "true", "false") if sampling_on is None else ("auto", "true", "false", "graphs")
+    if setting.lower() not in choices:
+        raise UserError(f"compile: {setting!r} is not one of {', '.join(choices)}")
+    if setting.lower() == "graphs" and (sampling_on == "cpu" or not torch.cuda.is_available()):
+        raise UserError("compile: graphs records CUDA graphs, and there is no CUDA device; set compile=auto")
 
 
 def compile_blocks(model: Any, setting: str, hw: Hardware) -> bool:
     """Compiles each transformer block ("auto": where it can be done; "true", "false"): equal blocks share one graph.
 
-    Lengths differ from stream to stream, so the graph is made for any of them.
+    Lengths differ from stream to stream, so the graph is made for any of them. "graphs" also records the passes of sampling.
     """
-    check_compile(setting)
+    check_compile(setting, hw.device.type)
+    if setting.lower() == "graphs":
+        model.recorder = cuda_graph
     able = can_compile(hw.device)
     if setting.lower() == "true" and not able:
         raise UserError("compile: true was asked for, and there is no C++ compiler with Python's headers; set compile=auto")

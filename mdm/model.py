@@ -20,6 +20,7 @@ from torchtune.modules import RMSNorm
 
 from components.blocks import document_mask, transformer_block
 from components.parameterization import CompleteP, initialize
+from mdm.graphs import Recorder
 
 RULES = {
     r"(^|\.)embedding\.": "embedding",
@@ -79,7 +80,12 @@ class ModelConfig:
 
 
 class MaskedDiffusionModel(nn.Module):
-    """A masked diffusion transformer."""
+    """A masked diffusion transformer.
+
+    recorder: records the forward passes of sampling (see mdm/graphs.py); None launches their kernels one by one
+    """
+
+    recorder: Recorder | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

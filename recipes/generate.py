@@ -70,7 +70,7 @@ class Settings:
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
-    check_compile(cfg.compile)
+    check_compile(cfg.compile, cfg.device)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
     model_folder(cfg.checkpoint)
     if cfg.task not in TASKS:

@@ -32,7 +32,7 @@ from mdm.config import UserError, check, instantiate
 from mdm.data import open_source
 from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
-from mdm.hardware import check_hardware, compile_blocks, hardware
+from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.judges import Judged, train_judge
 from mdm.quality import NGram, distinct, unigram_entropy
 from mdm.run import check_output_dir
@@ -83,6 +83,7 @@ class Settings:
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
+    check_compile(cfg.compile, cfg.device)
     model_folder(cfg.checkpoint)
     check_output_dir(cfg.output_dir)
     if cfg.samples < 2:

@@ -169,13 +169,13 @@ def sample(
     everything = list(range(len(tokens)))
     active, rows, active_fn, active_ids = everything, None, logits_fn, allowed
     while True:
-        unfinished = (~state.finished).nonzero()[:, 0]  # the one synchronisation, between steps
-        still = unfinished.tolist()
+        still = [row for row, done in enumerate(state.finished.tolist()) if not done]  # the one synchronisation, between steps
         if not still:
             return Sampled(state.tokens, state.confidence, forwards)
         if hasattr(logits_fn, "select") and still != active:
-            active, rows, active_fn = still, unfinished, logits_fn.select(unfinished)
-            active_ids = allowed if allowed is None or len(allowed) == 1 else allowed[unfinished]
+            active, rows = still, torch.tensor(still, device=tokens.device)
+            active_fn = logits_fn.select(rows)
+            active_ids = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
         whole = active == everything
         part = state if whole else state.select(rows)
         part = replace(part, uniform=noise(active).to(tokens.device))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from components.blocks import document_mask
 from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, LinearScale, PerModality, Threshold
@@ -110,6 +111,48 @@ def test_a_kept_cache_attends_to_the_keys_of_its_last_refresh(model, processor, 
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     full = canvas.take(model(second)[..., ids]).float()[:, :4]
     assert (got - full).abs().max() > 1e-3  # and it is an approximation
+
+
+class Recordings:
+    """A `Recorder` without a GPU: the operations as they ran, on the memory that they ran on; Python is not run again."""
+
+    def __init__(self):
+        self.made = self.replays = 0
+
+    def __call__(self, function, inputs):
+        tensors = [x for x in inputs if x is not None]
+
+        def of_tensors(*given):
+            left = iter(given)
+            return function(*[x if x is None else next(left) for x in inputs])
+
+        function(*inputs)
+        operations = make_fx(of_tensors)(*tensors)
+        output = torch.full_like(function(*inputs), torch.nan)
+        self.made += 1
+
+        def replay():
+            self.replays += 1
+            output.copy_(operations(*tensors))
+
+        return replay, output
+
+
+@pytest.mark.parametrize("cache", ["off", "prefix", "dual"])
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["five", "one"])
+def test_recorded_passes_give_what_plain_ones_give(model, free_prompts, monkeypatch, cache, scale, prompts):
+    """As CUDA graphs are replayed: rows leave the batch, blocks move, caches are refreshed; every replay is on old memory."""
+    sampler = Blocks(Threshold(threshold=0.9, temperature=0.0), 4)
+    options = {"sampler": sampler, "guidance_scale": scale, "cache": cache, "seed": 3}
+    plain = generate(model, free_prompts, "text_to_image", prompts, **options)
+    recordings = Recordings()
+    monkeypatch.setattr(model, "recorder", recordings)
+    replayed = generate(model, free_prompts, "text_to_image", prompts, **options)
+    assert recordings.replays > recordings.made > 0
+    assert torch.equal(plain.tokens, replayed.tokens)
+    assert torch.equal(plain.forwards, replayed.forwards)
+    torch.testing.assert_close(plain.confidence, replayed.confidence, atol=1e-12, rtol=0)
 
 
 def test_logits_are_those_of_the_plain_model(model, processor):

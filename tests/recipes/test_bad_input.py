@@ -34,6 +34,7 @@ BAD = {
     "unknown task": (["data.digits.tasks={text_to_video: 1}"], "'text_to_video' is not one of text, text_to_image"),
     "bad choice": (["loss.weighting=best"], "loss.weighting: 'best' is not one of nelbo, plain"),
     "bad device": (["device=tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
+    "graphs in training": (["compile=graphs"], "compile: 'graphs' is not one of auto, true, false"),
     "bad masker": (["masker.t_min=0.9"], "t_min must be in [0, 0.5) with pairs, got 0.9"),
     "odd batch": (["batch.physical=3"], "the physical batch of 3 must be even"),
     "batch and micro-batch": (["batch.physical=16"], "batch.physical = 16 must be a multiple of batch.micro = 6"),

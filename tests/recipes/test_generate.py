@@ -131,6 +131,11 @@ MISTAKES = {
         "does not decode in blocks; set sampler=... to Blocks",
     ),
     "unknown cache": (["task=text_to_image", "prompt=a", "cache=all"], "cache 'all' is not one of off, prefix, dual"),
+    "graphs without a GPU": (
+        ["task=text", "compile=graphs"],
+        "compile: graphs records CUDA graphs, and there is no CUDA device",
+    ),
+    "unknown compile": (["task=text", "compile=max"], "compile: 'max' is not one of auto, true, false, graphs"),
     "zero steps": (
         ["task=text_to_image", "prompt=a", "sampler={_component_: components.samplers.Ancestral, num_steps: 0}"],
         "sampler: Ancestral: num_steps must be at least 1, got 0",
