@@ -11,7 +11,7 @@ FOLDER holds any of these, as `git clone` names them; what is missing, or cannot
 
 LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a
 time input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. dLLM trains LLaDA's own model, by the same loss.
-UniDisc has no adapter here.
+UniDisc and dLLM's own trainer have no adapter yet.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(preset: str, checkouts: str | None = None) -> Result:
     work: dict[str, float] = {}
     more: dict[str, dict[str, float]] = {}
     figures: dict[str, float] = {}
-    unmeasured = ["UniDisc: no adapter; its model imports only beside the packages of its own training"]
+    unmeasured = ["UniDisc, and dLLM's own trainer: no adapter yet"]
     suites = {"LLaDA and Fast-dLLM, sampling": sampling, "LLaDA, training": llada_training, "MDLM, training": training}
     for name, suite in suites.items():
         try:
