@@ -8,10 +8,11 @@ FOLDER holds any of these, as `git clone` names them; what is missing, or cannot
     Fast-dLLM  github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code, its training step with the loss of LLaDA's
                                                guidelines; llada/generate.py: prefix and dual caches
     mdlm       github.com/kuleshov-group/mdlm  models/dit.py: model and training (flash-attn, a GPU)
+    unidisc    github.com/alexanderswerdlow/unidisc  models/dit.py: model and training, with PyTorch's attention
 
 LLaDA's code and Fast-dLLM's need the transformers that they were written for (4.46). Stated differences: MDLM's model has a
-time input and adaptive norms (more parameters); ours has QK-norm and SwiGLU. dLLM trains LLaDA's own model, by the same loss.
-UniDisc and dLLM's own trainer have no adapter yet.
+time input and adaptive norms (more parameters), and like UniDisc's GELU and dropout; ours has QK-norm and SwiGLU. dLLM trains
+LLaDA's own model, by the same loss; its own trainer has no adapter yet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -70,8 +72,13 @@ def run(preset: str, checkouts: str | None = None) -> Result:
     work: dict[str, float] = {}
     more: dict[str, dict[str, float]] = {}
     figures: dict[str, float] = {}
-    unmeasured = ["UniDisc, and dLLM's own trainer: no adapter yet"]
-    suites = {"LLaDA and Fast-dLLM, sampling": sampling, "LLaDA, training": llada_training, "MDLM, training": training}
+    unmeasured = ["dLLM's own trainer: no adapter yet"]
+    suites = {
+        "LLaDA and Fast-dLLM, sampling": sampling,
+        "LLaDA, training": llada_training,
+        "MDLM, training": mdlm_training,
+        "UniDisc, training": unidisc_training,
+    }
     for name, suite in suites.items():
         try:
             variants, amount, found = suite(p, folder, device)
@@ -229,32 +236,67 @@ def same_weights(theirs: Any, config: Any, device: torch.device) -> Any:
     return model.to(_dtype(device)), processor
 
 
-def training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
-    """Forward and backward of MDLM's model with its NELBO, and of ours: the same rows and masks, bf16."""
-    if "train" not in p:
-        raise ImportError("not in this preset")
+def mdlm_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
+    """MDLM's model with its NELBO beside ours, bf16."""
     if device.type != "cuda":
         raise ImportError("flash-attn needs a GPU")
-    if not (folder / "mdlm").is_dir():
-        raise FileNotFoundError(f"no checkout at {folder / 'mdlm'}")
-    t = p["train"]
     dit = script(folder / "mdlm" / "models" / "dit.py")
+
+    def build_theirs(t: dict[str, int], vocabulary: Vocabulary) -> tuple[Any, Callable[[torch.Tensor], torch.Tensor]]:
+        config = {"hidden_size": t["width"], "cond_dim": 128, "n_blocks": t["num_layers"], "n_heads": t["width"] // 64,
+                  "length": t["length"], "scale_by_sigma": True, "dropout": 0.1, "tie_word_embeddings": False}  # fmt: skip
+        model = dit.DIT({"model": config}, vocabulary.size).to(device)
+        return model, lambda noisy: model(noisy, torch.ones(t["rows"], device=device))
+
+    return beside(p, device, "MDLM's model", build_theirs)
+
+
+def unidisc_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
+    """UniDisc's model (no time input, PyTorch's attention) with the NELBO beside ours."""
+    with importing(folder / "unidisc"):
+        os.environ.setdefault("UNIDISC_FORCE_DISABLE_FA3", "1")
+        dit = importlib.import_module("models.dit")
+
+    def build_theirs(t: dict[str, int], vocabulary: Vocabulary) -> tuple[Any, Callable[[torch.Tensor], torch.Tensor]]:
+        config = {
+            "time_conditioning": False, "parameterization": "subs",
+            "model": {"hidden_size": t["width"], "cond_dim": 128, "n_blocks": t["num_layers"], "n_heads": t["width"] // 64,
+                      "length": t["length"], "txt_length": t["length"], "img_length": 0, "scale_by_sigma": True, "dropout": 0.1,
+                      "full_attention": True, "use_spda_attn": True, "attn_type": "flash", "force_varlen_attn": False,
+                      "norm_type": "layernorm", "qk_norm": False, "zero_linear_init": True, "modality_embed": False,
+                      "rope_2d": False, "force_optimized_native_attn": False},
+            "trainer": {"image_mode": "discrete", "multimodal_batches": False, "compile_flag_pos_emb": True},
+            "data": {"require_sample_ids": False},
+        }  # fmt: skip
+        dtype = _dtype(device)
+        model = dit.DIT(config, vocabulary.size, t["vocab"], vocabulary.mask_id, dtype=dtype).to(device)
+        return model, model
+
+    return beside(p, device, "UniDisc's model", build_theirs)
+
+
+def beside(p: dict[str, Any], device: torch.device, name: str, build_theirs: Callable[..., Any]) -> Suite:
+    """Forward and backward of a model with logits everywhere and the NELBO, and of ours: the same rows and masks."""
+    if "train" not in p:
+        raise ImportError("not in this preset")
+    t = p["train"]
     vocabulary = Vocabulary.build({"text": (t["vocab"],)}, tasks=("text",))
     micro, _ = random_batch(vocabulary, t["rows"], t["length"], device)
-    config = {"hidden_size": t["width"], "cond_dim": 128, "n_blocks": t["num_layers"], "n_heads": t["width"] // 64,
-              "length": t["length"], "scale_by_sigma": True, "dropout": 0.1, "tie_word_embeddings": False}  # fmt: skip
-    theirs = dit.DIT({"model": config}, vocabulary.size).to(device)
+    theirs, logits_fn = build_theirs(t, vocabulary)
     noisy, weight = micro.noisy, micro.noisy.weight
 
     def their_step() -> None:
         theirs.zero_grad()
-        logits = theirs(noisy.noisy, torch.ones(t["rows"], device=device)).float()
+        logits = logits_fn(noisy.noisy).float()
         logits[:, :, vocabulary.mask_id] = -1e6
         ce = torch.nn.functional.cross_entropy(logits.transpose(1, 2), noisy.clean.tokens, reduction="none")
         (weight * noisy.mask * ce).mean().backward()
 
-    ours = build(vocabulary, t, device, compiled=True)
-    variants = {"MDLM's model": their_step, "ours": masked_only(ours, micro, vocabulary, Hardware(device, 0, 1, True))}
+    hw = Hardware(device, 0, 1, device.type == "cuda")
+    variants = {name: their_step, f"ours, beside {name}": masked_only(build(vocabulary, t, device), micro, vocabulary, hw)}
+    if can_compile(device):
+        ours = build(vocabulary, t, device, compiled=True)
+        variants[f"ours, compiled, beside {name}"] = masked_only(ours, micro, vocabulary, hw)
     return variants, float(t["rows"] * t["length"]), dict
 
 
