@@ -82,10 +82,10 @@ def run(preset: str, checkouts: str | None = None) -> Result:
     for name, suite in suites.items():
         try:
             variants, amount, found = suite(p, folder, device)
+            own = interleaved(variants, p["warmup"], p["repeats"])
         except (ImportError, FileNotFoundError, AttributeError) as error:
             unmeasured.append(f"{name}: {error}")
             continue
-        own = interleaved(variants, p["warmup"], p["repeats"])
         first = next(iter(own))
         timings |= own
         work |= dict.fromkeys(own, amount)
