@@ -42,7 +42,7 @@ def no_autocast(monkeypatch):
     monkeypatch.setattr(Hardware, "autocast", lambda self: contextlib.nullcontext())  # torch knows none for this device
 
 
-def test_the_device_sees_what_a_gpu_would(model):
+def test_the_device_sees_what_a_gpu_would():
     with elsewhere() as waits:
         a = torch.ones(3, device=DEVICE)
         with pytest.raises(RuntimeError, match="two devices"):

@@ -132,7 +132,7 @@ MISTAKES = {
     ),
     "unknown cache": (["task=text_to_image", "prompt=a", "cache=all"], "cache 'all' is not one of off, prefix, dual"),
     "graphs without a GPU": (
-        ["task=text", "compile=graphs"],
+        ["task=text", "compile=graphs", "device=cpu"],
         "compile: graphs records CUDA graphs, and there is no CUDA device",
     ),
     "unknown compile": (["task=text", "compile=max"], "compile: 'max' is not one of auto, true, false, graphs"),
