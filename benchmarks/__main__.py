@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu", help="smoke (seconds), cpu (two cores, under five minutes) or gpu")
     parser.add_argument("--output", default=None, help="write FILE.json, and FILE.png beside it")
     parser.add_argument("--checkpoint", default=None, help="quantize: a trained quickstart, whose quality is measured too")
-    parser.add_argument("--checkouts", default=None, help="peers: a folder with checkouts, named as benchmarks/peers.py says")
+    parser.add_argument("--checkouts", default=None, help="peers: a folder with checkouts, as benchmarks/peers names them")
     arguments = parser.parse_args()
     suite = importlib.import_module(f"benchmarks.{arguments.suite}")
     if arguments.preset not in suite.PRESETS:

@@ -5,6 +5,7 @@ A suite returns a `Result`: rows of one table, headline figures, and what it was
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
@@ -35,13 +36,17 @@ class Timing:
 
 @dataclass
 class Row:
-    """A variant: how much work a second (in the result's unit), against the first row; further figures by name."""
+    """A variant: how much work a second (in the result's unit), against the first row of its group; further figures by name.
+
+    group: what the variants do that are compared with each other; empty where a suite compares all of them
+    """
 
     variant: str
     rate: float
     ratio: float
     timing: Timing
     more: dict[str, float] = field(default_factory=dict)
+    group: str = ""
 
 
 @dataclass
@@ -85,12 +90,16 @@ def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repea
 
 
 def rows(
-    timings: Mapping[str, Timing], work: float | Mapping[str, float], more: Mapping[str, Mapping[str, float]] | None = None
+    timings: Mapping[str, Timing],
+    work: float | Mapping[str, float],
+    more: Mapping[str, Mapping[str, float]] | None = None,
+    group: str = "",
 ) -> list[Row]:
-    """Rows of timings: `work` done by one call (of each variant), ratios against the first."""
+    """The rows of a group: `work` done by one call (of each variant), ratios against the first."""
     rates = {name: (work if isinstance(work, (int, float)) else work[name]) / t.median for name, t in timings.items()}
     first = next(iter(rates.values()))
-    return [Row(name, rates[name], rates[name] / first, t, dict((more or {}).get(name, {}))) for name, t in timings.items()]
+    found = more or {}
+    return [Row(name, rates[name], rates[name] / first, t, dict(found.get(name, {})), group) for name, t in timings.items()]
 
 
 def peak_memory(call: Callable[[], object]) -> float:
@@ -130,7 +139,11 @@ def table(result: Result) -> str:
     more = list(dict.fromkeys(key for row in result.rows for key in row.more))
     width = max(len(row.variant) for row in result.rows) + 2
     lines = [f"{'variant':<{width}}{result.unit:>14}{'ratio':>9}{'spread':>9}" + "".join(f"  {key:>12}" for key in more)]
+    group = ""
     for row in result.rows:
+        if row.group != group:
+            group = row.group
+            lines += [f"-- {group}"]
         extra = "".join(f"  {row.more[key]:>12.4g}" if key in row.more else " " * 14 for key in more)
         lines.append(f"{row.variant:<{width}}{row.rate:>14,.1f}{row.ratio:>8.2f}x{row.timing.spread:>8.0%}{extra}")
     lines += [f"{name}: {value:.4g}" for name, value in result.figures.items()]
@@ -139,21 +152,31 @@ def table(result: Result) -> str:
 
 
 def plot(result: Result, path: Path) -> None:
-    """A bar for each row, its whisker from the slowest to the fastest repeat."""
+    """A bar for each row, its whisker from the slowest to the fastest repeat; an axis for each group."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 0.45 * len(result.rows) + 1))
-    for place, row in enumerate(reversed(result.rows)):
-        work = row.rate * row.timing.median
-        low, high = row.rate - work / row.timing.slowest, work / row.timing.fastest - row.rate
-        axis.barh(place, row.rate, xerr=[[max(low, 0)], [max(high, 0)]], color="C0" if row.ratio != 1 else "0.6", capsize=3)
-        axis.annotate(f" {row.ratio:.2f}x", (row.rate + high, place), va="center", fontsize=9)
-    axis.set_yticks(range(len(result.rows)), [row.variant for row in reversed(result.rows)])
-    axis.set(xlabel=result.unit, title=f"{result.suite}, preset {result.preset}: {machine()['cpu']}, {machine()['gpu']}")
-    axis.margins(x=0.15)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    groups = [list(own) for _, own in itertools.groupby(result.rows, key=lambda row: row.group)]
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(7, 0.45 * len(result.rows) + len(groups)), squeeze=False,
+        height_ratios=[len(own) for own in groups], layout="constrained",
+    )  # fmt: skip
+    for axis, own in zip(axes[:, 0], groups, strict=True):
+        for place, row in enumerate(reversed(own)):
+            work = row.rate * row.timing.median
+            low, high = row.rate - work / row.timing.slowest, work / row.timing.fastest - row.rate
+            axis.barh(
+                place, row.rate, xerr=[[max(low, 0)], [max(high, 0)]], color="C0" if row is not own[0] else "0.6", capsize=3
+            )
+            axis.annotate(f" {row.ratio:.2f}x", (row.rate + high, place), va="center", fontsize=9)
+        axis.set_yticks(range(len(own)), [row.variant for row in reversed(own)])
+        axis.set_title(own[0].group, fontsize=10, loc="left")
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(result.unit)
+    here = machine()
+    figure.suptitle(f"{result.suite}, preset {result.preset}: {here['cpu'] if here['gpu'] == 'none' else here['gpu']}")
+    figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -20,33 +20,38 @@ PRESETS = {
 
 def run(preset: str) -> Result:
     p, unmeasured = PRESETS[preset], []
-    work = {**text(p["documents"]), **images(p["images"])}
+    work = [text(p["documents"]), images(p["images"])]
     try:
-        work |= speech(p["clips"])
+        work.append(speech(p["clips"]))
     except ImportError as error:
         unmeasured.append(f"codec2: {error}")
     if p["vq_images"]:
         try:
-            work |= learned(p["vq_images"], p["neural_clips"])
+            work += learned(p["vq_images"], p["neural_clips"])
         except ImportError as error:
             unmeasured.append(f"MoVQ and Higgs: {error}")
-    timings = interleaved({name: call for name, (call, _) in work.items()}, p["warmup"], p["repeats"])
-    return Result(
-        "tokenizers", preset, "tokens/s", p, rows(timings, {name: float(n) for name, (_, n) in work.items()}), {}, unmeasured
-    )
+    found = [
+        row
+        for name, variants, tokens in work
+        for row in rows(interleaved(variants, p["warmup"], p["repeats"]), tokens, group=name)
+    ]
+    return Result("tokenizers", preset, "tokens/s", p, found, {}, unmeasured)
 
 
-def both(name: str, tokenizer: Any, items: list[Any]) -> dict[str, tuple[Callable[[], object], int]]:
+Work = tuple[str, dict[str, Callable[[], object]], int]
+
+
+def both(name: str, tokenizer: Any, items: list[Any]) -> Work:
     """Encoding and decoding of items, and their tokens."""
     codes = [tokenizer.encode(item) for item in items]
-    total = sum(len(c) for c in codes)
-    return {
-        f"{name}, encode": (lambda: [tokenizer.encode(item) for item in items], total),
-        f"{name}, decode": (lambda: [tokenizer.decode(c) for c in codes], total),
+    variants = {
+        "encode": lambda: [tokenizer.encode(item) for item in items],
+        "decode": lambda: [tokenizer.decode(c) for c in codes],
     }
+    return name, variants, sum(len(c) for c in codes)
 
 
-def text(count: int) -> dict[str, tuple[Callable[[], object], int]]:
+def text(count: int) -> Work:
     from components.data.reference import language_reference
     from components.tokenizers.text import TextTokenizer
 
@@ -54,7 +59,7 @@ def text(count: int) -> dict[str, tuple[Callable[[], object], int]]:
     return both("text, BPE of 1024", TextTokenizer.train(documents, vocab_size=1024), documents)
 
 
-def images(count: int) -> dict[str, tuple[Callable[[], object], int]]:
+def images(count: int) -> Work:
     from components.tokenizers.image import GreyPatchTokenizer
 
     rng = np.random.default_rng(0)
@@ -62,13 +67,13 @@ def images(count: int) -> dict[str, tuple[Callable[[], object], int]]:
     return both("image, grey patches", GreyPatchTokenizer(size=8, patch=2, levels=3), pictures)
 
 
-def speech(count: int) -> dict[str, tuple[Callable[[], object], int]]:
+def speech(count: int) -> Work:
     from components.tokenizers.audio import Codec2Tokenizer
 
     return both("speech, codec2", Codec2Tokenizer(), noise(count, 8000))
 
 
-def learned(pictures: int, clips: int) -> dict[str, tuple[Callable[[], object], int]]:
+def learned(pictures: int, clips: int) -> list[Work]:
     from components.tokenizers.audio_neural import NeuralAudioTokenizer
     from components.tokenizers.image_vq import VQImageTokenizer
 
@@ -76,7 +81,7 @@ def learned(pictures: int, clips: int) -> dict[str, tuple[Callable[[], object], 
     torch.manual_seed(0)
     big = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for _ in range(pictures)]
     movq = both("image, MoVQ 256 px", VQImageTokenizer(path=None, size=256), big)
-    return movq | both("speech, Higgs 24 kHz", NeuralAudioTokenizer(path=None, family="higgs"), noise(clips, 24_000))
+    return [movq, both("speech, Higgs 24 kHz", NeuralAudioTokenizer(path=None, family="higgs"), noise(clips, 24_000))]
 
 
 def noise(count: int, rate: int) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ are computed for what is given, nor for ids of another modality.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -92,13 +92,15 @@ class OnCanvas:
 class SlotLogits:
     """Whole sequences -> logits at their slots, by a forward pass over everything.
 
-    hidden: (tokens, mask) -> hidden states
+    hidden:      (tokens, mask) -> hidden states
+    unembedding: the local ids' rows of the model's: gathered once, not in each pass
     """
 
     model: MaskedDiffusionModel
     canvas: Canvas
     document: Int[Tensor, "rows seq"] | None
     hidden: Callable[..., Tensor]
+    unembedding: Float[Tensor, "ids width"]
 
     @classmethod
     def of(cls, model: MaskedDiffusionModel, canvas: Canvas, batch: Batch, copies: int) -> SlotLogits:
@@ -106,7 +108,8 @@ class SlotLogits:
         rows = torch.arange(len(batch.tokens)).repeat(copies)
         device = canvas.tokens.device
         document = None if batch.one_document_per_row else batch.document[rows].to(device)
-        return cls(model, canvas.select(rows.to(device)), document, recorded(model.hidden, model.recorder))
+        hidden = recorded(model.hidden, model.recorder)
+        return cls(model, canvas.select(rows.to(device)), document, hidden, model.unembedding.weight[canvas.ids])
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
         mask = None if self.document is None else document_mask(self.document)
@@ -114,7 +117,7 @@ class SlotLogits:
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape ids"]:
         """Logits over the local ids alone."""
-        return linear(hidden, self.model.unembedding.weight[self.canvas.ids]).float()
+        return linear(hidden, self.unembedding).float()
 
     def select(self, rows: Int[Tensor, " rows"]) -> SlotLogits:
         return replace(self, canvas=self.canvas.select(rows), document=None if self.document is None else self.document[rows])
@@ -166,7 +169,8 @@ class CachedSlotLogits(SlotLogits):
                 return inner.model.hidden(tokens, mask, positions)
 
         hidden = recorded(attend, inner.model.recorder)
-        return cls(inner.model, inner.canvas, inner.document, hidden, mode, block_length, refresh_every, kept, rows)
+        own = {f.name: getattr(inner, f.name) for f in fields(inner)} | {"hidden": hidden}
+        return cls(**own, mode=mode, block_length=block_length, refresh_every=refresh_every, kept=kept, rows=rows)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
         """Logits of the slots of each row's block; where a row is not refreshed, those of other blocks are zero."""

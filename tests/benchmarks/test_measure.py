@@ -28,7 +28,7 @@ def test_variants_take_turns_after_a_warm_up():
 
 
 def test_a_result_is_written_with_its_machine_and_a_plot(tmp_path):
-    found = rows({"a": Timing(1, 1, 1), "b": Timing(2, 1, 3)}, 10)
+    found = rows({"a": Timing(1, 1, 1), "b": Timing(2, 1, 3)}, 10) + rows({"c": Timing(1, 1, 1)}, 70, group="another task")
     result = Result("train", "smoke", "tokens/s", {"width": 8}, found, {"masked_only_speedup": 1.5}, ["float8: no GPU"])
     result.write(tmp_path / "x" / "train.json")
     written = json.loads((tmp_path / "x" / "train.json").read_text())
@@ -38,6 +38,7 @@ def test_a_result_is_written_with_its_machine_and_a_plot(tmp_path):
     assert (tmp_path / "x" / "train.png").stat().st_size > 5000
     shown = table(result)
     assert "0.50x" in shown
+    assert shown.index("-- another task") < shown.index("\nc ")
     assert "not measured: float8: no GPU" in shown
 
 
