@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from mdm.hardware import cpu_name
 
@@ -75,17 +76,22 @@ class Result:
 
 def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repeats: int) -> dict[str, Timing]:
     """Times each variant `repeats` times, taking turns, so that a drift of the machine meets all of them alike."""
-    for call in variants.values():
-        for _ in range(warmup):
-            call()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
+    with tqdm(total=(warmup + repeats) * len(variants), leave=False, dynamic_ncols=True) as bar:
         for name, call in variants.items():
-            _wait()
-            started = time.perf_counter()
-            call()
-            _wait()
-            seconds[name].append(time.perf_counter() - started)
+            bar.set_description(f"warming up: {name}")
+            for _ in range(warmup):
+                call()
+                bar.update()
+        for _ in range(repeats):
+            for name, call in variants.items():
+                bar.set_description(f"measuring: {name}")
+                _wait()
+                started = time.perf_counter()
+                call()
+                _wait()
+                seconds[name].append(time.perf_counter() - started)
+                bar.update()
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
 
 

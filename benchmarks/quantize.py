@@ -26,7 +26,7 @@ from mdm.quantization import SCHEMES, check_scheme, dequantize, in_dtype, num_by
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},
-    "cpu": {"width": 512, "num_layers": 8, "length": 64, "rows": 4, "warmup": 1, "repeats": 5, "samples": 40},
+    "cpu": {"width": 512, "num_layers": 8, "length": 64, "rows": 4, "warmup": 1, "repeats": 9, "samples": 40},
     "gpu": {"width": 4096, "num_layers": 32, "length": 32, "rows": 1, "warmup": 5, "repeats": 20, "samples": 1000},
 }
 
@@ -73,7 +73,7 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
         figures[f"{scheme}_speedup"] = timings["float32, eager"].median / timings[name].median
         figures[f"{scheme}_memory"] = memory[name]["of bf16"]
     if fast:
-        figures["bf16_speedup"] = timings["float32, eager"].median / timings["bf16, eager"].median
+        figures["bf16_speedup"] = timings["float32, eager"].median / timings[f"bf16, {how}"].median
     if checkpoint is None:
         unmeasured.append("quality: name a trained quickstart, --checkpoint runs/quickstart")
     else:
