@@ -6,7 +6,7 @@ It is saved beside the weights, so that a model can always be spoken to in the t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,13 @@ from torch import Tensor
 from components.sequences import TASKS, TokenSequence, overhead, response_sequence, task_sequence
 from components.tokenizers import Tokenizer
 from components.vocabulary import Vocabulary
+
+
+def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A learned tokenizer keeps its precision where the model beside it runs in bfloat16: codes must be those of training."""
+    for device in ("cpu", "cuda"):
+        method = torch.autocast(device, enabled=False)(method)
+    return method
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,13 @@ class Processor:
         new = {m: t.codebooks for m, t in tokenizers.items()}
         return Processor(self.vocabulary.grown(new, tasks=possible_tasks(every)), every, lengths)
 
+    @_own_precision
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
         """Global ids of one text, image or waveform, or of its codes where it was tokenized before."""
         codes = raw if isinstance(raw, Tensor) else self.tokenizers[modality].encode(raw)
         return self.vocabulary.to_global(modality, codes)
 
+    @_own_precision
     def decode(self, modality: str, ids: Int[Tensor, " n"]) -> Any:
         """What a canvas holds, up to its first end token."""
         ends = (ids == self.vocabulary.end_id).nonzero()

@@ -1,7 +1,9 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from components.blocks import attention, document_mask, transformer_block
@@ -166,6 +168,21 @@ def test_the_mask_token_is_never_generated_and_every_canvas_decodes(processor):
         )
     read = generate(model, processor, "image_to_text", [{"image": made.outputs[0]["image"]}])
     assert isinstance(read.outputs[0]["text"], str)
+
+
+def test_a_learned_tokenizer_gives_the_same_codes_beside_a_model_in_bfloat16():
+    from components.tokenizers.fsq import FSQAutoencoder, FSQConfig, FSQImageTokenizer
+
+    torch.manual_seed(0)
+    own = FSQImageTokenizer(FSQAutoencoder(FSQConfig(kind="image", patch=2, levels=(64, 64), width=16)).eval())
+    processor = Processor.build({"image": own}, {"image": 16})
+    images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)) for i in range(20)]
+    codes = [processor.encode("image", image) for image in images]
+    with torch.autocast("cpu", torch.bfloat16):
+        beside = [processor.encode("image", image) for image in images]
+        decoded = [processor.decode("image", c) for c in codes]
+    assert all(torch.equal(a, b) for a, b in zip(codes, beside, strict=True))
+    assert [d.tobytes() for d in decoded] == [processor.decode("image", c).tobytes() for c in codes]
 
 
 def test_a_seed_gives_the_same_samples(processor):
