@@ -8,6 +8,7 @@ are computed for what is given, nor for ids of another modality.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -93,14 +94,14 @@ class SlotLogits:
     """Whole sequences -> logits at their slots, by a forward pass over everything.
 
     hidden:      (tokens, mask) -> hidden states
-    unembedding: the local ids' rows of the model's: gathered once, not in each pass
+    unembedding: the local ids' rows of the model's, gathered once; after `hidden`, since only then a sharded model has them
     """
 
     model: MaskedDiffusionModel
     canvas: Canvas
     document: Int[Tensor, "rows seq"] | None
     hidden: Callable[..., Tensor]
-    unembedding: Float[Tensor, "ids width"]
+    unembedding: Callable[[], Float[Tensor, "ids width"]]
 
     @classmethod
     def of(cls, model: MaskedDiffusionModel, canvas: Canvas, batch: Batch, copies: int) -> SlotLogits:
@@ -109,7 +110,8 @@ class SlotLogits:
         device = canvas.tokens.device
         document = None if batch.one_document_per_row else batch.document[rows].to(device)
         hidden = recorded(model.hidden, model.recorder)
-        return cls(model, canvas.select(rows.to(device)), document, hidden, model.unembedding.weight[canvas.ids])
+        unembedding = functools.cache(lambda: model.unembedding.weight[canvas.ids])
+        return cls(model, canvas.select(rows.to(device)), document, hidden, unembedding)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
         mask = None if self.document is None else document_mask(self.document)
@@ -117,7 +119,7 @@ class SlotLogits:
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape ids"]:
         """Logits over the local ids alone."""
-        return linear(hidden, self.unembedding).float()
+        return linear(hidden, self.unembedding()).float()
 
     def select(self, rows: Int[Tensor, " rows"]) -> SlotLogits:
         return replace(self, canvas=self.canvas.select(rows), document=None if self.document is None else self.document[rows])

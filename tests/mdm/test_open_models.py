@@ -197,7 +197,7 @@ def test_a_block_of_a_model_that_predicts_the_next_position_is_computed_right(ca
     tokens = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
     generated = torch.arange(12).expand(2, 12) >= 4
     canvas = Canvas.of(tokens, generated, torch.cat([torch.arange(50), torch.tensor([mask])]))
-    plain = SlotLogits(model, canvas, None, model.hidden, model.unembedding.weight[canvas.ids])
+    plain = SlotLogits(model, canvas, None, model.hidden, lambda: model.unembedding.weight[canvas.ids])
     noisy = tokens.masked_fill(generated, mask)
     cached = CachedSlotLogits.around(plain, cache, 4, None)
     with torch.no_grad():
