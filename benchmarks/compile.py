@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import build, masked_only, random_batch
+from benchmarks.train import build, compiled, masked_only, random_batch
 from components.vocabulary import Vocabulary
 from mdm.hardware import Hardware, can_compile, fast_bf16
 
@@ -31,7 +31,8 @@ def run(preset: str) -> Result:
     hw = Hardware(device, 0, 1, fast_bf16(device.type == "cuda"))
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
     batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]
-    models = {"eager": build(vocabulary, p, device), "compiled": build(vocabulary, p, device, compiled=True)}
+    eager = build(vocabulary, p, device)
+    models = {"eager": eager, "compiled": compiled(eager, device)}
 
     def forward(model: Any) -> Any:
         def call() -> None:

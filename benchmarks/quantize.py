@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, interleaved, rows
+from benchmarks.train import compiled
 from components.data.digits import WORDS
 from components.samplers import Confidence
 from mdm import builders
@@ -41,39 +42,38 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
             schemes.append(scheme)
         except UserError as error:
             unmeasured.append(str(error))
-    variants, memory = {}, {}
-    fast = fast_bf16(device.type == "cuda")
-    whole = model_of(p, device)
-    bf16 = in_dtype(copy.deepcopy(whole), torch.bfloat16)
+    whole, fast = model_of(p), fast_bf16(device.type == "cuda")
+    bf16 = in_dtype(copy.deepcopy(whole), torch.bfloat16).to(device)
     reference = num_bytes(bf16)
-    models: dict[str, MaskedDiffusionModel] = {"float32, eager": whole}
-    if fast:
-        models["bf16, eager"] = bf16
-    else:
+    plain = {"float32": whole, "bf16": bf16}
+    if device.type == "cuda":
+        del plain["float32"]
+    elif not fast:
+        del plain["bf16"]
         unmeasured.append("bf16: this processor does not multiply it; the schemes below compute in float32")
+    models = {f"{name}, eager": model for name, model in plain.items()}
     how = "compiled" if can_compile(device) else "eager"
     if how == "compiled":
-        models |= {name.replace("eager", how): copy.deepcopy(model) for name, model in list(models.items())}
+        models |= {f"{name}, compiled": compiled(model, device) for name, model in plain.items()}
+    memory = {name: {"of bf16": num_bytes(model) / reference} for name, model in models.items()}
     for scheme in schemes:  # int8 products on a CPU take float32 activations best
         base = bf16 if fast and not (scheme == "int8_dynamic" and device.type == "cpu") else whole
-        model, packed = copy.deepcopy(base), copy.deepcopy(bf16)
+        model = copy.deepcopy(base)
         quantize(model, scheme)
-        quantize(packed, scheme)
-        models[f"{scheme}, {how}"] = model
+        packed = model
+        if base is not bf16:  # memory is of bfloat16 scales, whatever is computed in
+            packed = copy.deepcopy(bf16)
+            quantize(packed, scheme)
         memory[f"{scheme}, {how}"] = {"of bf16": num_bytes(packed) / reference}
-    for name, model in models.items():
-        if name.endswith("compiled"):
+        if how == "compiled":
             compile_blocks(model, "true", Hardware(device, 0, 1, False))
-        memory.setdefault(name, {"of bf16": num_bytes(model) / reference})
-        variants[name] = forward(model, p, device)
+        models[f"{scheme}, {how}"] = model
+    variants = {name: forward(model, p, device) for name, model in models.items()}
     timings = interleaved(variants, p["warmup"], p["repeats"])
-    figures = {}
-    for scheme in schemes:
-        name = next(n for n in timings if n.startswith(scheme))
-        figures[f"{scheme}_speedup"] = timings["float32, eager"].median / timings[name].median
-        figures[f"{scheme}_memory"] = memory[name]["of bf16"]
-    if fast:
-        figures["bf16_speedup"] = timings["float32, eager"].median / timings[f"bf16, {how}"].median
+    first, figures = next(iter(timings.values())), {}
+    for name in [*plain, *schemes]:
+        figures[f"{name}_speedup"] = first.median / timings[f"{name}, {how}"].median
+        figures[f"{name}_memory"] = memory[f"{name}, {how}"]["of bf16"]
     if checkpoint is None:
         unmeasured.append("quality: name a trained quickstart, --checkpoint runs/quickstart")
     else:
@@ -84,10 +84,10 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
     return Result("quantize", preset, "tokens/s", p, rows(timings, p["rows"] * p["length"], memory), figures, unmeasured)
 
 
-def model_of(p: dict[str, int], device: torch.device) -> MaskedDiffusionModel:
+def model_of(p: dict[str, int]) -> MaskedDiffusionModel:
     model = builders.model(256, p["length"], p["width"], p["num_layers"], p["width"] // 64)
     model.init_weights(torch.Generator().manual_seed(0))
-    return model.to(device).eval()
+    return model.eval()
 
 
 def forward(model: MaskedDiffusionModel, p: dict[str, int], device: torch.device) -> Any:

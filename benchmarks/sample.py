@@ -6,17 +6,17 @@ shown with the passes that it took.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 
 from benchmarks.measure import Result, interleaved, rows
+from benchmarks.train import compiled
 from components.samplers import Blocks, Confidence, Threshold
 from mdm import builders
 from mdm.editing import Edit
 from mdm.generation import generate
-from mdm.hardware import Hardware, can_compile, compile_blocks
+from mdm.hardware import can_compile
 from mdm.processor import Processor
 
 PRESETS = {
@@ -41,8 +41,9 @@ def run(preset: str) -> Result:
     one_a_pass = Blocks(Confidence(num_steps=p["block"], temperature=0.0), p["block"])
     models = {"eager": model}
     if can_compile(device):
-        models["compiled"] = copy.deepcopy(model)
-        compile_blocks(models["compiled"], "true", Hardware(device, 0, 1, False))
+        models["compiled"] = compiled(model, device)
+    if device.type == "cuda":
+        models["graphs"] = compiled(model, device, setting="graphs")
     made: dict[str, Any] = {}
 
     def call(name: str, own: Any, sampler: Any, cache: str) -> Any:
@@ -61,12 +62,10 @@ def run(preset: str) -> Result:
     variants[adaptive] = call(adaptive, models[how], Blocks(Threshold(threshold=0.9, temperature=0.0), p["block"]), "dual")
     timings = interleaved(variants, p["warmup"], p["repeats"])
     more = {name: {"passes": float(made[name].forwards.double().mean())} for name in variants}
-    figures = {"compiled_same_tokens": 1.0}
-    if "compiled" in models:
-        same = made["cache off, compiled"].tokens == made["cache off, eager"].tokens
-        figures = {
-            "compiled_same_tokens": float(same.float().mean()),
-            "compile_speedup": timings["cache off, eager"].median / timings["cache off, compiled"].median,
-        }
+    figures = {}
+    for name in list(models)[1:]:
+        same = made[f"cache off, {name}"].tokens == made["cache off, eager"].tokens
+        figures[f"{name}_same_tokens"] = float(same.double().mean())
+        figures[f"{name}_speedup"] = timings["cache off, eager"].median / timings[f"cache off, {name}"].median
     figures["dual_cache_speedup"] = timings["cache off, eager"].median / timings[f"cache dual, {how}"].median
     return Result("sample", preset, "new tokens/s", p, rows(timings, p["rows"] * p["new"], more), figures)

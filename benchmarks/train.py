@@ -6,6 +6,7 @@ FLOPs are counted (weights multiplied, masked rows alone, attention, no recomput
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -37,42 +38,38 @@ def run(preset: str) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
     micro, coefficient = random_batch(vocabulary, p["rows"], p["length"], device)
-    eager = build(vocabulary, p, device)
-    variants = {
-        "all logits, float32": everywhere(eager, micro, coefficient, Hardware(device, 0, 1, False)),
-        "masked only, float32": masked_only(eager, micro, vocabulary, Hardware(device, 0, 1, False)),
-    }
-    bf16, unmeasured = Hardware(device, 0, 1, True), []
-    fast = fast_bf16(device.type == "cuda")
-    if fast:
-        variants["masked only, bf16"] = masked_only(eager, micro, vocabulary, bf16)
-    else:
+    model = build(vocabulary, p, device)
+    fast, unmeasured = fast_bf16(device.type == "cuda"), []
+    precisions = {"float32": Hardware(device, 0, 1, False), "bf16": Hardware(device, 0, 1, True)}
+    if device.type == "cuda":
+        del precisions["float32"]
+    elif not fast:
+        del precisions["bf16"]
         unmeasured.append("bf16: this processor does not multiply it")
+    first = next(iter(precisions))
+    variants = {f"all logits, {first}": everywhere(model, micro, coefficient, precisions[first])}
+    variants |= {f"masked only, {name}": masked_only(model, micro, vocabulary, hw) for name, hw in precisions.items()}
     if can_compile(device):
-        variants["masked only, float32, compiled"] = masked_only(
-            build(vocabulary, p, device, True), micro, vocabulary, Hardware(device, 0, 1, False)
-        )
-        if fast:
-            variants["masked only, bf16, compiled"] = masked_only(build(vocabulary, p, device, True), micro, vocabulary, bf16)
+        for name, hw in precisions.items():
+            variants[f"masked only, {name}, compiled"] = masked_only(compiled(model, device), micro, vocabulary, hw)
     else:
         unmeasured.append("compiled variants: no C++ compiler")
     for recipe in FLOAT8:
         if multiplies_float8(device):
-            variants[f"masked only, float8 {recipe}, compiled"] = masked_only(
-                build(vocabulary, p, device, True, recipe), micro, vocabulary, bf16
-            )
+            own = compiled(model, device, recipe)
+            variants[f"masked only, float8 {recipe}, compiled"] = masked_only(own, micro, vocabulary, precisions["bf16"])
         else:
             unmeasured.append(f"float8 {recipe}: no GPU of compute capability 8.9")
     timings = interleaved(variants, p["warmup"], p["repeats"])
-    flops, peak = step_flops(eager, micro, vocabulary), peak_tflops()
+    flops, peak = step_flops(model, micro, vocabulary), peak_tflops()
     more = {
         name: {"GFLOP/s": flops / t.median / 1e9}
         | ({"MFU": flops / t.median / 1e12 / peak, "GiB": peak_memory(variants[name])} if peak else {})
         for name, t in timings.items()
-        if name != "all logits, float32"
+        if not name.startswith("all logits")
     }
     found = rows(timings, p["rows"] * p["length"], more)
-    figures = {"masked_only_speedup": timings["all logits, float32"].median / timings["masked only, float32"].median}
+    figures = {"masked_only_speedup": timings[f"all logits, {first}"].median / timings[f"masked only, {first}"].median}
     return Result("train", preset, "tokens/s", p, found, figures, unmeasured)
 
 
@@ -88,18 +85,23 @@ def random_batch(
     return micro.to(device), coefficients(micro.noisy)[0].to(device)
 
 
-def build(
-    vocabulary: Vocabulary, p: dict[str, int], device: torch.device, compiled: bool = False, float8: str | None = None
-) -> MaskedDiffusionModel:
+def build(vocabulary: Vocabulary, p: dict[str, int], device: torch.device) -> MaskedDiffusionModel:
     """A model of the preset's shape: the same weights every time."""
     model = builders.model(vocabulary.size, p["length"], p["width"], p["num_layers"], p["width"] // 64)
     model.init_weights(torch.Generator().manual_seed(0))
-    model.to(device)
+    return model.to(device)
+
+
+def compiled(
+    model: MaskedDiffusionModel, device: torch.device, float8: str | None = None, setting: str = "true"
+) -> MaskedDiffusionModel:
+    """The same weights, not copied, in blocks that are compiled; with float8 products where that is asked for."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    own = copy.deepcopy(model, shared)
     if float8 is not None:
-        to_float8(model.blocks, float8)
-    if compiled:
-        compile_blocks(model, "true", Hardware(device, 0, 1, False))
-    return model
+        to_float8(own.blocks, float8)
+    compile_blocks(own, setting, Hardware(device, 0, 1, False))
+    return own
 
 
 def masked_only(model: Any, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> Callable[[], None]:

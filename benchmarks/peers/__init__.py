@@ -20,6 +20,7 @@ ours has QK-norm and SwiGLU. Without flash-attn, PyTorch's attention stands in f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 
 from benchmarks.measure import Result, Row, interleaved, peak_memory, rows
 from benchmarks.peers import dit, llada
+from benchmarks.peers.checkouts import Suite
 
 LLADA_CPU = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": 2_000}
 LLADA_768 = {"d_model": 768, "n_heads": 12, "n_layers": 12, "mlp_hidden_size": 2048, "vocab_size": 50_000}
@@ -90,14 +92,22 @@ def run(preset: str, checkouts: str | None = None) -> Result:
     unmeasured: list[str] = []
     for name, suite in SUITES.items():
         try:
-            variants, work, agreement = suite(p, folder, device)
-            timings = interleaved(variants, p["warmup"], p["repeats"])
-        except (ImportError, FileNotFoundError, AttributeError) as error:
+            own, agreement = compare(name, suite, p, folder, device)
+        except (ImportError, FileNotFoundError, AttributeError, torch.OutOfMemoryError) as error:
             unmeasured.append(f"{name}: {error}")
             continue
-        memory = {n: {"GiB": peak_memory(call)} for n, call in variants.items()} if device.type == "cuda" else {}
-        found += rows(timings, work, memory, name)
-        figures |= agreement()
+        found += own
+        figures |= agreement
     if not found:
         raise SystemExit("python -m benchmarks peers: nothing could be measured\n" + "\n".join(unmeasured))
     return Result("peers", preset, "tokens/s", p, found, figures, unmeasured)
+
+
+def compare(
+    name: str, suite: Callable[..., Suite], p: dict[str, Any], folder: Path, device: torch.device
+) -> tuple[list[Row], dict[str, float]]:
+    """A group of rows, and in what their outcomes agree. Its models are gone afterwards."""
+    variants, work, agreement = suite(p, folder, device)
+    timings = interleaved(variants, p["warmup"], p["repeats"])
+    memory = {n: {"GiB": peak_memory(call)} for n, call in variants.items()} if device.type == "cuda" else {}
+    return rows(timings, work, memory, name), agreement()

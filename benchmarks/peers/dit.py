@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from benchmarks.peers.checkouts import Suite, dtype_on, importing, script
-from benchmarks.train import build, masked_only, random_batch
+from benchmarks.train import build, compiled, masked_only, random_batch
 from components.vocabulary import Vocabulary
 from mdm.hardware import Hardware, can_compile
 
@@ -89,10 +89,10 @@ def beside(
         (weight * noisy.mask * ce).mean().backward()
 
     hw = Hardware(device, 0, 1, device.type == "cuda")
-    shape = {**p["dit"], "length": p["length"]}
-    variants = {name: their_step, "ours, eager": masked_only(build(vocabulary, shape, device), micro, vocabulary, hw)}
+    model = build(vocabulary, {**p["dit"], "length": p["length"]}, device)
+    variants = {name: their_step, "ours, eager": masked_only(model, micro, vocabulary, hw)}
     if can_compile(device):
-        variants["ours, compiled"] = masked_only(build(vocabulary, shape, device, compiled=True), micro, vocabulary, hw)
+        variants["ours, compiled"] = masked_only(compiled(model, device), micro, vocabulary, hw)
     return variants, float(p["rows"] * p["length"]), dict
 
 
