@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models
 
 from benchmarks.peers.checkouts import Suite, bare_package, dtype_on, importing, script
 from benchmarks.train import compiled
-from components.maskers import BernoulliMasker
+from components.maskers import BernoulliMasker, LowDiscrepancyTimes
 from components.samplers import Blocks, Confidence
 from components.sequences import collate
 from components.types import Batch, NoisyBatch
@@ -92,7 +92,8 @@ def training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
     configuration, modelling, _ = fast_dllm(folder)
     theirs, config = random_weights(configuration, modelling, p["trained"], p["length"], device)
     models, processor = ours(theirs, config, device)
-    micro = masked_rows(p, processor, BernoulliMasker(config.mask_token_id)).to(device)
+    masker = BernoulliMasker(config.mask_token_id, times=LowDiscrepancyTimes(group=p["rows"]))
+    micro = masked_rows(p, processor, masker).to(device)
     noisy = micro.noisy
 
     def loss() -> torch.Tensor:
