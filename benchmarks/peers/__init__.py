@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "length": 128,
         "rows": 16,
         "warmup": 1,
-        "repeats": 5,
+        "repeats": 9,
     },
     "gpu": {
         "sampled": LLADA_8B,
