@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import build, compiled, masked_only, random_batch
+from benchmarks.train import build, masked_only, random_batch, ways
 from components.vocabulary import Vocabulary
 from mdm.hardware import Hardware, can_compile, fast_bf16
 
@@ -31,8 +31,7 @@ def run(preset: str) -> Result:
     hw = Hardware(device, 0, 1, fast_bf16(device.type == "cuda"))
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
     batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]
-    eager = build(vocabulary, p, device)
-    models = {"eager": eager, "compiled": compiled(eager, device)}
+    models = ways(build(vocabulary, p, device), device)
 
     def forward(model: Any) -> Any:
         def call() -> None:

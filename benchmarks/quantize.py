@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import compiled
+from benchmarks.train import compiled, precisions
 from components.data.digits import WORDS
 from components.samplers import Confidence
 from mdm import builders
@@ -42,14 +42,11 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
             schemes.append(scheme)
         except UserError as error:
             unmeasured.append(str(error))
-    whole, fast = model_of(p), fast_bf16(device.type == "cuda")
+    whole = model_of(p)
     bf16 = in_dtype(copy.deepcopy(whole), torch.bfloat16).to(device)
     reference = num_bytes(bf16)
-    plain = {"float32": whole, "bf16": bf16}
-    if device.type == "cuda":
-        del plain["float32"]
-    elif not fast:
-        del plain["bf16"]
+    plain = {name: {"float32": whole, "bf16": bf16}[name] for name in precisions(device)}
+    if "bf16" not in plain:
         unmeasured.append("bf16: this processor does not multiply it; the schemes below compute in float32")
     models = {f"{name}, eager": model for name, model in plain.items()}
     how = "compiled" if can_compile(device) else "eager"
@@ -57,7 +54,7 @@ def run(preset: str, checkpoint: str | None = None) -> Result:
         models |= {f"{name}, compiled": compiled(model, device) for name, model in plain.items()}
     memory = {name: {"of bf16": num_bytes(model) / reference} for name, model in models.items()}
     for scheme in schemes:  # int8 products on a CPU take float32 activations best
-        base = bf16 if fast and not (scheme == "int8_dynamic" and device.type == "cpu") else whole
+        base = bf16 if "bf16" in plain and not (scheme == "int8_dynamic" and device.type == "cpu") else whole
         model = copy.deepcopy(base)
         quantize(model, scheme)
         packed = model

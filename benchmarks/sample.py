@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import compiled
+from benchmarks.train import ways
 from components.samplers import Blocks, Confidence, Threshold
 from mdm import builders
 from mdm.editing import Edit
 from mdm.generation import generate
-from mdm.hardware import can_compile
 from mdm.processor import Processor
 
 PRESETS = {
@@ -39,11 +38,7 @@ def run(preset: str) -> Result:
     ids = torch.randint(0, 256, (p["prompt"] + p["new"],), generator=torch.Generator().manual_seed(0))
     prompts = [{"text": Edit(ids, torch.arange(len(ids)) >= p["prompt"])}] * p["rows"]
     one_a_pass = Blocks(Confidence(num_steps=p["block"], temperature=0.0), p["block"])
-    models = {"eager": model}
-    if can_compile(device):
-        models["compiled"] = compiled(model, device)
-    if device.type == "cuda":
-        models["graphs"] = compiled(model, device, setting="graphs")
+    models = ways(model, device, sampling=True)
     made: dict[str, Any] = {}
 
     def call(name: str, own: Any, sampler: Any, cache: str) -> Any:

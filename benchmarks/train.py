@@ -39,25 +39,21 @@ def run(preset: str) -> Result:
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
     micro, coefficient = random_batch(vocabulary, p["rows"], p["length"], device)
     model = build(vocabulary, p, device)
-    fast, unmeasured = fast_bf16(device.type == "cuda"), []
-    precisions = {"float32": Hardware(device, 0, 1, False), "bf16": Hardware(device, 0, 1, True)}
-    if device.type == "cuda":
-        del precisions["float32"]
-    elif not fast:
-        del precisions["bf16"]
+    hardware, unmeasured = {name: Hardware(device, 0, 1, name == "bf16") for name in precisions(device)}, []
+    if "bf16" not in hardware:
         unmeasured.append("bf16: this processor does not multiply it")
-    first = next(iter(precisions))
-    variants = {f"all logits, {first}": everywhere(model, micro, coefficient, precisions[first])}
-    variants |= {f"masked only, {name}": masked_only(model, micro, vocabulary, hw) for name, hw in precisions.items()}
+    first = next(iter(hardware))
+    variants = {f"all logits, {first}": everywhere(model, micro, coefficient, hardware[first])}
+    variants |= {f"masked only, {name}": masked_only(model, micro, vocabulary, hw) for name, hw in hardware.items()}
     if can_compile(device):
-        for name, hw in precisions.items():
+        for name, hw in hardware.items():
             variants[f"masked only, {name}, compiled"] = masked_only(compiled(model, device), micro, vocabulary, hw)
     else:
         unmeasured.append("compiled variants: no C++ compiler")
     for recipe in FLOAT8:
         if multiplies_float8(device):
             own = compiled(model, device, recipe)
-            variants[f"masked only, float8 {recipe}, compiled"] = masked_only(own, micro, vocabulary, precisions["bf16"])
+            variants[f"masked only, float8 {recipe}, compiled"] = masked_only(own, micro, vocabulary, hardware["bf16"])
         else:
             unmeasured.append(f"float8 {recipe}: no GPU of compute capability 8.9")
     timings = interleaved(variants, p["warmup"], p["repeats"])
@@ -74,6 +70,13 @@ def run(preset: str) -> Result:
         "mask_rate": float(micro.noisy.mask.double().mean()),
     }
     return Result("train", preset, "tokens/s", p, found, figures, unmeasured)
+
+
+def precisions(device: torch.device) -> list[str]:
+    """What variants are measured in, the base first: on a GPU bf16 alone, on a CPU float32 and, if it multiplies it, bf16."""
+    if device.type == "cuda":
+        return ["bf16"]
+    return ["float32", "bf16"] if fast_bf16(cuda=False) else ["float32"]
 
 
 def random_batch(
@@ -106,6 +109,16 @@ def compiled(
         to_float8(own.blocks, float8)
     compile_blocks(own, setting, Hardware(device, 0, 1, False))
     return own
+
+
+def ways(model: MaskedDiffusionModel, device: torch.device, sampling: bool = False) -> dict[str, MaskedDiffusionModel]:
+    """The model in each way that this machine can run it: eager, compiled, and for sampling on a GPU with recorded graphs."""
+    found = {"eager": model}
+    if can_compile(device):
+        found["compiled"] = compiled(model, device)
+    if sampling and device.type == "cuda":
+        found["graphs"] = compiled(model, device, setting="graphs")
+    return found
 
 
 def masked_only(model: Any, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> Callable[[], None]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from benchmarks.peers.checkouts import Suite, dtype_on, importing, script
-from benchmarks.train import build, compiled, masked_only, random_batch
+from benchmarks.train import build, masked_only, random_batch, ways
 from components.vocabulary import Vocabulary
-from mdm.hardware import Hardware, can_compile
+from mdm.hardware import Hardware
 
 
 def mdlm_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
@@ -89,10 +89,9 @@ def beside(
         (weight * noisy.mask * ce).mean().backward()
 
     hw = Hardware(device, 0, 1, device.type == "cuda")
-    model = build(vocabulary, {**p["dit"], "length": p["length"]}, device)
-    variants = {name: their_step, "ours, eager": masked_only(model, micro, vocabulary, hw)}
-    if can_compile(device):
-        variants["ours, compiled"] = masked_only(compiled(model, device), micro, vocabulary, hw)
+    models = ways(build(vocabulary, {**p["dit"], "length": p["length"]}, device), device)
+    variants = {name: their_step}
+    variants |= {f"ours, {how}": masked_only(model, micro, vocabulary, hw) for how, model in models.items()}
     return variants, float(p["rows"] * p["length"]), dict
 
 

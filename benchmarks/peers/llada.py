@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from benchmarks.peers.checkouts import Suite, bare_package, dtype_on, importing, script
-from benchmarks.train import compiled
+from benchmarks.train import ways
 from components.maskers import BernoulliMasker, LowDiscrepancyTimes
 from components.samplers import Blocks, Confidence
 from components.sequences import collate
@@ -29,7 +29,7 @@ from mdm.data import LossSettings, MicroBatch, micro_batch
 from mdm.editing import Edit
 from mdm.evaluation import forward_loss
 from mdm.generation import generate
-from mdm.hardware import Hardware, can_compile
+from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
 
@@ -41,7 +41,7 @@ def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
     reference = script(folder / "LLaDA" / "generate.py")
     mask_id = config.mask_token_id
     theirs.eval()
-    models, processor = ours(theirs, config, device, ("compiled", "graphs"))
+    models, processor = ours(theirs, config, device, sampling=True)
     ids = torch.randint(0, mask_id - 1, (p["prompt"],), generator=torch.Generator().manual_seed(0))
     prompt = ids[None].to(device)
     settings = {"steps": p["new"], "gen_length": p["new"], "block_length": p["block"], "temperature": 0.0, "mask_id": mask_id}
@@ -93,7 +93,7 @@ def training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:
     theirs, config = random_weights(configuration, modelling, p["trained"], p["length"], device)
     models, processor = ours(theirs, config, device)
     masker = BernoulliMasker(config.mask_token_id, times=LowDiscrepancyTimes(group=p["rows"]))
-    micro = masked_rows(p, processor, masker).to(device)
+    micro = masked(text_rows(p, processor), masker, processor).to(device)
     noisy = micro.noisy
 
     def loss() -> torch.Tensor:
@@ -123,16 +123,13 @@ def dllm_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suit
             drawn.update(mask=masked_mask, weight=weight * masked_mask)
             return weight
 
-    def as_drawn(batch: Batch) -> NoisyBatch:
-        mask = drawn["mask"].cpu()
-        return NoisyBatch(batch, batch.tokens.masked_fill(mask, config.mask_token_id), mask, drawn["weight"].cpu())
-
     tokenizer = SimpleNamespace(padding_side="right", mask_token_id=config.mask_token_id)
     with tempfile.TemporaryDirectory() as output:
         cpu = device.type == "cpu"
         settings = mdlm.MDLMConfig(output_dir=output, report_to="none", eval_strategy="no", use_cpu=cpu, bf16=not cpu)
         trainer = Recording(model=theirs, args=settings, processing_class=tokenizer)
-    ids = masked_rows(p, processor, BernoulliMasker(config.mask_token_id)).noisy.clean.tokens.to(device)
+    batch = text_rows(p, processor)
+    ids = batch.tokens.to(device)
 
     def loss() -> torch.Tensor:
         torch.manual_seed(0)  # the same masks every time
@@ -140,7 +137,9 @@ def dllm_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suit
 
     with torch.no_grad():
         loss()
-    micro = masked_rows(p, processor, as_drawn).to(device)
+    mask, weight = drawn["mask"].cpu(), drawn["weight"].cpu()
+    noisy = NoisyBatch(batch, batch.tokens.masked_fill(mask, config.mask_token_id), mask, weight)
+    micro = masked(batch, lambda _: noisy, processor).to(device)
     return steps("dLLM's MDLMTrainer", theirs, loss, models, micro, processor.vocabulary, device)
 
 
@@ -181,12 +180,16 @@ def steps(
     return variants, float(micro.num_tokens), agreement
 
 
-def masked_rows(p: dict[str, Any], processor: Processor, masker: Callable[[Batch], NoisyBatch]) -> MicroBatch:
-    """Rows of random text, masked; the loss is a mean over all of their tokens."""
-    vocabulary = processor.vocabulary
+def text_rows(p: dict[str, Any], processor: Processor) -> Batch:
+    """Rows of random text."""
     ids = torch.randint(0, p["trained"]["vocab_size"] - 3, (p["rows"], p["length"]), generator=torch.Generator().manual_seed(0))
-    batch = collate([[processor.text_sequence(row)] for row in ids], [[i] for i in range(p["rows"])], vocabulary.pad_id)
-    return micro_batch(batch, masker, LossSettings(reduction="token"), len(vocabulary.ranges))
+    indices = [[i] for i in range(p["rows"])]
+    return collate([[processor.text_sequence(row)] for row in ids], indices, processor.vocabulary.pad_id)
+
+
+def masked(batch: Batch, masker: Callable[[Batch], NoisyBatch], processor: Processor) -> MicroBatch:
+    """The batch as a step of ours takes it; the loss is a mean over all of its tokens."""
+    return micro_batch(batch, masker, LossSettings(reduction="token"), len(processor.vocabulary.ranges))
 
 
 def fast_dllm(folder: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
@@ -219,9 +222,9 @@ def random_weights(
 
 
 def ours(
-    theirs: Any, config: Any, device: torch.device, ways: tuple[str, ...] = ("compiled",)
+    theirs: Any, config: Any, device: torch.device, sampling: bool = False
 ) -> tuple[dict[str, MaskedDiffusionModel], Processor]:
-    """Our model with their weights, as a checkpoint of theirs loads: eager, and in other ways that this machine can."""
+    """Our model with their weights, as a checkpoint of theirs loads, in each way that this machine can run it."""
     with tempfile.TemporaryDirectory() as folder:
         state = {k: v.detach().cpu().contiguous().clone() for k, v in theirs.state_dict().items()}
         safetensors.torch.save_file(state, Path(folder) / "model.safetensors")
@@ -231,9 +234,4 @@ def ours(
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size - 3)}, unk_token="w0"))
         words.save(str(Path(folder) / "tokenizer.json"))
         model, processor = load_model(folder, device)
-    found = {"eager": model.to(dtype_on(device))}
-    settings = {"compiled": "true", "graphs": "graphs"}
-    for how in ways:
-        if can_compile(device) and (how == "compiled" or device.type == "cuda"):
-            found[how] = compiled(model, device, setting=settings[how])
-    return found, processor
+    return ways(model.to(dtype_on(device)), device, sampling), processor
