@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.files import read_json, require
+
 
 @dataclass(frozen=True)
 class IdRange:
@@ -189,8 +191,35 @@ class Vocabulary:
     def load(cls, path: str | Path) -> Vocabulary:
         """Reads what `save` wrote. Raises ValueError, naming the file, where it is not a vocabulary."""
         try:
-            raw = json.loads(Path(path).read_text())
+            raw = read_json(path)
+            require(raw, path, ranges=list, specials=list)
+            ranges = []
+            for r in raw["ranges"]:
+                require(r, path, name=str, modality=str, start=int, size=int, may_end=bool)
+                ranges.append(IdRange(**r))
             own = raw.get("special_ids")
-            return cls(tuple(IdRange(**r) for r in raw["ranges"]), tuple(raw["specials"]), own if own is None else tuple(own))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a vocabulary written by Vocabulary.save: {error!r}") from error
+            loaded = cls(tuple(ranges), tuple(raw["specials"]), own if own is None else tuple(own))
+            loaded._check()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a vocabulary written by Vocabulary.save: {error}") from error
+        return loaded
+
+    def _check(self) -> None:
+        """Raises ValueError where ids overlap, or a special token is missing or stands twice."""
+        if not self.ranges:
+            raise ValueError("it has no id range")
+        stop = 0
+        for r in self.ranges:
+            if r.start < stop or r.size < 1:
+                raise ValueError(f"the range {r.name} of {r.size} ids starts at {r.start}, and {stop} ids lie before it")
+            stop = r.stop
+        names = list(self.specials)
+        if (
+            not all(isinstance(n, str) for n in names)
+            or len(set(names)) < len(names)
+            or not {"mask", "pad", "end"} <= set(names)
+        ):
+            raise ValueError(f"special tokens must be names, each once, mask, pad and end among them; got {names}")
+        ids = self.special_ids
+        if ids is not None and not (len(ids) == len(names) and all(isinstance(i, int) and i >= 0 for i in ids)):
+            raise ValueError(f"special_ids must be an id for each of {len(names)} special tokens, got {list(ids)}")

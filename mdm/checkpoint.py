@@ -30,13 +30,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from mdm.config import UserError
+from components.files import read_json
+from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.open_models import find_format, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
-from mdm.quantization import load_quantized
+from mdm.quantization import SCHEMES, load_quantized
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
@@ -184,13 +185,37 @@ def model_folder(checkpoint: str | Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text())
+        return read_json(folder / "config.json")
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
+        raise UserError(str(error)) from error
 
 
-def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[MaskedDiffusionModel, Processor]:
+MAX_ROTATIONS = 2**29  # numbers of the table of rotations, 2 GB: it is made from max_length, which no tensor vouches for
+
+
+def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -> None:
+    """Raises UserError where config.json says more than the weights hold, before any memory is taken for it."""
+    layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    embedding = shapes.get("embedding.weight")
+    if config.num_layers != len(layers):
+        raise UserError(
+            f"{where}: weights and config.json do not match: {len(layers)} layers, num_layers = {config.num_layers}"
+        )
+    if embedding != [config.vocab_size, config.width]:
+        raise UserError(
+            f"{where}: weights and config.json do not match: the embedding is of shape {embedding}, vocab_size = "
+            f"{config.vocab_size}, width = {config.width}"
+        )
+    if config.max_length * (config.width // config.num_heads) > MAX_ROTATIONS:
+        raise UserError(f"{where}: config.json: max_length = {config.max_length} is more than any model's")
+
+
+def load_model(
+    checkpoint: str | Path, device: str | torch.device = "cpu", trust: bool = False
+) -> tuple[MaskedDiffusionModel, Processor]:
     """Model and processor from what `export` wrote, or from an open model's folder (see mdm/open_models.py).
+
+    trust: build whatever tokenizers the folder names; otherwise the library's own alone (see mdm/trust.py)
 
     Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
     """
@@ -198,14 +223,23 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
     if find_format(_read_config(folder)) is not None:
         return load_open(folder, device)
     try:
-        processor = Processor.load(folder)
-        config = ModelConfig(**_read_config(folder))
+        raw = _read_config(folder)
+        check({"_component_": "mdm.model.ModelConfig", **raw}, f"checkpoint {folder}: config.json")
+        config = ModelConfig(**raw)
         with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
             digest = (file.metadata() or {}).get("vocabulary")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        packed = json.loads((folder / QUANTIZED).read_text()) if (folder / QUANTIZED).is_file() else None
+            names = file.keys()
+            packed = read_json(folder / QUANTIZED) if (folder / QUANTIZED).is_file() else None
+            check_sizes(config, {name: file.get_slice(name).get_shape() for name in names}, f"checkpoint {folder}")
+            processor = Processor.load(folder, trust)
+            weights = {name: file.get_tensor(name) for name in names}
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
+    for modality, length in processor.canvas.items():
+        if length > config.max_length:
+            raise UserError(
+                f"checkpoint {folder}: canvas.{modality} = {length}, and the model has {config.max_length} positions"
+            )
     if processor.vocabulary.size != config.vocab_size or digest not in (None, processor.vocabulary.digest()):
         raise UserError(
             f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
@@ -218,14 +252,24 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
             model.load_state_dict(weights, assign=True)
         else:
             device = torch.device(device)
-            if packed["scheme"] == "int4_weight_only" and packed["device"] != device.type:
-                raise UserError(
-                    f"checkpoint {folder}: its int4 weights are packed for {packed['device']}, not for {device.type}; "
-                    f"run `mdm run quantize` with device={device.type}"
-                )
+            scheme, dtype = check_packed(packed, device, folder)
             weights = {name: w.to(device) for name, w in weights.items()}
-            load_quantized(model, packed["scheme"], weights, getattr(torch, packed["dtype"]))
+            load_quantized(model, scheme, weights, dtype)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
     model.restore_buffers()
     return model.to(device).eval(), processor
+
+
+def check_packed(packed: dict[str, Any], device: torch.device, folder: Path) -> tuple[str, torch.dtype]:
+    """Scheme and type of a quantized model. Raises UserError for what does not exist, or is packed for another device."""
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    for key, known in (("scheme", SCHEMES), ("dtype", dtypes)):
+        if packed.get(key) not in tuple(known):
+            raise UserError(f"{folder / QUANTIZED}: {key} {packed.get(key)!r} is not one of {', '.join(known)}")
+    if packed["scheme"] == "int4_weight_only" and packed.get("device") != device.type:
+        raise UserError(
+            f"checkpoint {folder}: its int4 weights are packed for {packed.get('device')}, not for {device.type}; "
+            f"run `mdm run quantize` with device={device.type}"
+        )
+    return packed["scheme"], dtypes[packed["dtype"]]

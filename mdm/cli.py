@@ -11,11 +11,13 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from mdm.config import UserError, find_config, load, recipe_root
+from mdm.trust import trust_run
 
 
 def find_recipe(name: str) -> Path:
@@ -64,6 +66,7 @@ def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[
 
     def work() -> None:
         filled = load(settings, find_config(arguments.config), arguments.overrides)
+        trust_run(asdict(filled), getattr(filled, "trust", False))
         validate(filled)
         main(filled)
 
@@ -158,7 +161,9 @@ def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
     parser.add_argument("--config", default=module.CONFIG)
     parser.add_argument("overrides", nargs="*")
     parsed = parser.parse_intermixed_args(words)
-    module.validate(load(module.Settings, find_config(parsed.config), parsed.overrides))
+    filled = load(module.Settings, find_config(parsed.config), parsed.overrides)
+    trust_run(asdict(filled), getattr(filled, "trust", False))
+    module.validate(filled)
 
 
 def _validate(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.files import inside
 from mdm import report
 from mdm.config import UserError
 from mdm.report import Section
@@ -92,10 +93,14 @@ def made(line: Mapping[str, Any]) -> str:
     return "".join(_part(m, line[m], line["folder"]) for m in ("text", "image", "audio") if m in line)
 
 
-def _part(modality: str, value: str, folder: Path) -> str:
+def _part(modality: str, value: Any, folder: Path) -> str:
+    """A text, or a file of the samples' own folder: what lies elsewhere is not shown, whoever wrote the line."""
     if modality not in ("image", "audio"):
-        return f"<div>{html.escape(value)}</div>"
-    data = base64.b64encode((folder / value).read_bytes()).decode()
+        return f"<div>{html.escape(str(value))}</div>"
+    try:
+        data = base64.b64encode(inside(folder, value).read_bytes()).decode()
+    except (OSError, ValueError) as error:
+        return f"<div>{html.escape(str(error))}</div>"
     if modality == "image":
         return f'<img class="sample" alt="{html.escape(value)}" src="data:image/png;base64,{data}">'
     return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'

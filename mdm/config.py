@@ -1,13 +1,13 @@
 """Configs are torchtune's: YAML with `_component_: dotted.path`, `${interpolation}` and `key=value` overrides.
 
 A recipe declares its settings as a dataclass. Everything a user can get wrong is found here, before any data loads, and said
-in one sentence: the key, its value, what it may be.
+in one sentence: the key, its value, what it may be. A `_component_` of the library goes by its short name too (mdm/names.py):
+`sampler=Confidence`. Keys that hold text take the words as they are typed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -15,14 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from mdm.names import NAMES, close, full_path
 
 T = TypeVar("T")
 
 
 class UserError(Exception):
     """A mistake that the user can mend: printed as one line, exit code 2."""
+
+
+WORDS = {"words": True}
+"""Metadata of a setting that holds what a user says: words, or words by name (`prompt.text=007`); null where it is absent."""
 
 
 def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -32,9 +38,14 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     from_file = read_yaml(path)
+    spoken = [f.name for f in dataclasses.fields(schema) if f.metadata.get("words")]
+    said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
     try:
-        merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides)
-        return typing.cast(T, OmegaConf.to_object(merged))
+        merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides, said)
+        filled = typing.cast(T, OmegaConf.to_object(merged))
+        for key, value in said.items():
+            setattr(filled, key, value)
+        return filled
     except ConfigKeyError as error:
         raise UserError(_unknown_key(schema, error)) from error
     except MissingMandatoryValue as error:
@@ -102,16 +113,55 @@ def _same_component(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
     return "_component_" not in above or above["_component_"] == below.get("_component_")
 
 
-def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:
+def _said(key: str, value: Any, path: Path) -> str | dict[str, str] | None:
+    """Words as a file has them. Raises UserError for what YAML has read as something else."""
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    parts = plain.items() if isinstance(plain, dict) else [(None, plain)]
+    for name, part in parts:
+        if not isinstance(part, str) and (name is not None or part is not None):
+            where = key if name is None else f"{key}.{name}"
+            raise UserError(f"{where}: {path} says {part!r}, and it is words; write them in quotes")
+    return plain
+
+
+def _say(said: dict[str, Any], key: str, value: str) -> bool:
+    """Puts the words of an argument where they belong; False where its key does not hold words."""
+    top, _, part = key.partition(".")
+    if top not in said:
+        return False
+    if part:
+        said[top] = {**(said[top] if isinstance(said[top], dict) else {}), part: value}
+    else:
+        said[top] = value
+    return True
+
+
+def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]) -> DictConfig:
     """The config with `key=value` arguments merged in.
 
-    A whole `_component_` node, or {}, replaces what stood there; null takes an entry out of a table, and empties a table.
+    A whole `_component_` node, its short name, or {}, replaces what stood there; null takes an entry out of a table, and
+    empties a table. A value of a key that holds text is that text, and not YAML: 007, no, 12:30.
+
+    said: the settings that are words, filled in place
     """
     for argument in arguments:
-        key, sign, _ = argument.partition("=")
+        key, sign, typed = argument.partition("=")
         if not sign or not key or key.startswith("-"):
             raise UserError(f"{argument!r} is not an override; write key=value")
-        one = OmegaConf.from_dotlist([argument])
+        if _say(said, key, typed):
+            continue
+        if "${" in typed:  # an interpolation, resolved when all is merged
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([argument]))
+            continue
+        stood = _node_at(config, key)
+        if _holds_component(stood) and _is_name(typed):
+            one = OmegaConf.create({})
+            OmegaConf.update(one, key, {"_component_": _component_name(key, typed)})
+        elif _holds_text(config, key, stood) and not (typed == "null" and _may_be_null(stood)):
+            one = OmegaConf.create({})
+            OmegaConf.update(one, key, typed)
+        else:
+            one = OmegaConf.from_dotlist([argument])
         value = OmegaConf.select(one, key)
         if OmegaConf.is_dict(OmegaConf.select(config, key)):
             if value is None and _take_out(config, key):
@@ -123,6 +173,54 @@ def _override(config: DictConfig, arguments: Sequence[str]) -> DictConfig:
                 continue
         config = OmegaConf.merge(config, one)
     return config
+
+
+def _node_at(config: DictConfig, key: str) -> Any:
+    """The node that stands at a key; None where there is none."""
+    above, _, name = key.rpartition(".")
+    try:
+        parent = OmegaConf.select(config, above) if above else config
+    except OmegaConfBaseException:
+        return None
+    return parent._get_node(name) if isinstance(parent, DictConfig) and name in list(parent.keys()) else None
+
+
+def _holds_component(node: Any) -> bool:
+    """Whether a `_component_` stands at a node, or nothing does where one may."""
+    if not isinstance(node, DictConfig) or dataclasses.is_dataclass(node._metadata.object_type):
+        return False
+    return node._is_none() or len(node) == 0 or "_component_" in node
+
+
+def _is_name(typed: str) -> bool:
+    """Whether an argument's value could be a component's name, as no table, list, number or null is."""
+    return all(part.isidentifier() for part in typed.split(".")) and typed not in ("null", "true", "false")
+
+
+def _component_name(key: str, typed: str) -> str:
+    """A short name of ours, or a dotted path. Raises UserError for a word that is neither."""
+    if typed not in NAMES and "." not in typed:
+        raise UserError(f"{key}: {typed!r} is not one of {', '.join(NAMES)}{close(typed, NAMES)}, nor a dotted path")
+    return typed
+
+
+def _holds_text(config: DictConfig, key: str, node: Any) -> bool:
+    """Whether a setting is declared as text, or is an argument that a component declares so."""
+    if isinstance(node, StringNode) and not isinstance(node, AnyNode):
+        return True
+    above, _, name = key.rpartition(".")
+    parent = _node_at(config, above) if above else None
+    if not isinstance(parent, DictConfig) or not isinstance(parent.get("_component_"), str):
+        return False
+    try:
+        hint = _hints(locate(parent["_component_"], above)).get(name)
+    except UserError:  # said when the whole config is checked
+        return False
+    return hint is str or set(typing.get_args(hint)) == {str, type(None)}
+
+
+def _may_be_null(node: Any) -> bool:
+    return node is None or node._is_optional()
 
 
 def _take_out(config: DictConfig, key: str) -> bool:
@@ -144,12 +242,7 @@ def _unknown_key(schema: type, error: ConfigKeyError) -> str:
     for name in filter(None, parent.split(".")):
         at = typing.get_type_hints(at)[name]
     known = list(typing.get_type_hints(at))
-    return f"unknown key {error.full_key!r}{_close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    return f"unknown key {error.full_key!r}{close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
 
 
 def at_least_one(settings: Any, *keys: str) -> None:
@@ -179,7 +272,7 @@ def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:
             continue
         if name not in parameters and not open_ended:
             raise UserError(
-                f"unknown key '{key}.{name}'{_close(name, list(parameters))}; {node['_component_']} has {', '.join(parameters)}"
+                f"unknown key '{key}.{name}'{close(name, list(parameters))}; {node['_component_']} has {', '.join(parameters)}"
             )
         if isinstance(value, Mapping) and "_component_" in value:
             check(value, f"{key}.{name}")
@@ -229,10 +322,12 @@ def locate(path: str, key: str) -> Any:
     from torchtune.config._errors import InstantiationError
     from torchtune.config._utils import _get_component_from_path
 
+    if not isinstance(path, str):
+        raise UserError(f"{key}: _component_ must be a name, got {path!r}")
     try:
-        return _get_component_from_path(path)
+        return _get_component_from_path(full_path(path))
     except (InstantiationError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: unknown component {path!r}: {_root_cause(error)}") from error
+        raise UserError(f"{key}: unknown component {path!r}{close(path, NAMES)}: {_root_cause(error)}") from error
 
 
 def _root_cause(error: BaseException) -> str:

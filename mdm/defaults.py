@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from components.samplers import PerModality, Sampler
 from components.samplers.guidance import Scale
 from components.sequences import find_task
 from mdm.checkpoint import model_folder
-from mdm.config import UserError, instantiate, read_yaml
+from mdm.config import UserError, instantiate
+from mdm.names import SAMPLERS
+from mdm.trust import check_travelled
 
 FILE = "defaults.yaml"
 
@@ -46,12 +48,18 @@ class Defaults:
 
     @classmethod
     def load(cls, path: str | Path) -> Defaults:
-        """Reads a file. Raises UserError where it is missing, or holds something else."""
-        settings = OmegaConf.to_container(read_yaml(Path(path)), resolve=True)
+        """Reads a file, which may have travelled with a model: of samplers of the library (see mdm/trust.py).
+
+        Raises UserError where it is missing, or holds something else.
+        """
+        settings = read_plain_yaml(Path(path))
         for key, node in settings.items():
-            if not isinstance(node, Mapping) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
+            if not isinstance(node, dict) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
                 raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
+            node["sampler"] = check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)
+            node["guidance_scale"] = check_travelled(node.get("guidance_scale"), f"{key}.guidance_scale", path, SAMPLERS)
             instantiate(node["sampler"], f"{key}.sampler")
+            build_scale(node["guidance_scale"], key)
         return cls(settings)
 
     @classmethod
@@ -79,6 +87,24 @@ class Defaults:
         return Inference(instantiate(node["sampler"], f"{key}.sampler"), build_scale(node.get("guidance_scale"), key))
 
 
+MAX_BYTES = 2**20
+
+
+def read_plain_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file that may be a stranger's: no interpolation, no other file. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{path} must hold keys and values, got {type(found).__name__}")
+    return found
+
+
 def build_scale(node: Any, key: str) -> Scale:
     """A guidance scale as configs have it: a number, or the `_component_` of one that changes with time. None is off.
 
@@ -86,6 +112,8 @@ def build_scale(node: Any, key: str) -> Scale:
     """
     if isinstance(node, Mapping):
         return instantiate(node, f"{key}.guidance_scale")
+    if isinstance(node, str):  # a short name, written on the command line
+        return instantiate({"_component_": node}, f"{key}.guidance_scale")
     if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or node < 0):
         raise UserError(f"guidance_scale must be at least 0 (0 is off), or the _component_ of a schedule; got {node!r}")
     return float(node or 0.0)

@@ -36,6 +36,11 @@ SAMPLERS: dict[str, Callable[[int, float, float], Sampler | None]] = {
     "ReMDM (masks again)": lambda n, t, p: ReMDM(num_steps=n, variant="rescale", eta=0.2, temperature=t, top_p=p),
 }
 
+LARGEST = {"count": 8, "steps": 64}
+"""What one request may ask for: the page's sliders end there, and its API too."""
+MAX_UPLOAD, MAX_SECONDS, MAX_CHARACTERS = "20mb", 60, 2000
+"""What may be brought: the size of a file, the length of a clip and of a text."""
+
 STYLE = """
 .canvas{display:inline-block;margin:.3rem .6rem .3rem 0;vertical-align:top}
 .canvas table{border-collapse:collapse!important;width:auto!important;table-layout:fixed;margin:0!important}
@@ -58,6 +63,9 @@ class Model:
     def watch(self, task: str, prompt: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Generated | None]]:
         """The canvas as HTML before the first pass and after each, and at the end what was made."""
         count, seed = int(options["count"]), int(options["seed"])
+        for name, largest in LARGEST.items():
+            if not 1 <= options[name] <= largest:
+                raise ValueError(f"{name} must be in 1..{largest}, got {options[name]}")
         chosen = self.defaults.of(task, self.processor.vocabulary.modalities)
         sampler = (
             SAMPLERS[options["sampler"]](int(options["steps"]), options["temperature"], options["top_p"]) or chosen.sampler
@@ -177,11 +185,13 @@ def build(own: Model, name: str) -> Any:
         with gr.Accordion("Settings", open=False):
             return {
                 "sampler": gr.Dropdown(list(SAMPLERS), value=next(iter(SAMPLERS)), label="sampler"),
-                "steps": gr.Slider(1, 64, 8, step=1, label="steps (ancestral, confidence, margin, entropy, ReMDM)"),
+                "steps": gr.Slider(
+                    1, LARGEST["steps"], 8, step=1, label="steps (ancestral, confidence, margin, entropy, ReMDM)"
+                ),
                 "temperature": gr.Slider(0, 2, 1.0, step=0.05, label="temperature (0 is greedy)"),
                 "top_p": gr.Slider(0.05, 1, 0.9, step=0.05, label="top-p"),
                 "guidance_scale": gr.Slider(0, 5, scale, step=0.25, label="guidance_scale", visible=bool(TASKS[task].given)),
-                "count": gr.Slider(1, 8, count, step=1, label="samples"),
+                "count": gr.Slider(1, LARGEST["count"], count, step=1, label="samples"),
                 "seed": gr.Number(0, precision=0, label="seed"),
             }
 
@@ -234,23 +244,27 @@ def build(own: Model, name: str) -> Any:
                 tab("text", {}, dict, 2, length=length)
         if {"text", "image"} <= set(tokenizers):
             with gr.Tab("Image"):
-                box = gr.Textbox("a handwritten seven", label="caption")
+                box = gr.Textbox("a handwritten seven", label="caption", max_length=MAX_CHARACTERS)
                 tab("text_to_image", {"text": box}, caption, 4)
         if {"text", "audio"} <= set(tokenizers):
             with gr.Tab("Speech"):
-                box = gr.Textbox("a spoken seven", label="what to say")
+                box = gr.Textbox("a spoken seven", label="what to say", max_length=MAX_CHARACTERS)
                 tab("text_to_speech", {"text": box}, caption, 2)
         with gr.Tab("Editing"):
             if "text" in tokenizers:
                 with gr.Tab("Text with gaps"):
-                    box = gr.Textbox("The [mask:6] statement is", label="text; [mask] is a token to fill, [mask:6] are six")
+                    box = gr.Textbox(
+                        "The [mask:6] statement is",
+                        label="text; [mask] is a token to fill, [mask:6] are six",
+                        max_length=MAX_CHARACTERS,
+                    )
                     tab("text", {"text": box}, lambda text: {"text": infill(own.processor, text)}, 2, editing=True)
             if {"text", "image"} <= set(tokenizers):
                 with gr.Tab("Part of an image"):
                     size = tokenizers["image"].size
                     with gr.Row():
                         picture = gr.Image(image_mode="L", type="pil", label="image", height=200)
-                        box = gr.Textbox("a handwritten nine", label="caption")
+                        box = gr.Textbox("a handwritten nine", label="caption", max_length=MAX_CHARACTERS)
                     with gr.Row():
                         edges = {
                             edge: gr.Slider(0, size, value, step=1, label=f"{edge} (pixels)")
@@ -266,8 +280,8 @@ def build(own: Model, name: str) -> Any:
                     tab("text_to_image", {"text": box, "image": picture, **edges}, painted, 4, editing=True)
             if {"text", "audio"} <= set(tokenizers):
                 with gr.Tab("Part of a clip"):
-                    clip = gr.Audio(type="numpy", label="clip")
-                    box = gr.Textbox("a spoken seven", label="what it says")
+                    clip = gr.Audio(type="numpy", label="clip", max_length=MAX_SECONDS)
+                    box = gr.Textbox("a spoken seven", label="what it says", max_length=MAX_CHARACTERS)
                     with gr.Row():
                         start = gr.Number(0.2, label="from (seconds)")
                         stop = gr.Number(None, label="to (empty: to a new end)")

@@ -34,6 +34,9 @@ RULES = {
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
 
+OPTIONAL_SIZES = ("num_kv_heads", "ffn_width", "num_experts")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything that decides what is computed. The aspect ratio of the paper is width / num_layers = 128.
@@ -63,9 +66,12 @@ class ModelConfig:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length", *OPTIONAL_SIZES, "experts_per_token"):
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL_SIZES:
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {value!r}")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"

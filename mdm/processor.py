@@ -15,9 +15,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from components.files import read_json, require
 from components.sequences import TASKS, TokenSequence, overhead, response_sequence, task_sequence
 from components.tokenizers import Tokenizer
 from components.vocabulary import Vocabulary
+from mdm.config import instantiate
+from mdm.names import TOKENIZERS
+from mdm.trust import check_travelled, trust_saved
+
+PROCESSOR = "processor.json"
 
 
 def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,35 +129,51 @@ class Processor:
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder / "vocabulary.json")
         nodes = {m: t.save(folder) for m, t in self.tokenizers.items()}
-        (folder / "processor.json").write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
+        trust_saved(nodes)
+        (folder / PROCESSOR).write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Processor:
-        """Reads what `save` wrote. Raises FileNotFoundError naming what is missing."""
+    def load(cls, folder: str | Path, trust: bool = False) -> Processor:
+        """Reads what `save` wrote. trust: build what it names, whatever that is (see mdm/trust.py).
+
+        Raises FileNotFoundError naming what is missing, ValueError for what does not fit together, UserError for a tokenizer
+        that is not the library's own.
+        """
         folder = Path(folder)
-        for name in ("vocabulary.json", "processor.json"):
+        for name in ("vocabulary.json", PROCESSOR):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}: is it a recipe's output_dir, or its model/ folder?")
-        saved = json.loads((folder / "processor.json").read_text())
-        tokenizers = {modality: saved_tokenizer(str(folder), modality) for modality in saved["tokenizers"]}
+        saved = read_json(folder / PROCESSOR)
+        require(saved, folder / PROCESSOR, tokenizers=dict, canvas=dict)
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        if set(saved["tokenizers"]) != set(vocabulary.modalities):
+            raise ValueError(
+                f"{folder}: {PROCESSOR} has tokenizers of {', '.join(saved['tokenizers'])}, and vocabulary.json the modalities "
+                f"{', '.join(vocabulary.modalities)}"
+            )
+        tokenizers = {modality: saved_tokenizer(str(folder), modality, trust) for modality in saved["tokenizers"]}
         for modality, tokenizer in tokenizers.items():
             sizes = tuple(vocabulary.ranges[i].size for i in vocabulary.ranges_of(modality))
-            if sizes != tokenizer.codebooks:
+            if sizes != tuple(tokenizer.codebooks):
                 raise ValueError(
                     f"{folder}: the {modality} tokenizer has codebooks of {tokenizer.codebooks}, vocabulary.json says {sizes}"
                 )
+        require(saved["canvas"], folder / PROCESSOR, **dict.fromkeys(saved["canvas"], int))
+        check_canvas(tokenizers, saved["canvas"])
         return cls(vocabulary, tokenizers, saved["canvas"])
 
 
 def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> None:
-    """Raises ValueError for a canvas of a modality that has no tokenizer, or that its codebooks do not fill."""
+    """Raises ValueError for a canvas of a modality that has no tokenizer, or whose codes do not fill it."""
     for modality, length in canvas.items():
         if modality not in tokenizers:
             raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")
         frame = len(tokenizers[modality].codebooks)
         if length < 1 or length % frame:
             raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
+        whole = getattr(tokenizers[modality], "num_tokens", length)
+        if length != whole:
+            raise ValueError(f"canvas.{modality} = {length}, and its tokenizer makes {whole} tokens of each")
 
 
 def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
@@ -159,17 +181,18 @@ def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
     return [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
 
 
-def saved_tokenizer(path: str, modality: str) -> Tokenizer:
-    """The tokenizer of a modality that a folder holds: a model's, or of token shards. Raises FileNotFoundError, ValueError."""
-    from mdm.config import instantiate
+def saved_tokenizer(path: str, modality: str, trust: bool = False) -> Tokenizer:
+    """The tokenizer of a modality that a folder holds: a model's, or of token shards.
 
-    file = Path(path) / "processor.json"
+    Raises FileNotFoundError, ValueError, and UserError for one that is not the library's own, unless `trust` is set.
+    """
+    file = Path(path) / PROCESSOR
     if not file.is_file():
-        raise FileNotFoundError(f"{path} holds no processor.json: is it a recipe's output_dir, its model/, or token shards?")
-    nodes = json.loads(file.read_text())["tokenizers"]
+        raise FileNotFoundError(f"{path} holds no {PROCESSOR}: is it a recipe's output_dir, its model/, or token shards?")
+    saved = read_json(file)
+    require(saved, file, tokenizers=dict)
+    nodes = saved["tokenizers"]
     if modality not in nodes:
         raise ValueError(f"{path} has no tokenizer of {modality}; it has {', '.join(nodes)}")
-    node = nodes[modality]
-    if "path" in node:  # files lie beside processor.json
-        node = {**node, "path": str(Path(path) / node["path"])}
-    return instantiate(node, f"tokenizers.{modality}")
+    key = f"tokenizers.{modality}"
+    return instantiate(check_travelled(nodes[modality], key, file, TOKENIZERS, trust), key)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.files import inside
 from mdm import report
 from mdm.comparison import given, lines, made
 from mdm.config import UserError
@@ -30,7 +31,7 @@ def write_page(folder: Path) -> Path:
         raise UserError(f"{folder} has no {missing[0]}; mdm run study writes it (`rebuild=true`: from the table alone)")
     title, _, finding = (folder / "finding.md").read_text().partition("\n\n")
     runs = [_run(folder, row) for row in rows]
-    data = json.dumps(runs, allow_nan=False).replace("</", "<\\/")  # nothing in it ends the script
+    data = json.dumps(runs, allow_nan=False).replace("<", "\\u003c")  # nothing in it ends the script, or begins a comment
     sections = [
         Section("Finding", "", _paragraphs(finding)),
         Section("Figure", "", report.picture((folder / "figure.png").read_bytes(), "figure.png")),
@@ -50,7 +51,10 @@ def write_page(folder: Path) -> Path:
 
 def _run(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row, its learning curves and its samples, as JSON takes them."""
-    own = folder / "runs" / str(row["cell"])
+    try:
+        own = inside(folder / "runs", str(row["cell"]))
+    except ValueError as error:
+        raise UserError(str(error)) from error
     kept = sorted(own.glob("samples/**/outputs.jsonl"))
     history = read_history(own / "history.jsonl") if (own / "history.jsonl").is_file() else []
     return {

@@ -18,7 +18,7 @@ from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.config import UserError
 from mdm.defaults import Defaults
-from mdm.demo import Model, build
+from mdm.demo import MAX_UPLOAD, Model, build
 from mdm.hardware import check_hardware, hardware
 
 CONFIG = "demo"
@@ -29,6 +29,7 @@ class Settings:
     """The keys of the config; `recipes/configs/demo.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     host: str = "127.0.0.1"
     port: int = 7860
     defaults: str | None = None
@@ -54,7 +55,9 @@ def main(cfg: Settings) -> None:
         model, processor = load_model(cfg.checkpoint, hw.device)
         page = build(Model(model, processor, hw, Defaults.beside(cfg.checkpoint, cfg.defaults)), cfg.checkpoint)
         print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C ends it)", flush=True)
-        page.queue().launch(server_name=cfg.host, server_port=cfg.port, quiet=True, show_error=True)
+        page.queue(max_size=32).launch(
+            server_name=cfg.host, server_port=cfg.port, quiet=True, show_error=True, max_file_size=MAX_UPLOAD
+        )
 
 
 if __name__ == "__main__":

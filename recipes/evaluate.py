@@ -79,6 +79,7 @@ class Settings:
     """The keys of the config; `recipes/configs/evaluate.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     output_dir: str = MISSING
     data: dict[str, StreamSettings] = MISSING
     judged: dict[str, JudgedTask] = MISSING

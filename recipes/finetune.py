@@ -44,6 +44,7 @@ class Settings(pretrain.Settings):
     """Those of pretrain, without a model, and of evaluate; `recipes/configs/finetune.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     method: str = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_length: int | None = None

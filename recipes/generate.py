@@ -15,7 +15,7 @@ parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from components.sequences import TASKS
 from mdm import film
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.config import WORDS, UserError, at_least_one, check, instantiate
 from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
@@ -45,9 +45,10 @@ class Settings:
     """The keys of the config; `recipes/configs/generate.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     task: str = MISSING
     output_dir: str = MISSING
-    prompt: Any = None
+    prompt: Any = field(default=None, metadata=WORDS)
     edit: str | None = None
     region: str | None = None
     prompts: str | None = None

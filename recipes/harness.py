@@ -31,6 +31,7 @@ class Settings:
     """The keys of the config; `recipes/configs/harness.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     output_dir: str = MISSING
     tasks: list[str] = field(default_factory=list)
     include_path: str | None = None

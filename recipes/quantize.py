@@ -31,6 +31,7 @@ class Settings:
     """The keys of the config; `recipes/configs/quantize.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     output_dir: str = MISSING
     scheme: str = "int8_weight_only"
     dtype: str = "bf16"

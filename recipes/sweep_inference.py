@@ -68,6 +68,7 @@ class Settings:
     """The keys of the config; `recipes/configs/sweep_inference.yaml` explains each."""
 
     checkpoint: str = MISSING
+    trust: bool = False
     output_dir: str = MISSING
     modalities: dict[str, Swept] = MISSING
     samples: int = 1000

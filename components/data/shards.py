@@ -11,7 +11,6 @@ A sample of a shard holds codes where the source's holds raw parts; `mdm.process
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
+
+from components.data.bad import BadSample
+from components.files import inside, read_json, require
 
 INDEX = "index.json"
 
@@ -63,11 +65,15 @@ class TokenShards(Sequence):
         self.folder = Path(path)
         if not (self.folder / INDEX).is_file():
             raise FileNotFoundError(f"{path} holds no {INDEX}: `mdm run tokenize_data` has not finished there")
-        index = json.loads((self.folder / INDEX).read_text())
+        index = read_json(self.folder / INDEX)
+        require(index, self.folder / INDEX, codebooks=dict, shards=list)
         self.codebooks = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
-        self.files = [self.folder / shard["file"] for shard in index["shards"]]
-        for shard in tqdm(index["shards"], desc=f"checking {path}", disable=len(self.files) < 100):
-            file = self.folder / shard["file"]
+        for shard in index["shards"]:
+            require(shard, self.folder / INDEX, file=str, count=int, bytes=int, sha256=str)
+        self.files = [inside(self.folder, shard["file"]) for shard in index["shards"]]
+        for file, shard in tqdm(
+            list(zip(self.files, index["shards"], strict=True)), desc=f"checking {path}", disable=len(self.files) < 100
+        ):
             if not file.is_file():
                 raise FileNotFoundError(f"token shard not found: {file}")
             if file.stat().st_size != shard["bytes"]:
@@ -90,8 +96,19 @@ class TokenShards(Sequence):
         for modality in self.codebooks:
             if bool(file.get_slice(f"{modality}.present")[row : row + 1]):
                 start, stop = file.get_slice(f"{modality}.offsets")[row : row + 2].tolist()
-                sample[modality] = file.get_slice(f"{modality}.codes")[start:stop].long()
+                sample[modality] = self._codes(shard, modality, file.get_slice(f"{modality}.codes"), start, stop)
         return sample
+
+    def _codes(self, shard: int, modality: str, codes: Any, start: int, stop: int) -> Tensor:
+        """A sample's codes. Raises BadSample for offsets that lie outside, or a code that its codebook does not have."""
+        where = f"{self.files[shard]}, {modality} from {start} to {stop}"
+        if not 0 <= start <= stop <= codes.get_shape()[0]:
+            raise BadSample(where, f"the shard holds {codes.get_shape()[0]} codes")
+        found = codes[start:stop].long()
+        sizes = torch.tensor(self.codebooks[modality])[torch.arange(len(found)) % len(self.codebooks[modality])]
+        if bool(((found < 0) | (found >= sizes)).any()):
+            raise BadSample(where, f"a code is outside its codebook of {self.codebooks[modality]}")
+        return found
 
     def _file(self, shard: int) -> Any:
         if shard not in self._open:

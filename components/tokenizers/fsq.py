@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,21 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
+
+from components.files import read_json
+
+MAX_CODES = 2**20
+LARGEST = {
+    "patch": 2**10,
+    "books": 64,
+    "width": 2**13,
+    "channels": 4,
+    "size": 2**13,
+    "sample_rate": 2**18,
+    "bands": 2**10,
+    "hop": 2**14,
+}
+"""Beyond any tokenizer's: a config that says more is a mistake, or meant to take all memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +64,11 @@ class FSQConfig:
             raise ValueError(f"FSQ tokenizer: patch must be a power of two, got {self.patch}")
         if self.kind == "image" and self.size % self.patch:
             raise ValueError(f"FSQ tokenizer: size {self.size} is not a multiple of patch = {self.patch}")
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"FSQ tokenizer: levels must be at least 2 each, got {self.levels}")
+        if not self.levels or len(self.levels) > 20 or min(self.levels) < 2 or math.prod(self.levels) > MAX_CODES:
+            raise ValueError(f"FSQ tokenizer: levels must be at least 2 each, and the codes at most 2^20; got {self.levels}")
+        for name, largest in LARGEST.items():
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"FSQ tokenizer: {name} must be in 1..{largest}, got {getattr(self, name)!r}")
 
 
 class Residual(nn.Module):
@@ -113,7 +131,10 @@ class FSQAutoencoder(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"no FSQ tokenizer in {folder}; `mdm run train_tokenizer` writes one")
-        raw = json.loads((folder / "config.json").read_text())
+        raw = read_json(folder / "config.json")
+        known = {f.name for f in fields(FSQConfig)}
+        if "levels" not in raw or set(raw) - known:
+            raise ValueError(f"{folder / 'config.json'} has {', '.join(raw)}; an FSQ tokenizer has {', '.join(sorted(known))}")
         model = cls(FSQConfig(**{**raw, "levels": tuple(raw["levels"])}))
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         return model.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ patch = 1 is a token per pixel: lossless for an image that has no more than `lev
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class GreyPatchTokenizer:
     def __init__(self, size: int, patch: int = 1, levels: int = 256) -> None:
         if patch < 1 or size % patch:
             raise ValueError(f"image tokenizer: size {size} is not a multiple of patch = {patch}")
-        if levels < 2 or levels > 256 or levels ** (patch * patch) > 2**20:
+        if levels < 2 or levels > 256 or patch * patch * math.log2(levels) > 20:
             raise ValueError(
                 f"image tokenizer: {levels} levels in {patch}x{patch} patches; levels must be 2..256 and the codes at most 2^20"
             )

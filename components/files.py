@@ -1,0 +1,61 @@
+"""Files that travel with a model or with data: what they say is checked before anything is done with it.
+
+inside(folder, "text.tiktoken")     the path of a file that lies in the folder: no name leaves it
+read_json(path)                     a JSON object of a sensible size
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+MAX_JSON = 2**28  # bytes: the index of a hundred million samples' shards is smaller
+
+
+def inside(folder: str | Path, name: Any) -> Path:
+    """The path of `name` in the folder. Raises ValueError for a name that leads out of it, on any system."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{folder}: {name!r} is no file name")
+    windows = PureWindowsPath(name)  # splits at both slashes, and knows drives
+    if windows.drive or windows.root or ".." in windows.parts or Path(name).is_absolute():
+        raise ValueError(f"{folder}: the file name {name!r} leads out of the folder")
+    return Path(folder) / name
+
+
+def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """The object of a JSON file. Raises FileNotFoundError, and ValueError that names the file where it holds none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} that are read")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python converts
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(found).__name__}")
+    return found
+
+
+def require(found: dict[str, Any], path: str | Path, **kinds: Any) -> None:
+    """Raises ValueError, naming file and key, where a key is absent or its value not of its kind (a type, or several)."""
+    for key, kind in kinds.items():
+        if key not in found:
+            raise ValueError(f"{path} has no {key!r}; it has {', '.join(map(str, found)) or 'nothing'}")
+        value = found[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            raise ValueError(f"{path}: {key} must be {_spell(kind)}, got {_short(value)}")
+
+
+def _spell(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
+
+
+def _short(value: Any) -> str:
+    text = re.sub(r"\s+", " ", repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,328 @@
+"""What travels is data: each file of a stranger's is given a harmless attack, which must not run, reach a file elsewhere, or
+take memory that nothing vouches for."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from components.data.bad import BadSample
+from components.data.shards import INDEX, TokenShards
+from components.files import inside, read_json
+from components.tokenizers.image import GreyPatchTokenizer
+from components.vocabulary import Vocabulary
+from mdm import comparison
+from mdm.checkpoint import load_model
+from mdm.config import UserError
+from mdm.defaults import Defaults
+from mdm.names import NAMES, full_path
+from mdm.processor import Processor, saved_tokenizer
+from mdm.trust import check_travelled, trust_run
+from tests.recipes.conftest import untrained  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trusted():
+    trust_run({})
+    yield
+    trust_run({})
+
+
+@pytest.fixture
+def folder(untrained, tmp_path):  # noqa: F811
+    """A stranger's model."""
+    shutil.copytree(untrained / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def attack(ran):
+    return {"_component_": "os.system", "command": f"touch {ran}"}
+
+
+def test_a_tokenizer_of_a_checkpoint_that_is_not_ours_does_not_run(folder, tmp_path):
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(text=attack(tmp_path / "RAN")))
+    with pytest.raises(UserError, match=r"tokenizers\.text names 'os\.system', which is none .* trust=true"):
+        load_model(folder)
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_component_": "components.tokenizers.audio.Codec2Tokenizer", "x": {"_component_": "os.system", "command": "true"}},
+        {"_component_": "components.tokenizers.audio.Codec2Tokenizer", "x": [{"_component_": "os.system", "command": "true"}]},
+        {"_component_": "components.tokenizers.text.tiktoken.os.system", "command": "true"},
+        {"_component_": "components.data.sources.Folder", "path": ".", "kind": "text"},
+        {"_component_": "mdm.cli.main"},
+        {"_component_": ["os.system"]},
+        {"_component_": None},
+        {"_component_": "os.evil.Codec2Tokenizer"},
+    ],
+    ids=str,
+)
+def test_no_other_way_leads_to_a_function(node, folder):
+    with pytest.raises(UserError, match=r"_component_ must be a name|none of the library's own"):
+        check_travelled(node, "tokenizers.audio", folder / "processor.json", {"Codec2Tokenizer": NAMES["Codec2Tokenizer"]})
+
+
+def test_a_hub_model_is_no_more_trusted_than_a_folder(folder, tmp_path, monkeypatch):
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(text=attack(tmp_path / "RAN")))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
+    with pytest.raises(UserError, match="none of the library's own"):
+        load_model("hub:some/one")
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_token_shards_name_no_function_either(folder, tmp_path):
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=attack(tmp_path / "RAN")))
+    with pytest.raises(UserError, match="none of the library's own"):
+        saved_tokenizer(str(folder), "image")
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_defaults_name_samplers_alone(folder, tmp_path):
+    path = folder / "defaults.yaml"
+    path.write_text(f"image: {{sampler: {{_component_: os.system, command: touch {tmp_path / 'RAN'}}}}}\n")
+    with pytest.raises(UserError, match=r"image\.sampler names 'os\.system'"):
+        Defaults.beside(folder)
+    scale = f"{{_component_: os.system, command: touch {tmp_path / 'RAN'}}}"
+    path.write_text(f"image: {{sampler: {{_component_: Confidence}}, guidance_scale: {scale}}}\n")
+    with pytest.raises(UserError, match=r"image\.guidance_scale names 'os\.system'"):
+        Defaults.beside(folder)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_defaults_read_neither_the_environment_nor_another_file(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECRET", "42")
+    (tmp_path / "other.yaml").write_text("text: {sampler: {_component_: Confidence}}\n")
+    path = folder / "defaults.yaml"
+    path.write_text("image: {sampler: {_component_: Confidence, num_steps: '${oc.env:SECRET}'}}\n")
+    with pytest.raises(UserError, match=r"num_steps must be int, got '\$\{oc\.env:SECRET\}'"):
+        Defaults.beside(folder)
+    path.write_text(f"base: {tmp_path / 'other.yaml'}\n")
+    with pytest.raises(UserError, match="base must hold a sampler"):
+        Defaults.beside(folder)
+
+
+def test_what_unfolds_without_end_is_refused_at_once(folder):
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    (folder / "defaults.yaml").write_text("image: {sampler: {_component_: Confidence, rank_by: *a59}}\n")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        Defaults.beside(folder)
+    nested = "image:\n  sampler:\n    _component_: Confidence\n    rank_by:\n"
+    (folder / "defaults.yaml").write_text(nested + "".join(f"      {line}\n" for line in bomb.splitlines()))
+    with pytest.raises(UserError, match="has more than 10,000 values"):
+        Defaults.beside(folder)
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(UserError, match="nested too deeply"):
+        check_travelled(deep, "k", folder / "f", {})
+    with pytest.raises(UserError, match="k must be plain, got object"):
+        check_travelled(object(), "k", folder / "f", {})
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "..", "C:\\x", "C:x", "..\\x", "\\\\host\\x", "a\0b", "", None, 3]
+)
+def test_no_file_name_leaves_its_folder(name, tmp_path):
+    with pytest.raises(ValueError, match=r"leads out of the folder|is no file name"):
+        inside(tmp_path, name)
+
+
+def test_a_name_inside_the_folder_is_its_file(tmp_path):
+    assert inside(tmp_path, "a/b.txt") == tmp_path / "a" / "b.txt"
+    assert inside(tmp_path, "a..b") == tmp_path / "a..b"
+
+
+def test_a_tokenizer_file_is_of_the_checkpoint_s_own_folder(folder, tmp_path):
+    (tmp_path / "elsewhere.tiktoken").write_text((folder / "text.tiktoken").read_text())
+    edit(folder / "processor.json", lambda p: p["tokenizers"]["text"].update(path="../elsewhere.tiktoken"))
+    with pytest.raises(UserError, match=r"tokenizers\.text\.path: .* leads out of the folder"):
+        load_model(folder)
+    edit(folder / "processor.json", lambda p: p["tokenizers"]["text"].update(path="text.tiktoken", subfolder="../x"))
+    with pytest.raises(UserError, match=r"tokenizers\.text\.subfolder: .* leads out of the folder"):
+        load_model(folder)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    from components.data.shards import write_shard
+
+    out = tmp_path / "shards"
+    out.mkdir()
+    digest = write_shard(out / "shard_00000.safetensors", [{"image": torch.tensor([0, 4, 80])}], ["image"])
+    about = {"file": "shard_00000.safetensors", "count": 1, "sha256": digest}
+    about["bytes"] = (out / about["file"]).stat().st_size
+    (out / INDEX).write_text(json.dumps({"samples": 1, "codebooks": {"image": [81]}, "corrupt": [], "shards": [about]}))
+    return out
+
+
+def test_shards_are_files_of_their_folder_with_codes_of_their_codebooks(shards):
+    assert TokenShards(str(shards))[0]["image"].tolist() == [0, 4, 80]
+    edit(shards / INDEX, lambda i: i["codebooks"].update(image=[80]))
+    with pytest.raises(BadSample, match=r"image from 0 to 3: a code is outside its codebook of \(80,\)"):
+        TokenShards(str(shards))[0]
+    edit(shards / INDEX, lambda i: i["shards"][0].update(file="../shards/shard_00000.safetensors"))
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        TokenShards(str(shards))
+    edit(shards / INDEX, lambda i: i["shards"][0].update(file=3))
+    with pytest.raises(ValueError, match="file must be str, got 3"):
+        TokenShards(str(shards))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda c: c.update(max_length=10**12), "max_length = 1000000000000 is more than any model's"),
+        ("config.json", lambda c: c.update(num_layers=10**12), "1 layers, num_layers = 1000000000000"),
+        ("config.json", lambda c: c.update(vocab_size=10**12), "the embedding is of shape"),
+        ("config.json", lambda c: c.update(width=10**12, num_heads=2), "the embedding is of shape"),
+        ("config.json", lambda c: c.update(num_experts=10**9), "weights and config.json do not match"),
+        ("config.json", lambda c: c.update(widht=32), "unknown key 'checkpoint"),
+        ("config.json", lambda c: c.update(width="32"), "config.json.width must be int, got '32'"),
+        ("vocabulary.json", lambda v: v["ranges"][0].update(size=10**12), "is not a vocabulary"),
+        ("vocabulary.json", lambda v: v["ranges"][-1].update(size=10**12), "has codebooks of"),
+        ("vocabulary.json", lambda v: v["ranges"][0].update(start=-1), "is not a vocabulary"),
+        ("vocabulary.json", lambda v: v.update(special_ids=[10**12] * len(v["specials"])), "its vocabulary"),
+        ("vocabulary.json", lambda v: v.update(specials=["mask"]), "is not a vocabulary"),
+        ("processor.json", lambda p: p["tokenizers"]["image"].update(patch=10**5, size=10**6), "image tokenizer"),
+        ("processor.json", lambda p: p["tokenizers"].pop("text"), "vocabulary.json the modalities"),
+        ("processor.json", lambda p: p["canvas"].update(image="16"), "image must be int, got '16'"),
+        (
+            "processor.json",
+            lambda p: p["canvas"].update(image=10**12),
+            "and its tokenizer makes 16",
+        ),
+        ("processor.json", lambda p: p["canvas"].update(text=10**12), "canvas.text = 1000000000000, and the model has 128"),
+        ("processor.json", lambda p: p["canvas"].update(image=17), "canvas.image = 17, and its tokenizer makes 16"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_a_file_says_is_checked_before_memory_is_taken(folder, file, change, message):
+    edit(folder / file, change)
+    with pytest.raises(UserError) as error:
+        load_model(folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_quantized_model_names_no_attribute_of_torch(folder):
+    (folder / "quantization.json").write_text(json.dumps({"scheme": "int8_weight_only", "dtype": "load", "device": "cpu"}))
+    with pytest.raises(UserError, match="dtype 'load' is not one of bfloat16, float32"):
+        load_model(folder)
+
+
+def test_a_huge_number_of_grey_levels_is_not_computed():
+    with pytest.raises(ValueError, match="the codes at most"):
+        GreyPatchTokenizer(size=10**6, patch=10**5, levels=2)
+
+
+def test_json_is_an_object_of_a_sensible_size(tmp_path):
+    path = tmp_path / "x.json"
+    for content, message in (
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[1]", "must hold keys and values, got list"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON"),
+        (b'{"a": 1}' + b" " * 100, "has 108 bytes, more than the 100"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_json(path, 100 if len(content) == 108 else 10**6)
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}')
+    assert read_json(path) == {"a": 1}
+
+
+OWN = """
+from components.tokenizers.image import GreyPatchTokenizer
+
+class Tiles(GreyPatchTokenizer):
+    @classmethod
+    def made(cls, size):
+        return cls(size, 2, 3)
+
+    def save(self, folder):
+        return {"_component_": "owntiles.Tiles", "size": self.size, "patch": self.patch, "levels": self.levels}
+"""
+
+
+@pytest.fixture
+def own(folder, tmp_path, monkeypatch):
+    """A checkpoint with a tokenizer of its author's own class."""
+    (tmp_path / "owntiles.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = {"_component_": "owntiles.Tiles", "size": 8, "patch": 2, "levels": 3}
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=node))
+    return folder
+
+
+def test_an_own_class_loads_where_it_is_trusted_and_is_named(own, capsys):
+    with pytest.raises(UserError, match=r"names 'owntiles\.Tiles', which is none of the library's own"):
+        load_model(own)
+    _, processor = load_model(own, trust=True)
+    assert type(processor.tokenizers["image"]).__name__ == "Tiles"
+    assert "names owntiles.Tiles, which is run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["owntiles.Tiles", "owntiles.Tiles.made"])
+def test_a_class_that_the_config_names_is_trusted_in_its_run(own, named, capsys):
+    trust_run({"tokenizers": {"image": {"_component_": named, "size": 8}}})
+    assert type(load_model(own)[1].tokenizers["image"]).__name__ == "Tiles"
+    assert "trust" not in capsys.readouterr().out
+    edit(own / "processor.json", lambda p: p["tokenizers"]["image"].update(_component_="owntiles.GreyPatchTokenizer"))
+    with pytest.raises(UserError, match="none of the library's own"):  # the same module, another class
+        load_model(own)
+
+
+def test_what_a_run_has_written_it_reads_back(own, tmp_path):
+    _, processor = load_model(own, trust=True)
+    trust_run({})
+    processor.save(tmp_path / "again")
+    assert type(Processor.load(tmp_path / "again").tokenizers["image"]).__name__ == "Tiles"
+    trust_run({})
+    with pytest.raises(UserError, match="none of the library's own"):
+        Processor.load(tmp_path / "again")
+
+
+def test_every_name_of_the_table_is_there():
+    from mdm.config import locate
+
+    for name, path in NAMES.items():
+        assert callable(locate(path, name)), name
+        assert full_path(name) == path == full_path(path)
+
+
+def test_a_path_of_ours_that_has_moved_is_found_by_its_name():
+    assert full_path("mdm.oldroom.ImageJudge") == "mdm.judges.ImageJudge"
+    assert full_path("components.words.TextTokenizer.from_ranks") == NAMES["TextTokenizer.from_ranks"]
+    assert full_path("mine.ImageJudge") == "mine.ImageJudge"
+    assert full_path("mdm.judges.Nothing") == "mdm.judges.Nothing"
+
+
+def test_a_page_shows_files_of_its_samples_alone_and_escapes_what_it_shows(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    samples = tmp_path / "run" / "samples" / "text_to_image"
+    samples.mkdir(parents=True)
+    line = {"given_text": "<script>alert(1)</script>", "image": "../../../secret.png", "text": 3}
+    (samples / "outputs.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"<img src=x onerror=alert(2)>": 1.0}))
+    comparison.page(tmp_path / "page.html", "<b>t</b>", {"<i>run</i>": tmp_path / "run"})
+    page = (tmp_path / "page.html").read_text()
+    assert "c2VjcmV0" not in page  # "secret" in base64
+    assert "leads out of the folder" in page
+    for tag in ("<script>", "<img src=x", "<i>run", "<b>t"):
+        assert tag not in page
+
+
+def test_a_vocabulary_is_read_back(tmp_path):
+    vocabulary = Vocabulary.build({"text": (7,), "audio": (4, 3)}, tasks=("text",)).grown({"image": (5,)})
+    vocabulary.save(tmp_path / "v.json")
+    assert Vocabulary.load(tmp_path / "v.json") == vocabulary
