@@ -66,6 +66,8 @@ class Model:
         for name, largest in LARGEST.items():
             if not 1 <= options[name] <= largest:
                 raise ValueError(f"{name} must be in 1..{largest}, got {options[name]}")
+        if any(isinstance(part, str) and len(part) > MAX_CHARACTERS for part in prompt.values()):
+            raise ValueError(f"a text has at most {MAX_CHARACTERS} characters here")
         chosen = self.defaults.of(task, self.processor.vocabulary.modalities)
         sampler = (
             SAMPLERS[options["sampler"]](int(options["steps"]), options["temperature"], options["top_p"]) or chosen.sampler
@@ -225,7 +227,7 @@ def build(own: Model, name: str) -> Any:
                             shown += [gr.Audio(None, visible=False)] * (4 - len(clips))
                     yield [page, *shown]
             except ValueError as error:
-                raise gr.Error(str(error)) from error
+                raise gr.Error(html.escape(str(error))) from error
 
         button.click(go, [*inputs.values(), *widgets.values()], [live, *results], api_name=button.elem_id)
 
@@ -280,7 +282,7 @@ def build(own: Model, name: str) -> Any:
                     tab("text_to_image", {"text": box, "image": picture, **edges}, painted, 4, editing=True)
             if {"text", "audio"} <= set(tokenizers):
                 with gr.Tab("Part of a clip"):
-                    clip = gr.Audio(type="numpy", label="clip", max_length=MAX_SECONDS)
+                    clip = gr.Audio(type="numpy", label="clip")
                     box = gr.Textbox("a spoken seven", label="what it says", max_length=MAX_CHARACTERS)
                     with gr.Row():
                         start = gr.Number(0.2, label="from (seconds)")
@@ -291,6 +293,10 @@ def build(own: Model, name: str) -> Any:
 
                         if clip is None:
                             raise ValueError("choose a clip first")
+                        if len(clip[1]) > MAX_SECONDS * clip[0]:
+                            raise ValueError(
+                                f"the clip has {len(clip[1]) / clip[0]:.0f} seconds; at most {MAX_SECONDS} are taken"
+                            )
                         wave = clip[1].astype(np.float32) / 32768
                         wave = resample(wave.mean(axis=1) if wave.ndim > 1 else wave, clip[0], rate)
                         return {"text": text, "audio": respeak(own.processor, wave, start, stop or None)}

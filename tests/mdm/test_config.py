@@ -36,23 +36,7 @@ def read(tmp_path):
     return read
 
 
-WORDS_TYPED = [
-    "007",
-    "no",
-    "12:30",
-    "[mask:6]",
-    "null",
-    "1e3",
-    "",
-    " two  spaces ",
-    "{a: b}",
-    "${x}",
-    "$5 \\${y}",
-    "'q'",
-    "a=b",
-    "~",
-    "???",
-]
+TEXTS = ["007", "no", "12:30", "[mask:6]", "1e3", " two  spaces ", "{a: b}", "'q'"]
 
 
 @pytest.mark.parametrize("typed", [*TEXTS, "null", "", "${x}", "$5 \\${y}", "a=b", "~", "???"])

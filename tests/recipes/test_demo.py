@@ -56,6 +56,16 @@ def test_the_unmasking_streams_over_the_api(page):
     assert len(job.outputs()[-1][1]) == 2  # the gallery
 
 
+def test_one_request_cannot_ask_for_everything(page):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(page, verbose=False)
+    for caption, count in (("a seven", 1000), ("x" * 3000, 2)):
+        with pytest.raises(AppError, match=r"must be in 1\.\.8|less than|maximum|at most 2000 characters"):
+            client.predict(caption, "ancestral", 8, 1.0, 0.9, 0.5, count, 0, api_name="/go-text_to_image")
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_user_generates_and_edits_in_a_browser(page):
     playwright = pytest.importorskip("playwright.sync_api")
