@@ -190,9 +190,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(str(error)) from error
 
 
-MAX_ROTATIONS = 2**29  # numbers of the table of rotations, 2 GB: it is made from max_length, which no tensor vouches for
-
-
 def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -> None:
     """Raises UserError where config.json says more than the weights hold, before any memory is taken for it."""
     layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
@@ -206,8 +203,6 @@ def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -
             f"{where}: weights and config.json do not match: the embedding is of shape {embedding}, vocab_size = "
             f"{config.vocab_size}, width = {config.width}"
         )
-    if config.max_length * (config.width // config.num_heads) > MAX_ROTATIONS:
-        raise UserError(f"{where}: config.json: max_length = {config.max_length} is more than any model's")
 
 
 def load_model(

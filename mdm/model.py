@@ -35,6 +35,9 @@ RULES = {
 
 
 OPTIONAL_SIZES = ("num_kv_heads", "ffn_width", "num_experts")
+MAX_MODULES = 2**20  # layers, times experts
+MAX_ROTATIONS = 2**29  # numbers of the table of rotations: 2 GB
+"""Beyond any model's. What a config says so is made before a tensor can vouch for it, and a config may be a stranger's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,10 @@ class ModelConfig:
                 continue
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {value!r}")
+        if self.num_layers * (self.num_experts or 1) > MAX_MODULES:
+            raise ValueError(f"model.num_layers {self.num_layers} (x {self.num_experts or 1} experts) is more than any model's")
+        if self.max_length * (self.width // self.num_heads) > MAX_ROTATIONS:
+            raise ValueError(f"model.max_length {self.max_length} is more than any model's")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"

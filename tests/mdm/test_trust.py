@@ -181,11 +181,13 @@ def test_shards_are_files_of_their_folder_with_codes_of_their_codebooks(shards):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", lambda c: c.update(max_length=10**12), "max_length = 1000000000000 is more than any model's"),
-        ("config.json", lambda c: c.update(num_layers=10**12), "1 layers, num_layers = 1000000000000"),
+        ("config.json", lambda c: c.update(max_length=10**12), "model.max_length 1000000000000 is more than any model's"),
+        ("config.json", lambda c: c.update(num_layers=10**12), "model.num_layers 1000000000000 (x 1 experts) is more"),
+        ("config.json", lambda c: c.update(num_layers=2), "1 layers, num_layers = 2"),
         ("config.json", lambda c: c.update(vocab_size=10**12), "the embedding is of shape"),
-        ("config.json", lambda c: c.update(width=10**12, num_heads=2), "the embedding is of shape"),
-        ("config.json", lambda c: c.update(num_experts=10**9), "weights and config.json do not match"),
+        ("config.json", lambda c: c.update(width=10**6, num_heads=10**4), "the embedding is of shape"),
+        ("config.json", lambda c: c.update(num_experts=10**9), "model.num_layers 1 (x 1000000000 experts) is more"),
+        ("config.json", lambda c: c.update(num_experts=2), "weights and config.json do not match"),
         ("config.json", lambda c: c.update(widht=32), "unknown key 'checkpoint"),
         ("config.json", lambda c: c.update(width="32"), "config.json.width must be int, got '32'"),
         ("vocabulary.json", lambda v: v["ranges"][0].update(size=10**12), "is not a vocabulary"),
