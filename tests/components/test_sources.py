@@ -68,8 +68,6 @@ def test_a_bad_file_of_a_folder_keeps_its_place_and_is_named(photos, capsys):
     ]
     with pytest.raises(ValueError, match=r"corrupt file .*1\.png: it is no .* \(on_corrupt: skip leaves such files out\)"):
         Folder(str(photos), "image", on_corrupt="refuse")
-    with pytest.raises(ValueError, match="on_corrupt 'ignore' is not one of skip, refuse"):
-        Folder(str(photos), "image", on_corrupt="ignore")
 
 
 def test_a_document_may_have_a_byte_order_mark_and_is_not_empty(tmp_path):
