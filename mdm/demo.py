@@ -250,7 +250,7 @@ def build(own: Model, name: str) -> Any:
                 with gr.Tab("Part of an image"):
                     size = tokenizers["image"].size
                     with gr.Row():
-                        picture = gr.Image(type="filepath", label="image", height=200)
+                        picture = gr.Image(image_mode=None, type="filepath", label="image", height=200)
                         box = gr.Textbox("a handwritten nine", label="caption")
                     with gr.Row():
                         edges = {
