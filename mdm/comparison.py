@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.data.reading import json_lines
 from components.files import inside
 from mdm import report
 from mdm.config import UserError
@@ -79,7 +80,8 @@ def _samples(task: str, runs: Mapping[str, Path]) -> Section:
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a task's outputs.jsonl, with where its files lie; none where the run has no such samples."""
     path = folder / "outputs.jsonl"
-    return [{**json.loads(line), "folder": folder} for line in path.read_text().splitlines()] if path.is_file() else []
+    found = json_lines(path) if path.is_file() else ()
+    return [{**line, "folder": folder} for _, line in found if isinstance(line, dict)]
 
 
 def given(line: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torchdata.nodes as tn
 
+from components.data.bad import usable
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker, NextToken
@@ -201,7 +202,7 @@ def corpus(sources: Mapping[str, Any], limit: int = 20_000_000) -> Iterator[str]
     """The text of all sources, up to `limit` characters: what a tokenizer is trained on."""
     seen = 0
     for source in sources.values():
-        for sample in source:
+        for sample in usable(source):
             if isinstance(sample.get("text"), str):
                 yield sample["text"]
                 seen += len(sample["text"])
@@ -387,9 +388,9 @@ def validation_batches(
 def _validation_rows(source: Any, task: str, processor: Processor, pack: int | None, samples: int) -> list[TokenSequence]:
     """The first `samples` rows of a source, in an order shuffled once."""
     if not hasattr(source, "__len__"):
-        source = [s for _, s in zip(range(samples), source, strict=False)]
+        source = [s for _, s in zip(range(samples), usable(source), strict=False)]
     order = sample_rng(0, "order", 0).permutation(len(source))[:samples]
-    chosen = (source[int(i)] for i in order)
+    chosen = usable(source, order)
     if task == INSTRUCT:
         return [processor.response(s) for s in chosen]
     if pack is None:

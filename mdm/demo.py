@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from components.data.reading import read_audio, read_image
 from components.samplers import Ancestral, Confidence, EntropyBounded, FirstHitting, ReMDM, Sampler, Threshold
 from components.sequences import TASKS
 from components.types import Batch
@@ -265,7 +266,7 @@ def build(own: Model, name: str) -> Any:
                 with gr.Tab("Part of an image"):
                     size = tokenizers["image"].size
                     with gr.Row():
-                        picture = gr.Image(image_mode="L", type="pil", label="image", height=200)
+                        picture = gr.Image(image_mode=None, type="filepath", label="image", height=200)
                         box = gr.Textbox("a handwritten nine", label="caption", max_length=MAX_CHARACTERS)
                     with gr.Row():
                         edges = {
@@ -273,32 +274,27 @@ def build(own: Model, name: str) -> Any:
                             for edge, value in (("left", 0), ("top", size // 2), ("right", size), ("bottom", size))
                         }
 
-                    def painted(text: str, image: Image.Image | None, *box: float) -> dict[str, Any]:
+                    def painted(text: str, image: str | None, *box: float) -> dict[str, Any]:
                         if image is None:
                             raise ValueError("choose an image first")
-                        small = image.convert("L").resize((size, size), Image.Resampling.BOX)
+                        small = read_image(image, size, "image")
                         return {"text": text, "image": inpaint(own.processor, small, tuple(int(b) for b in box))}
 
                     tab("text_to_image", {"text": box, "image": picture, **edges}, painted, 4, editing=True)
             if {"text", "audio"} <= set(tokenizers):
                 with gr.Tab("Part of a clip"):
-                    clip = gr.Audio(type="numpy", label="clip")
+                    clip = gr.Audio(type="filepath", label="clip")
                     box = gr.Textbox("a spoken seven", label="what it says", max_length=MAX_CHARACTERS)
                     with gr.Row():
                         start = gr.Number(0.2, label="from (seconds)")
                         stop = gr.Number(None, label="to (empty: to a new end)")
 
-                    def spoken(text: str, clip: Any, start: float, stop: float | None) -> dict[str, Any]:
-                        from components.data.sources import resample
-
+                    def spoken(text: str, clip: str | None, start: float, stop: float | None) -> dict[str, Any]:
                         if clip is None:
                             raise ValueError("choose a clip first")
-                        if len(clip[1]) > MAX_SECONDS * clip[0]:
-                            raise ValueError(
-                                f"the clip has {len(clip[1]) / clip[0]:.0f} seconds; at most {MAX_SECONDS} are taken"
-                            )
-                        wave = clip[1].astype(np.float32) / 32768
-                        wave = resample(wave.mean(axis=1) if wave.ndim > 1 else wave, clip[0], rate)
+                        wave = read_audio(clip, rate, "clip")
+                        if len(wave) > MAX_SECONDS * rate:
+                            raise ValueError(f"the clip has {len(wave) / rate:.0f} seconds; at most {MAX_SECONDS} are taken")
                         return {"text": text, "audio": respeak(own.processor, wave, start, stop or None)}
 
                     tab("text_to_speech", {"text": box, "clip": clip, "start": start, "stop": stop}, spoken, 2, editing=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from components.blocks import document_mask
+from components.data.bad import usable
 from components.losses import LossSums, bits_per_token, loss_from_hidden
 from components.sequences import TASKS
 from components.types import Batch
@@ -85,7 +86,7 @@ def write_samples(
         task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
         if task is None:
             continue
-        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), shown, strict=False)]
+        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), usable(shown), strict=False)]
         pack = data[name].pack
         with hw.autocast():
             made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))

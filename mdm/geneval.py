@@ -13,7 +13,6 @@ colour and place are judged on those. Thresholds are the paper's code's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from components.data.bad import BadSample
+from components.data.reading import json_lines
 from mdm.scorers import Sample, loaded
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -63,10 +64,11 @@ def prompts(path: str) -> list[dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"file not found: {path}")
     samples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
+    for number, row in json_lines(file):
+        if isinstance(row, BadSample):
+            raise row
+        if not isinstance(row, dict):
+            raise BadSample(f"{path}, line {number}", f"it must hold keys and values, got {type(row).__name__}")
         missing = [key for key in ("prompt", "tag", "include") if key not in row]
         if missing:
             raise ValueError(f"{path}, line {number} has no {missing[0]!r}; it has {', '.join(row)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from components.data.bad import usable
 from mdm.config import instantiate
 from mdm.generation import Generated
 from mdm.processor import Processor
@@ -80,7 +81,7 @@ def coded(samples: Sequence[dict], processor: Processor, modality: str) -> list[
 
 def train_judge(node: Mapping[str, Any], key: str, processor: Processor, modality: str) -> Any:
     """The judge of a config's node, trained on its `samples` as they are and as the tokenizer hands them back."""
-    training = instantiate(node["samples"], f"{key}.samples")
+    training = list(usable(instantiate(node["samples"], f"{key}.samples")))
     own = {name: value for name, value in node.items() if name != "samples"}
     return instantiate(own, key, samples=[*training, *coded(training, processor, modality)])
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.data.sources import read_audio, read_image
+from components.data.bad import BadSample
+from components.data.reading import json_lines, read_audio, read_image
 from components.sequences import Task, find_task
 from mdm.config import UserError
 from mdm.editing import infill, inpaint, respeak
@@ -28,15 +29,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"prompts: file not found: {path}")
     prompts = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"prompts: line {number} of {path} is not JSON: {error}") from error
+    for number, prompt in json_lines(path):
+        if isinstance(prompt, BadSample):
+            raise UserError(f"prompts: line {number} of {path}: {prompt.why}")
         if not isinstance(prompt, dict) or not all(isinstance(v, str) for v in prompt.values()):
-            raise UserError(f'prompts: line {number} of {path} must be like {{"text": "..."}}, got {line.strip()}')
+            raise UserError(f'prompts: line {number} of {path} must be like {{"text": "..."}}, got {json.dumps(prompt)}')
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"prompts: {path} holds no line")
@@ -123,5 +120,5 @@ def read_part(modality: str, value: str, processor: Processor, where: str) -> An
         if modality == "image":
             return read_image(Path(value), processor.tokenizers["image"].size)
         return read_audio(Path(value), processor.tokenizers["audio"].sample_rate) if modality == "audio" else value
-    except Exception as error:  # decoders of many formats: whatever they say, the file is the user's
-        raise UserError(f"{where}: {value} cannot be read as {modality}: {error}") from error
+    except BadSample as bad:
+        raise UserError(f"{where}: {bad}") from bad

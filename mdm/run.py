@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from components.data.reading import json_lines
 from components.types import PAD_DOCUMENT
 from components.vocabulary import Vocabulary
 from mdm import checkpoint
@@ -196,10 +197,4 @@ def open_history(cfg: Any, hw: Hardware, resumed_step: int) -> History:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The lines of a history; one that was being written when the run was killed is left out."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return [line for _, line in json_lines(path) if isinstance(line, dict)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from omegaconf import MISSING
 from tqdm import tqdm
 
+from components.data.bad import usable
 from components.sequences import TASKS
 from mdm.config import UserError, check, instantiate
 from mdm.data import open_source
@@ -89,6 +91,13 @@ def prompts_of(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str
     return [{m: s[m] for m in TASKS[task].given} for s in samples]
 
 
-def shuffled(samples: list[dict], count: int, seed: int) -> list[dict]:
-    """`count` samples in an order drawn from the seed; where there are fewer, again from the first (with other noise)."""
-    return [samples[i] for i in np.resize(np.random.default_rng(seed).permutation(len(samples)), count)]
+def shuffled(samples: Sequence[dict], count: int, seed: int) -> list[dict]:
+    """`count` samples in an order drawn from the seed; where there are fewer, again from the first (with other noise).
+
+    Raises UserError where none can be used.
+    """
+    order = np.random.default_rng(seed).permutation(len(samples))
+    kept = list(itertools.islice(usable(samples, order), count))
+    if not kept:
+        raise UserError("none of the held-out samples can be used")
+    return [kept[i % len(kept)] for i in range(count)]

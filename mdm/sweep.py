@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.data.reading import json_lines
 from mdm.config import UserError
 from mdm.report import figure_png
 
@@ -55,8 +56,8 @@ class Cells:
                 f"output_dir {folder} holds a sweep of another checkpoint, number of samples or seed; choose another"
             )
         header.write_text(json.dumps(of))
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        self.known = {self.key(c["modality"], c["setting"]): c for c in map(json.loads, lines)}
+        lines = [c for _, c in json_lines(self.path) if isinstance(c, dict)] if self.path.is_file() else []  # one may be torn
+        self.known = {self.key(c["modality"], c["setting"]): c for c in lines}
 
     @staticmethod
     def key(modality: str, setting: Mapping[str, Any]) -> str:

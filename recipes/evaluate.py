@@ -20,6 +20,7 @@ import numpy as np
 from omegaconf import MISSING
 from tqdm import tqdm
 
+from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
 from components.sequences import TASKS, find_task
@@ -207,7 +208,7 @@ def judged(
     """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge, which it returns."""
     modality = TASKS[task.write].generated[0]
     judge = train_judge(task.judge, f"judged.{name}.judge", processor, modality)
-    test = open_source(task.test, f"judged.{name}.test")
+    test = list(usable(open_source(task.test, f"judged.{name}.test")))
     labels = [s["label"] for s in test]
     results.metrics[f"{name}_judge_accuracy"] = accuracy(
         judge.classify([s[modality] for s in coded(test, processor, modality)]), labels

@@ -23,6 +23,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from tqdm import tqdm
 
+from components.data.bad import usable
 from components.data.digits import WORDS
 from components.sequences import TASKS
 from mdm import sweep
@@ -184,7 +185,7 @@ def scorer(
     cfg: Settings, name: str, swept: Swept, processor: Any
 ) -> tuple[list[dict], Callable[[Generated], dict[str, float]], dict[str, float]]:
     """The prompts, the function that scores what was made of them, and the same figures of real held-out samples."""
-    test = open_source(swept.test, f"modalities.{name}.test")
+    test = list(usable(open_source(swept.test, f"modalities.{name}.test")))
     if name == "text":
         documents = [processor.tokenizers["text"].encode(s["text"]).tolist() for s in test]
         kept = [d for i, d in enumerate(documents) if i % 5]

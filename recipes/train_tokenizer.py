@@ -10,6 +10,7 @@ tokenizer/, metrics.json, and originals beside reconstructions. Train on it with
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf import MISSING
 from torch import Tensor
 from tqdm import tqdm
 
+from components.data.bad import usable
 from components.sde import warmup_cosine
 from components.tokenizers.fsq import FLOOR_DB, FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
 from mdm.cli import run_recipe
@@ -93,7 +95,7 @@ def features(tokenizer: Any, source: Any) -> list[Tensor]:
     """What the autoencoder sees of each sample. Raises UserError where a sample has none of it."""
     part = "image" if isinstance(tokenizer, FSQImageTokenizer) else "audio"
     read = tokenizer.pixels if part == "image" else tokenizer.spectrogram
-    found = [read(sample[part]) for sample in source if part in sample]
+    found = [read(sample[part]) for sample in usable(source) if part in sample]
     if not found:
         raise UserError(f"train: the samples have no {part}")
     return found
@@ -134,7 +136,7 @@ def evaluate(tokenizer: Any, source: Any) -> tuple[dict[str, float], bytes]:
     codes = []
     errors = []
     image = isinstance(tokenizer, FSQImageTokenizer)
-    for sample in source:
+    for sample in usable(source):
         own = tokenizer.encode(sample["image" if image else "audio"])
         codes.append(own)
         if image:
@@ -154,7 +156,7 @@ def evaluate(tokenizer: Any, source: Any) -> tuple[dict[str, float], bytes]:
         "perplexity": float(torch.exp(-(p * p.log()).sum())),
         "tokens_per_sample": float(np.mean([len(c) for c in codes])),
     }
-    return metrics, (image_picture if image else mel_picture)(tokenizer, [source[i] for i in range(min(10, len(source)))])
+    return metrics, (image_picture if image else mel_picture)(tokenizer, list(itertools.islice(usable(source), 10)))
 
 
 def image_picture(tokenizer: FSQImageTokenizer, samples: list[dict]) -> bytes:

@@ -1,22 +1,38 @@
-"""The user's own data: a local folder, or a Hugging Face dataset.
+"""The user's own data: a local folder, JSONL, or a Hugging Face dataset.
 
-Samples are dicts with any of `text` (str), `image` (PIL), `audio` (float waveform, with its `sample_rate` in Hz).
+Samples are dicts with any of `text` (str), `image` (PIL, L or RGB), `audio` (a waveform, with its `sample_rate` in Hz), read by
+`components.data.reading`. A sample that cannot be used keeps its place: it is a `BadSample` when it is drawn
+(on_corrupt: skip), or ends the run by name (on_corrupt: refuse).
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
+
+from components.data.bad import BadSample
+from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, resample, waveform
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+LOOKED_AT = 16
+"""Files of a folder that are read when the source is made, evenly spread: however many there are, a wrong folder is seen."""
+
+OnCorrupt = Literal["skip", "refuse"]
+
+
+def _checked(on_corrupt: str) -> str:
+    if on_corrupt not in ("skip", "refuse"):
+        raise ValueError(f"on_corrupt {on_corrupt!r} is not one of skip, refuse")
+    return on_corrupt
+
+
+def _refused(bad: BadSample, what: str = "sample") -> ValueError:
+    return ValueError(f"corrupt {what} {bad} (on_corrupt: skip leaves such {what}s out)")
 
 
 class Folder(Sequence):
@@ -26,11 +42,12 @@ class Folder(Sequence):
     kind "image": every image with a caption in a .txt file of the same name
     kind "audio": every clip with a transcript in a .txt file of the same name
 
-    Every file is opened once when the source is made: a corrupt one is skipped and counted, or refused by name.
+    A document, caption or transcript that is empty or missing is corrupt, as is a file that cannot be read.
 
     size:        images are cropped to a square and resized to so many pixels; None leaves them
     sample_rate: clips are mixed to mono and resampled to it, in Hz
-    on_corrupt:  "skip" or "refuse"
+    on_corrupt:  "skip": a corrupt file is a `BadSample` when it is drawn, and a few are looked at when the source is made;
+                 "refuse": every file is read when the source is made
     """
 
     def __init__(
@@ -39,7 +56,7 @@ class Folder(Sequence):
         kind: Literal["text", "image", "audio"],
         size: int | None = None,
         sample_rate: int = 8000,
-        on_corrupt: Literal["skip", "refuse"] = "skip",
+        on_corrupt: OnCorrupt = "skip",
     ) -> None:
         root = Path(path)
         if not root.is_dir():
@@ -47,78 +64,48 @@ class Folder(Sequence):
         suffixes = {"text": (".txt", ".md"), "image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
         if kind not in suffixes:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(suffixes)}")
-        if on_corrupt not in ("skip", "refuse"):
-            raise ValueError(f"on_corrupt {on_corrupt!r} is not one of skip, refuse")
-        self.kind, self.size, self.sample_rate = kind, size, sample_rate
-        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes[kind] and p.is_file())
-        if not found:
-            raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
-        self.files, self.corrupt = [], []
-        for file in tqdm(found, desc=f"checking {path}", disable=len(found) < 1000):
-            try:
-                self._read(file)
-                self.files.append(file)
-            except (OSError, ValueError, UnidentifiedImageError, RuntimeError) as error:
-                if on_corrupt == "refuse":
-                    raise ValueError(f"corrupt file {file}: {error} (on_corrupt: skip leaves such files out)") from error
-                self.corrupt.append(file)
-        if self.corrupt:
-            print(f"{path}: skipped {len(self.corrupt)} corrupt of {len(found)} files, the first is {self.corrupt[0]}")
+        self.kind, self.size, self.sample_rate, self.on_corrupt = kind, size, sample_rate, _checked(on_corrupt)
+        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes[kind] and p.is_file())
         if not self.files:
-            raise ValueError(f"all {len(found)} {kind} files in {path} are corrupt")
+            raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
+        count = len(self.files) if on_corrupt == "refuse" else min(len(self.files), LOOKED_AT)
+        corrupt: list[BadSample] = []
+        for i in tqdm(np.linspace(0, len(self.files) - 1, count), desc=f"checking {path}", disable=count < 1000):
+            try:
+                self[int(i)]
+            except BadSample as bad:
+                corrupt.append(bad)
+        looked_at = f"{count} files" if count == len(self.files) else f"{count} files looked at"
+        if len(corrupt) == count:
+            raise ValueError(f"all {looked_at} in {path} are corrupt as {kind}, the first is {corrupt[0]}")
+        if corrupt:
+            print(f"{path}: skipped {len(corrupt)} corrupt of {looked_at}, the first is {corrupt[0]}")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._read(self.files[index])
+        """Raises BadSample, or ValueError where that is refused."""
+        try:
+            return self._read(self.files[index])
+        except BadSample as bad:
+            if self.on_corrupt == "refuse":
+                raise _refused(bad, "file") from bad
+            raise
 
     def _read(self, file: Path) -> dict[str, Any]:
         if self.kind == "text":
-            return {"text": file.read_text(encoding="utf-8")}
-        caption_file = file.with_suffix(".txt")
-        if not caption_file.is_file():
-            raise ValueError(f"its caption {caption_file.name} is missing")
-        text = caption_file.read_text(encoding="utf-8").strip()
+            return {"text": checked_text(read_text(file), str(file))}
+        caption = file.with_suffix(".txt")
+        if not caption.is_file():
+            raise BadSample(str(file), f"its caption {caption.name} is missing")
+        try:
+            text = checked_text(read_text(caption), str(file)).strip()
+        except BadSample as bad:
+            raise BadSample(str(file), f"its caption {caption.name}: {bad.why}") from bad
         if self.kind == "image":
             return {"text": text, "image": read_image(file, self.size)}
         return {"text": text, "audio": read_audio(file, self.sample_rate), "sample_rate": self.sample_rate}
-
-
-def read_image(file: str | Path | io.BytesIO, size: int | None) -> Image.Image:
-    """An image, cropped to its central square and resized where a size is asked for."""
-    with Image.open(file) as opened:
-        image = opened.convert("L") if opened.mode in ("L", "1", "I", "F", "I;16") else opened.convert("RGB")
-    return image if size is None else fit(image, size)
-
-
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The central square of an image at `size` pixels."""
-    if image.size == (size, size):
-        return image
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-
-
-def read_audio(file: str | Path | io.BytesIO, sample_rate: int) -> np.ndarray:
-    """A clip as mono float32 in [-1, 1] at `sample_rate` Hz. Raises ValueError where it holds no samples."""
-    import soundfile
-
-    samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    if len(samples) == 0:
-        raise ValueError("it holds no samples")
-    return resample(samples.mean(axis=1), rate, sample_rate)
-
-
-def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """Polyphase resampling (SciPy) from `rate` to `to` Hz."""
-    if rate == to:
-        return audio.astype(np.float32)
-    from scipy.signal import resample_poly
-
-    divisor = int(np.gcd(rate, to))
-    return resample_poly(audio, to // divisor, rate // divisor).astype(np.float32)
 
 
 def hugging_face(
@@ -133,17 +120,39 @@ def hugging_face(
     sample_rate: int = 8000,
     data_files: str | None = None,
     max_seconds: float | None = None,
-) -> Any:
+    on_corrupt: OnCorrupt = "skip",
+) -> Mapped | Iterated:
     """A Hugging Face dataset: from the hub, or from a folder that `save_to_disk` or the hub's own layout wrote.
 
     text, image, audio: the columns to take, None for none
     data_files:         of a format, with its name as the path: `path: webdataset, data_files: shards/*.tar`
     streaming:          read as it comes; shuffled block by block, and resumed at the next sample all the same
     max_seconds:        longer clips are left out: what would not fit its canvas
+    on_corrupt:         "skip": a row that cannot be used is a `BadSample`; "refuse": it is an error when it is drawn
 
     Raises ValueError for a column that it does not have.
     """
+    _checked(on_corrupt)
+    columns = {"text": text, "image": image, "audio": audio}
+    wanted = {modality: column for modality, column in columns.items() if column is not None}
+    dataset = _load(path, split, name, streaming, data_files, wanted)
+    known = dataset.column_names or list(next(iter(dataset), {}))
+    for modality, column in wanted.items():
+        if column not in known:
+            dots = "; of a.b.png in a WebDataset the sample is a, the column b.png" if "__key__" in known else ""
+            raise ValueError(f"{path} has no column {column!r} for {modality}; it has {', '.join(known)}{dots}")
+    dataset = dataset.select_columns([*wanted.values(), *(c for c in ("__key__", "__url__") if c in known)])
+    dataset = _undecoded(dataset)
+    if audio is not None and max_seconds is not None:
+        dataset = dataset.filter(_Shorter(audio, max_seconds))
+    convert = _Convert(wanted, size, sample_rate)
+    return (Iterated if streaming else Mapped)(dataset, convert, path, on_corrupt)
+
+
+def _load(path: str, split: str, name: str | None, streaming: bool, data_files: str | None, wanted: Mapping[str, str]) -> Any:
+    """A split of a dataset. Raises ValueError in one line where its files cannot be read."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     if Path(path).is_dir() and any((Path(path) / f).is_file() for f in ("dataset_dict.json", "state.json")):
         loaded = datasets.load_from_disk(path)
@@ -151,57 +160,71 @@ def hugging_face(
             if split not in loaded:
                 raise ValueError(f"{path} has no split {split!r}; it has {', '.join(loaded)}")
             loaded = loaded[split]
-        dataset = loaded.to_iterable_dataset() if streaming else loaded
-    else:
-        dataset = datasets.load_dataset(path, name, split=split, streaming=streaming, data_files=data_files)
-    columns = {"text": text, "image": image, "audio": audio}
-    wanted = {modality: column for modality, column in columns.items() if column is not None}
-    known = dataset.column_names or list(next(iter(dataset)))
-    for modality, column in wanted.items():
-        if column not in known:
-            raise ValueError(f"{path} has no column {column!r} for {modality}; it has {', '.join(known)}")
-    dataset = dataset.select_columns(list(wanted.values()))
-    if audio is not None:  # decoded here, by soundfile: the dataset's own decoder needs a package more
-        dataset = dataset.cast_column(audio, datasets.Audio(decode=False))
-        if max_seconds is not None:
-            dataset = dataset.filter(_Shorter(audio, max_seconds))
-    convert = _Convert(wanted, size, sample_rate)
-    if streaming:
-        return dataset.map(convert, remove_columns=[c for c in known if c in wanted.values() and c not in wanted])
-    return Mapped(dataset, convert)
+        return loaded.to_iterable_dataset() if streaming else loaded
+    ask = {"path": path, "name": name, "split": split, "streaming": streaming, "data_files": data_files}
+    try:
+        try:
+            return datasets.load_dataset(**ask)
+        except ValueError as error:
+            if "share the same prefix" not in str(error):
+                raise
+        # a WebDataset guesses its columns from its first samples, and one of those lacks a part: say what they are
+        kinds = {"text": datasets.Value("string"), "image": datasets.Image(decode=False), "audio": datasets.Audio(decode=False)}
+        own = {column: kinds[modality] for modality, column in wanted.items()}
+        own |= {key: datasets.Value("string") for key in ("__key__", "__url__")}
+        return datasets.load_dataset(**ask, features=datasets.Features(own))
+    except OSError:  # not found, not connected
+        raise
+    except Exception as error:  # of readers of many formats
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(f"{path} cannot be read: {' '.join(str(cause).split())}") from error
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Images and clips as bytes or paths: `components.data.reading` decodes them, as it does those of every other source."""
+    import datasets
+
+    for kind in (datasets.Image, datasets.Audio):
+        for column in [c for c, feature in (dataset.features or {}).items() if isinstance(feature, kind)]:
+            dataset = dataset.cast_column(column, kind(decode=False))
+    return dataset
 
 
 class _Convert:
-    """A dataset's row -> a sample."""
+    """A dataset's row -> a sample. Raises BadSample."""
 
     def __init__(self, columns: Mapping[str, str], size: int | None, sample_rate: int) -> None:
         self.columns, self.size, self.sample_rate = dict(columns), size, sample_rate
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        sample = {modality: row[column] for modality, column in self.columns.items()}
-        if "image" in sample and self.size is not None:
-            sample["image"] = fit(sample["image"], self.size)
-        if "audio" in sample:
-            sample["audio"] = read_audio(_opened(sample["audio"]), self.sample_rate)
-            sample["sample_rate"] = self.sample_rate
+    def __call__(self, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if row.get("__key__"):
+            name = f"{row.get('__url__')}, sample {row['__key__']}"
+        sample: dict[str, Any] = {}
+        for modality, column in self.columns.items():
+            try:
+                if modality == "text":
+                    sample["text"] = checked_text(row[column], name, column)
+                elif modality == "image":
+                    sample["image"] = read_image(row[column], self.size, f"column {column}")
+                else:
+                    sample["audio"] = read_audio(row[column], self.sample_rate, name)
+                    sample["sample_rate"] = self.sample_rate
+            except BadSample as bad:
+                raise BadSample(name, bad.why if modality == "text" else f"{column}: {bad.why}") from bad
         return sample
 
 
-def _opened(clip: Mapping[str, Any]) -> io.BytesIO | str:
-    """An undecoded clip of a dataset: its bytes, or where they lie."""
-    return io.BytesIO(clip["bytes"]) if clip.get("bytes") else clip["path"]
-
-
 class _Shorter:
-    """Whether a row's clip is no longer than so many seconds; its header says so."""
+    """Whether a row's clip is no longer than so many seconds, by its header; one that cannot be read is left to the draw."""
 
     def __init__(self, column: str, seconds: float) -> None:
         self.column, self.seconds = column, seconds
 
     def __call__(self, row: Mapping[str, Any]) -> bool:
-        import soundfile
-
-        return soundfile.info(_opened(row[self.column])).duration <= self.seconds
+        try:
+            return duration(row[self.column]) <= self.seconds
+        except BadSample:
+            return True
 
 
 class Jsonl(Sequence):
@@ -210,11 +233,15 @@ class Jsonl(Sequence):
     {"text": "...", "image": "a.png", "audio": "a.wav"}     files are named from where the JSONL file lies
     {"prompt": "...", "text": "..."}                        an instruction and its response
 
+    Each is a string, and a text is not empty (a prompt may be). A line that is none, or lacks a field of `fields`, is corrupt.
+
     fields:      our names of theirs, where they differ, e.g. {prompt: instruction, text: output}
     template:    what is made of a prompt; "{}" is the prompt
     size, sample_rate: as in `Folder`
+    on_corrupt:  "skip": corrupt lines are counted when the source is made, and they and files that cannot be read are a
+                 `BadSample` when they are drawn; "refuse": every line and file is read when the source is made
 
-    Raises FileNotFoundError, and ValueError naming file and line for what is no JSON or lacks a field.
+    Raises FileNotFoundError, and ValueError naming file and line where no line can be used.
     """
 
     def __init__(
@@ -224,78 +251,177 @@ class Jsonl(Sequence):
         template: str = "{}",
         size: int | None = None,
         sample_rate: int = 8000,
+        on_corrupt: OnCorrupt = "skip",
     ) -> None:
         root = Path(path)
         files = sorted(root.rglob("*.jsonl")) if root.is_dir() else [root]
         if not files or not files[0].is_file():
             raise FileNotFoundError(f"no JSONL file at {path}")
         self.fields, self.template, self.size, self.sample_rate = fields or {}, template, size, sample_rate
-        self.rows: list[tuple[Path, dict[str, Any]]] = []
-        for file in files:
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    self.rows.append((file.parent, self._parse(line, f"{file}, line {number}")))
+        self.on_corrupt = _checked(on_corrupt)
+        self.rows: list[tuple[Path, int, dict[str, str] | BadSample]] = [
+            (file, number, self._parsed(value, f"{file}, line {number}"))
+            for file in files
+            for number, value in json_lines(file)
+        ]
         if not self.rows:
             raise ValueError(f"{path} holds no line")
+        corrupt = [row for _, _, row in self.rows if isinstance(row, BadSample)]
+        if len(corrupt) == len(self.rows):
+            raise ValueError(f"no line of {path} can be used; {corrupt[0]}")
+        for i in range(len(self)) if on_corrupt == "refuse" else ():
+            self[i]
+        if corrupt:
+            print(f"{path}: skipped {len(corrupt)} corrupt of {len(self.rows)} lines, the first is {corrupt[0]}")
 
-    def _parse(self, line: str, where: str) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where} must hold keys and values, got {type(row).__name__}")
-        missing = [theirs for theirs in self.fields.values() if theirs not in row]
-        if missing:
-            raise ValueError(f"{where} has no field {missing[0]!r}; it has {', '.join(row)}")
+    def _parsed(self, value: Any, where: str) -> dict[str, str] | BadSample:
+        """The parts of a line by our names, each a string."""
+        if isinstance(value, BadSample):
+            return value
+        if not isinstance(value, dict):
+            return BadSample(where, f"it must hold keys and values, got {'null' if value is None else type(value).__name__}")
         names = {"prompt": "prompt", "text": "text", "image": "image", "audio": "audio", **self.fields}
-        return {ours: row[theirs] for ours, theirs in names.items() if theirs in row}
+        has = ", ".join(value) or "none"
+        if missing := [theirs for theirs in self.fields.values() if theirs not in value]:
+            return BadSample(where, f"it has no field {missing[0]!r}; it has {has}")
+        row = {ours: value[theirs] for ours, theirs in names.items() if theirs in value}
+        if not row:
+            return BadSample(where, f"it has no field of {', '.join(names.values())}; it has {has}")
+        try:
+            return {k: v if k == "prompt" and v == "" else checked_text(v, where, names[k]) for k, v in row.items()}
+        except BadSample as bad:
+            return bad
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        folder, row = self.rows[index]
-        sample = dict(row)
-        if "prompt" in sample:
-            sample["prompt"] = self.template.replace("{}", sample["prompt"])
-        if "image" in sample:
-            sample["image"] = read_image(folder / sample["image"], self.size)
-        if "audio" in sample:
-            sample |= {"audio": read_audio(folder / sample["audio"], self.sample_rate), "sample_rate": self.sample_rate}
+        """Raises BadSample, or ValueError where that is refused."""
+        try:
+            return self._read(*self.rows[index])
+        except BadSample as bad:
+            if self.on_corrupt == "refuse":
+                raise _refused(bad, "line") from bad
+            raise
+
+    def _read(self, file: Path, number: int, row: dict[str, str] | BadSample) -> dict[str, Any]:
+        if isinstance(row, BadSample):
+            raise BadSample(row.name, row.why)  # a new one: a raised exception keeps its traceback
+        sample: dict[str, Any] = dict(row)
+        if "prompt" in row:
+            sample["prompt"] = self.template.replace("{}", row["prompt"])
+        try:
+            if "image" in row:
+                sample["image"] = read_image(file.parent / row["image"], self.size)
+            if "audio" in row:
+                sample |= {"audio": read_audio(file.parent / row["audio"], self.sample_rate), "sample_rate": self.sample_rate}
+        except BadSample as bad:
+            raise BadSample(f"{file}, line {number}", f"{Path(bad.name).name}: {bad.why}") from bad
         return sample
 
 
-def adapted(source: Any, size: int | None = None, sample_rate: int | None = None, count: int | None = None) -> Mapped:
+def adapted(
+    source: Any,
+    size: int | None = None,
+    sample_rate: int | None = None,
+    count: int | None = None,
+    on_corrupt: OnCorrupt = "skip",
+) -> Mapped | Iterated:
     """Another source's samples as a tokenizer wants them.
 
     size:        images cropped to a square and resized to so many pixels;  sample_rate: clips resampled to it, in Hz
     count:       only the first so many samples
+    on_corrupt:  as in `hugging_face`
     """
 
-    def convert(sample: Mapping[str, Any]) -> dict[str, Any]:
+    def convert(sample: Mapping[str, Any], name: str) -> dict[str, Any]:
         own = dict(sample)
         if size is not None and "image" in own:
-            own["image"] = fit(own["image"], size)
+            own["image"] = read_image(own["image"], size, name)
         if sample_rate is not None and "audio" in own:
-            own["audio"] = resample(own["audio"], own["sample_rate"], sample_rate)
+            if "sample_rate" not in own:
+                raise BadSample(name, "its audio has no sample_rate")
+            own["audio"] = resample(waveform(own["audio"], name), own["sample_rate"], sample_rate)
             own["sample_rate"] = sample_rate
         return own
 
-    return Mapped(source if count is None else [source[i] for i in range(min(count, len(source)))], convert)
+    if hasattr(source, "__len__"):
+        return Mapped(source, convert, type(source).__name__, _checked(on_corrupt), count)
+    return Iterated(source, convert, type(source).__name__, _checked(on_corrupt), count)
 
 
 class Mapped(Sequence):
-    """An indexable dataset with a function applied to each row when it is drawn."""
+    """An indexable dataset with a function (row, name of the row) -> sample applied when one is drawn.
 
-    def __init__(self, dataset: Any, convert: Callable[[Any], dict[str, Any]]) -> None:
-        self.dataset, self.convert = dataset, convert
+    name:  of the dataset, for what is said about a row
+    count: only the first so many rows; None is all
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        convert: Callable[[Any, str], dict[str, Any]],
+        name: str,
+        on_corrupt: OnCorrupt = "skip",
+        count: int | None = None,
+    ) -> None:
+        self.dataset, self.convert, self.name, self.on_corrupt = dataset, convert, name, on_corrupt
+        self._length = len(dataset) if count is None else min(count, len(dataset))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.convert(self.dataset[index])
+        """Raises BadSample, or ValueError where that is refused."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: sample {index} of {len(self)}")
+        index %= len(self)
+        try:
+            return self.convert(self.dataset[index], f"{self.name}, sample {index}")
+        except BadSample as bad:
+            if self.on_corrupt == "refuse":
+                raise _refused(bad) from bad
+            raise
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
+
+class Iterated:
+    """The same of a dataset that is only iterated over, with its state; a row that cannot be used comes as its `BadSample`."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        convert: Callable[[Any, str], dict[str, Any]],
+        name: str,
+        on_corrupt: OnCorrupt = "skip",
+        count: int | None = None,
+    ) -> None:
+        self.dataset, self.convert, self.name, self.on_corrupt, self.count = dataset, convert, name, on_corrupt, count
+        self._begun = self._row = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
+        """Raises ValueError where a bad row is refused, or the dataset cannot be read on."""
+        self._row, rows = self._begun, iter(self.dataset)
+        while self.count is None or self._row < self.count:
+            name = f"{self.name}, sample {self._row}"
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of a reader of many formats: its generator is over
+                raise ValueError(f"{name} and what follows cannot be read: {' '.join(str(error).split())}") from error
+            self._row += 1
+            try:
+                sample = row if isinstance(row, BadSample) else self.convert(row, name)
+            except BadSample as bad:
+                sample = bad
+            if isinstance(sample, BadSample) and self.on_corrupt == "refuse":
+                raise _refused(sample)
+            yield sample
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"row": self._row, "dataset": self.dataset.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """None is the beginning."""
+        self._begun = self._row = 0 if state is None else state["row"]
+        self.dataset.load_state_dict(None if state is None else state["dataset"])

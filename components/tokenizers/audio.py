@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from components.data.reading import waveform
+
 FIELD_BITS = (9, 9, 4, 6)
 FRAME_BYTES = 4
 FRAME_SAMPLES = 320
@@ -25,11 +27,13 @@ class Codec2Tokenizer:
     sample_rate = 8000
     codebooks = tuple(2**bits for bits in FIELD_BITS)
 
-    def encode(self, raw: Float[np.ndarray, " samples"]) -> Int[Tensor, " n"]:
-        """Codes of a waveform, its last frame completed with silence. Raises ValueError for one without a sample."""
-        if len(raw) == 0:
-            raise ValueError("audio tokenizer: the waveform is empty")
-        padded = np.pad(raw, (0, -len(raw) % FRAME_SAMPLES))
+    def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
+        """Codes of a waveform, its last frame completed with silence.
+
+        Raises ValueError for what is no waveform (`components.data.reading.waveform`).
+        """
+        wave = waveform(raw, "audio tokenizer")
+        padded = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES))
         pcm = np.rint(np.clip(padded, -1, 1) * 32767).astype(np.int16)
         codec = _codec()
         return self.from_bytes(b"".join(codec.encode(frame) for frame in pcm.reshape(-1, FRAME_SAMPLES)))

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from components.data.reading import waveform
 from components.tokenizers.sinc import sinc_resample
 
 
@@ -127,11 +128,9 @@ class NeuralAudioTokenizer:
     def codebooks(self) -> tuple[int, ...]:
         return (self.size + (self.order == "delay"),) * self.books
 
-    def encode(self, raw: Float[np.ndarray, " samples"]) -> Int[Tensor, " n"]:
-        """Codes of a waveform. Raises ValueError for one without a sample."""
-        if len(raw) == 0:
-            raise ValueError("audio tokenizer: the waveform is empty")
-        return interleave(self._codes(raw)[: self.books], self.order, self.size)
+    def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
+        """Codes of a waveform. Raises ValueError for what is none (`components.data.reading.waveform`)."""
+        return interleave(self._codes(waveform(raw, "audio tokenizer"))[: self.books], self.order, self.size)
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, " n"]) -> Float[np.ndarray, " samples"]:
@@ -144,7 +143,7 @@ class NeuralAudioTokenizer:
     @torch.no_grad()
     def _codes(self, raw: np.ndarray) -> Int[Tensor, "books frames"]:
         hop = 1 if self.family == "xcodec2" else int(getattr(self.model.config, "hop_length", 1) or 1)
-        padded = np.pad(raw.astype(np.float32), (0, -len(raw) % hop))
+        padded = np.pad(raw, (0, -len(raw) % hop))
         return self._own.encode(self.model, torch.from_numpy(padded)[None, None].to(self.device)).long().cpu()
 
     def save(self, folder: Path) -> dict[str, Any]:

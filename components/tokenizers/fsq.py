@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from components.data.reading import square, waveform
 from components.files import read_json
 
 MAX_CODES = 2**20
@@ -157,10 +158,9 @@ class FSQImageTokenizer:
         return (self.size // self.patch) ** 2 * self.model.config.books
 
     def pixels(self, raw: Image.Image) -> Float[Tensor, "channels size size"]:
-        """In [-1, 1]. Raises ValueError for another size."""
-        if raw.size != (self.size, self.size):
-            raise ValueError(f"image tokenizer: expected {self.size}x{self.size} pixels, got {raw.size[0]}x{raw.size[1]}")
-        levels = torch.from_numpy(np.array(raw.convert("L" if self.model.config.channels == 1 else "RGB"), dtype=np.float32))
+        """As a viewer shows it, in [-1, 1]. Raises ValueError for another size."""
+        own = square(raw, self.size, "L" if self.model.config.channels == 1 else "RGB")
+        levels = torch.from_numpy(np.array(own, dtype=np.float32))
         return (levels / 127.5 - 1).view(self.size, self.size, -1).permute(2, 0, 1)
 
     @torch.no_grad()
@@ -194,22 +194,22 @@ class FSQMelTokenizer:
     def codebooks(self) -> tuple[int, ...]:
         return (math.prod(self.model.config.levels),) * self.model.config.books
 
-    def spectrogram(self, raw: Float[np.ndarray, " samples"]) -> Float[Tensor, "bands frames"]:
-        """Log-mel in [-1, 1]: from FLOOR_DB under full scale to full scale, completed to whole tokens."""
+    def spectrogram(self, raw: np.ndarray) -> Float[Tensor, "bands frames"]:
+        """Log-mel in [-1, 1]: from FLOOR_DB under full scale to full scale, completed to whole tokens.
+
+        Raises ValueError for what is no waveform (`components.data.reading.waveform`).
+        """
         import librosa
 
-        if len(raw) == 0:
-            raise ValueError("audio tokenizer: the waveform is empty")
+        wave = waveform(raw, "audio tokenizer")
         c = self.model.config
-        power = librosa.feature.melspectrogram(
-            y=raw.astype(np.float32), sr=c.sample_rate, n_fft=4 * c.hop, hop_length=c.hop, n_mels=c.bands
-        )
+        power = librosa.feature.melspectrogram(y=wave, sr=c.sample_rate, n_fft=4 * c.hop, hop_length=c.hop, n_mels=c.bands)
         db = np.clip(10 * np.log10(np.maximum(power, 1e-10)), -FLOOR_DB / 2, FLOOR_DB / 2)
         frames = np.pad(db / (FLOOR_DB / 2), ((0, 0), (0, -db.shape[1] % c.patch)), constant_values=-1.0)
         return torch.from_numpy(frames.astype(np.float32))
 
     @torch.no_grad()
-    def encode(self, raw: Float[np.ndarray, " samples"]) -> Int[Tensor, " n"]:
+    def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
         return self.model.encode(self.spectrogram(raw)[None])[1].flatten().long()
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from components.data.reading import square
+
 
 class GreyPatchTokenizer:
     """Square grey images <-> one code a patch, row by row.
@@ -45,10 +47,8 @@ class GreyPatchTokenizer:
         return (self.size // self.patch) ** 2
 
     def encode(self, raw: Image.Image) -> Int[Tensor, " n"]:
-        """Codes of an image, converted to grey. Raises ValueError where its size is another."""
-        if raw.size != (self.size, self.size):
-            raise ValueError(f"image tokenizer: expected {self.size}x{self.size} pixels, got {raw.size[0]}x{raw.size[1]}")
-        grey = np.asarray(raw.convert("L"), dtype=np.float64)
+        """Codes of an image, as a viewer shows it, in grey. Raises ValueError where its size is another."""
+        grey = np.asarray(square(raw, self.size, "L"), dtype=np.float64)
         level = np.rint(grey / 255 * (self.levels - 1)).astype(np.int64)
         side = self.size // self.patch
         patches = level.reshape(side, self.patch, side, self.patch).transpose(0, 2, 1, 3).reshape(side * side, -1)

@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from components.data.reading import square
+
 MOVQ = {
     "norm_type": "spatial",
     "num_vq_embeddings": 16384,
@@ -73,12 +75,8 @@ class VQImageTokenizer:
 
     @torch.no_grad()
     def encode(self, raw: Image.Image) -> Int[Tensor, " n"]:
-        """Codes of an image. Raises ValueError where its size is another, or its mode neither colour nor grey."""
-        if raw.size != (self.size, self.size):
-            raise ValueError(f"image tokenizer: expected {self.size}x{self.size} pixels, got {raw.size[0]}x{raw.size[1]}")
-        if raw.mode not in ("RGB", "L"):
-            raise ValueError(f"image tokenizer: expected an image of mode RGB or L, got {raw.mode}")
-        levels = torch.from_numpy(np.array(raw.convert("RGB"), dtype=np.float32)).to(self.device)
+        """Codes of an image, as a viewer shows it. Raises ValueError where its size is another."""
+        levels = torch.from_numpy(np.array(square(raw, self.size, "RGB"), dtype=np.float32)).to(self.device)
         x = (levels / 127.5 - 1).permute(2, 0, 1)[None]
         if self.family == "emu3":
             codes = self.model.encode(x, image_sizes=torch.tensor([[self.size, self.size]])).image_tokens[0]

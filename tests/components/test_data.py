@@ -8,10 +8,12 @@ from PIL import Image
 from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
+from components.data.bad import BadSample, usable
 from components.data.digits import digits
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.reading import read_audio
 from components.data.reference import language_reference
-from components.data.sources import Folder, hugging_face, read_audio
+from components.data.sources import Folder, hugging_face
 from components.data.speech import VOICES
 from components.sequences import task_sequence
 from mdm.media import write_wav
@@ -206,9 +208,13 @@ def test_corrupt_files_are_skipped_with_a_count_or_refused(folder, capsys):
     (folder / "3.txt").write_text("x")
     (folder / "4.wav").write_bytes(b"RIFFgarbage")
     (folder / "4.txt").write_text("x")
-    assert len(Folder(str(folder), "image")) == 3
-    assert "skipped 1 corrupt of 4 files" in capsys.readouterr().out
-    assert len(Folder(str(folder), "audio")) == 3
+    images = Folder(str(folder), "image")
+    assert "skipped 1 corrupt of 4 files, the first is" in capsys.readouterr().out
+    assert [s["text"] for s in usable(images)] == ["caption 0", "caption 1", "caption 2"]
+    assert len(images) == 4  # it keeps its place
+    with pytest.raises(BadSample, match=r"3\.png: it is no image of a known format"):
+        images[3]
+    assert len(list(usable(Folder(str(folder), "audio")))) == 3
     for kind, name in (("image", r"3\.png"), ("audio", r"4\.wav")):
         with pytest.raises(ValueError, match=f"corrupt file .*{name}"):
             Folder(str(folder), kind, on_corrupt="refuse")
@@ -315,10 +321,10 @@ def test_jsonl_lines_are_samples_and_mistakes_name_their_line(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"q": "why", "a": "so"}\n')
     source = Jsonl(str(tmp_path / "b.jsonl"), {"prompt": "q", "text": "a"}, template="Q: {} A:")
     assert source[0] == {"prompt": "Q: why A:", "text": "so"}
-    with pytest.raises(ValueError, match=r"b\.jsonl, line 1 has no field 'x'; it has q, a"):
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1: it has no field 'x'; it has q, a"):
         Jsonl(str(tmp_path / "b.jsonl"), {"text": "x"})
     (tmp_path / "c.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"c\.jsonl, line 1 is not JSON"):
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: it is not JSON"):
         Jsonl(str(tmp_path / "c.jsonl"))
     with pytest.raises(FileNotFoundError, match="no JSONL file at"):
         Jsonl(str(tmp_path / "absent.jsonl"))

@@ -10,6 +10,7 @@ import time
 import urllib.request
 
 import pytest
+from PIL import Image
 
 from tests.recipes.conftest import ROOT
 
@@ -64,6 +65,21 @@ def test_one_request_cannot_ask_for_everything(page):
     for caption, count in (("a seven", 1000), ("x" * 3000, 2)):
         with pytest.raises(AppError, match=r"must be in 1\.\.8|less than|maximum|at most 2000 characters"):
             client.predict(caption, "ancestral", 8, 1.0, 0.9, 0.5, count, 0, api_name="/go-text_to_image")
+
+
+def test_an_upload_is_read_as_every_other_file_is(page, tmp_path):
+    """A picture of another shape and mode is edited; what cannot be read is said in a line."""
+    from gradio_client import Client, handle_file
+
+    Image.new("RGBA", (30, 20)).save(tmp_path / "nothing.png")
+    (tmp_path / "no.wav").write_bytes(b"RIFFgarbage")
+    client = Client(page, verbose=False)
+    settings = ("first-hitting (one token a pass)", 8, 1.0, 0.9, 0.5, 1, 0)
+    picture = handle_file(tmp_path / "nothing.png")
+    made = client.predict("a seven", picture, 0, 4, 8, 8, *settings, api_name="/go-text_to_image-edit")
+    assert "Done in" in made[0]
+    with pytest.raises(Exception, match="clip: it cannot be read as audio: Format not recognised"):
+        client.predict("a seven", handle_file(tmp_path / "no.wav"), 0.0, None, *settings, api_name="/go-text_to_speech-edit")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
