@@ -33,7 +33,7 @@ def from_hidden(noisy, hidden, unembedding, vocabulary, weighting="nelbo", reduc
     coefficient, denominator = coefficients(noisy, weighting, reduction)
     bucket = options.pop("bucket", 64)
     clean = noisy.clean
-    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, coefficient, noisy.weight, bucket)
+    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, coefficient, noisy.weight, vocabulary, bucket)
     return loss_from_hidden(hidden, unembedding, positions, vocabulary, **options), denominator
 
 
@@ -121,7 +121,7 @@ def test_a_batch_without_a_masked_token_has_a_loss_and_a_gradient_of_zero(vocabu
 def test_no_masked_token_is_dropped(vocabulary, make_batch):
     noisy = BernoulliMasker(vocabulary.mask_id)(make_batch(64, task="joint_text_image"))
     clean = noisy.clean
-    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, noisy.weight, noisy.weight, bucket=32)
+    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, noisy.weight, noisy.weight, vocabulary, bucket=32)
     found = torch.cat([p.index[p.weight > 0] for p in positions]).sort().values
     assert_close(found, noisy.mask.flatten().nonzero()[:, 0])
     assert all(len(p.index) % 32 == 0 for p in positions)
