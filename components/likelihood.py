@@ -118,11 +118,11 @@ def score(
         logits = precise(fn(tokens[own].masked_fill(flat[part], mask_id)))
         barred = ruled_out(allowed if allowed is None or len(allowed) == 1 else allowed[own], mask_id, logits)
         logits = logits.masked_fill(barred, float("-inf"))
-        chosen = logits.gather(-1, tokens[own][..., None])[..., 0].double()
-        log_p = chosen - logits.logsumexp(dim=-1).double()
-        out[part] = log_p = torch.where(flat[part], log_p, 0.0)
-        if bool(log_p.isnan().any()):
-            row, position = log_p.isnan().nonzero()[0].tolist()
+        chosen, log_z = logits.gather(-1, tokens[own][..., None])[..., 0].double(), logits.logsumexp(dim=-1).double()
+        out[part] = torch.where(flat[part], chosen - log_z, 0.0)
+        broken = flat[part] & ~log_z.isfinite()
+        if bool(broken.any()):
+            row, position = broken.nonzero()[0].tolist()
             raise ValueError(
                 f"likelihood: the logits at position {position} of row {int(own[row])} are NaN, infinite or rule out every id "
                 "(broken weights, or an overflow of float16?)"

@@ -228,7 +228,7 @@ class Watch:
             row, position = (~largest.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"sample: nothing can be drawn at position {position} of row {active[row]}: the largest of its logits is "
-                f"{largest[row, position].item()} (nan, inf: broken weights, or float16 overflowed; -inf: every id is ruled out)"
+                f"{largest[row, position].item()} (nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
             )
         still = [row for row, left in enumerate(rows) if left >= 0]
         for row in still:
