@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.noise import sample_rng
-from components.samplers.base import LogitsFn
+from components.precision import precise
+from components.samplers.base import LogitsFn, ruled_out
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ def nelbo(
     draws:      masks of each sequence; batch_size: rows of a forward pass
     progress:   called with the number of rows done
 
-    Raises ValueError for a row without a scored position, or fewer than two draws (there is no error then).
+    Raises ValueError for a row without a scored position, a scored token that may not stand there, NaN logits, and fewer than
+    two draws (there is no error then).
     """
     scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
     if draws < 2:
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
     lengths = _lengths(scored)
+    _check_targets(tokens, scored, mask_id, allowed)
     masks = torch.from_numpy(
         np.stack([_stratified_masks(row.cpu().numpy(), draws, seed, i) for i, row in enumerate(scored)])
     ).to(tokens.device)  # [batch, draws, seq]
@@ -80,9 +83,12 @@ def ordered(
     Their sum over a row is the model's exact log-likelihood in that order.
 
     order: a rank for each position, lower is earlier; None is left to right
+
+    Raises ValueError for a row without a scored position, a scored token that may not stand there, and NaN logits.
     """
     scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
     _lengths(scored)
+    _check_targets(tokens, scored, mask_id, allowed)
     rank = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if order is None else order
     rank = rank.masked_fill(~scored, int(1e9)).argsort(dim=1, stable=True).argsort(dim=1)
     steps = torch.arange(int(scored.sum(dim=1).max()), device=tokens.device)
@@ -100,7 +106,7 @@ def score(
     batch_size: int,
     progress: Callable[[int], object] | None,
 ) -> Float[Tensor, "batch variants seq"]:
-    """log p of the masked tokens of every variant of every sequence, 0 at visible ones."""
+    """log p of the masked tokens of every variant of every sequence, 0 at visible ones. Raises ValueError for NaN logits."""
     batch, variants, seq = masks.shape
     flat = masks.reshape(-1, seq)
     rows = torch.arange(batch, device=tokens.device).repeat_interleave(variants)
@@ -109,13 +115,18 @@ def score(
     for part in needed.split(batch_size):
         own = rows[part]
         fn = logits_fn.select(own) if hasattr(logits_fn, "select") else logits_fn
-        logits = fn(tokens[own].masked_fill(flat[part], mask_id))
-        if allowed is not None:
-            logits = logits.masked_fill(~(allowed if len(allowed) == 1 else allowed[own]), float("-inf"))
-        logits[..., mask_id] = float("-inf")
-        chosen = logits.gather(-1, tokens[own][..., None])[..., 0].double()
-        log_p = chosen - logits.logsumexp(dim=-1).double()
-        out[part] = torch.where(flat[part], log_p, 0.0)
+        logits = precise(fn(tokens[own].masked_fill(flat[part], mask_id)))
+        barred = ruled_out(allowed if allowed is None or len(allowed) == 1 else allowed[own], mask_id, logits)
+        logits = logits.masked_fill(barred, float("-inf"))
+        chosen, log_z = logits.gather(-1, tokens[own][..., None])[..., 0].double(), logits.logsumexp(dim=-1).double()
+        out[part] = torch.where(flat[part], chosen - log_z, 0.0)
+        broken = flat[part] & ~log_z.isfinite()
+        if bool(broken.any()):
+            row, position = broken.nonzero()[0].tolist()
+            raise ValueError(
+                f"likelihood: the logits at position {position} of row {int(own[row])} are NaN, infinite or rule out every id "
+                "(broken weights, or an overflow of float16?)"
+            )
         if progress is not None:
             progress(len(part))
     return out.reshape(masks.shape)
@@ -130,6 +141,20 @@ def _stratified_masks(scored: np.ndarray, draws: int, seed: int, index: int) -> 
     for mask, k in zip(masks, np.ceil(t * len(positions)).astype(int), strict=True):
         mask[rng.choice(positions, size=k, replace=False)] = True
     return masks
+
+
+def _check_targets(tokens: Tensor, scored: Tensor, mask_id: int, allowed: Tensor | None) -> None:
+    """Raises ValueError for a scored token that may not stand where it is: its likelihood would be 0, whatever the model."""
+    wrong = tokens == mask_id
+    if allowed is not None:
+        known = (tokens >= 0) & (tokens < allowed.shape[-1])
+        ids = tokens.clamp(0, allowed.shape[-1] - 1)[..., None]
+        wrong = wrong | ~known | ~allowed.expand(*tokens.shape, -1).gather(-1, ids)[..., 0]
+    wrong = wrong & scored
+    if bool(wrong.any()):
+        row, position = wrong.nonzero()[0].tolist()
+        which = "the mask token" if int(tokens[row, position]) == mask_id else "not allowed there"
+        raise ValueError(f"likelihood: token {int(tokens[row, position])} at position {position} of row {row} is {which}")
 
 
 def _lengths(scored: Bool[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:

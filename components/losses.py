@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from components.precision import precise
 from components.types import PAD_DOCUMENT, STRUCTURE, Movable, NoisyBatch
 from components.vocabulary import IdRange, Vocabulary
 
@@ -75,15 +76,20 @@ def positions_by_range(
     id_range: Int[Tensor, "batch seq"],
     coefficient: Float[Tensor, "batch seq"],
     weight: Float[Tensor, "batch seq"],
+    vocabulary: Vocabulary,
     bucket: int = 64,
 ) -> list[RangePositions]:
-    """Gathers the masked positions per id range. Call it on the CPU, where the counts are known without a sync."""
+    """Gathers the masked positions per id range. Call it on the CPU, where the counts are known without a sync.
+
+    Raises ValueError for a target outside the ids of its range (of which the mask token is none): no loss would be right.
+    """
     flat_range = torch.where(mask, id_range, STRUCTURE).flatten()
     found = []
     for r in flat_range.unique().tolist():
         if r == STRUCTURE:
             continue
         index = (flat_range == r).nonzero()[:, 0]
+        _check_targets(targets.flatten()[index], index, targets.shape[1], vocabulary, r)
         fill = -len(index) % bucket
         index = torch.cat([index, index[:1].expand(fill)])  # the first position stands in; its coefficient below is 0
         valid = torch.arange(len(index)) < len(index) - fill
@@ -97,6 +103,24 @@ def positions_by_range(
             )
         )
     return found
+
+
+def _check_targets(
+    target: Int[Tensor, " n"], index: Int[Tensor, " n"], length: int, vocabulary: Vocabulary, range_index: int
+) -> None:
+    own = vocabulary.ranges[range_index]
+    known = (target >= own.start) & (target < own.stop)
+    if own.may_end:
+        known |= target == vocabulary.end_id
+    wrong = ~known | (target == vocabulary.mask_id)
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        row, position = divmod(int(index[first]), length)
+        end = f", or the end token {vocabulary.end_id}" if own.may_end else ""
+        raise ValueError(
+            f"loss: the target at row {row}, position {position} is {int(target[first])}, which cannot stand in the range "
+            f"{own.name!r}: ids {own.start} to {own.stop - 1}{end}, and not the mask token {vocabulary.mask_id}"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,8 +144,9 @@ def loss_from_hidden(
                 chunks, computed again in the backward pass
     """
     flat = hidden.flatten(0, 1)
-    loss = flat.new_zeros((), dtype=torch.float32) if positions else flat.float().sum() * 0  # a gradient either way
-    nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=torch.float32)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    loss = flat.new_zeros((), dtype=dtype) if positions else precise(flat).sum() * 0  # a gradient either way
+    nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=dtype)
     for p in positions:
         own = vocabulary.ranges[p.range_index]
         chosen = flat.index_select(0, p.index)
@@ -142,14 +167,15 @@ def range_cross_entropy(
 ) -> Float[Tensor, " n"]:
     """-log p(target | hidden) with p restricted to the ids of one range (and the end token where it may end), in nats.
 
-    The mask token is never among them, wherever its id lies.
+    The mask token is never among them, wherever its id lies. A target must be one of them: `positions_by_range` checks that.
+    In float32, or float64 where the hidden states are.
     """
     end_outside = id_range.may_end and not id_range.start <= end_id < id_range.stop
     end = [unembedding[end_id : end_id + 1]] if end_outside else []
     column = torch.where(target == end_id, id_range.size, target - id_range.start) if end_outside else target - id_range.start
     own, ruled_out = unembedding[id_range.start : id_range.stop], mask_id - id_range.start
     if len(hidden) * id_range.size <= max_logits:
-        logits = (hidden @ torch.cat([own, *end]).T).float()
+        logits = precise(hidden @ torch.cat([own, *end]).T)
         if 0 <= ruled_out < id_range.size:
             logits[:, ruled_out] = RULED_OUT
         return torch.nn.functional.cross_entropy(logits, column, reduction="none")
@@ -159,14 +185,15 @@ def range_cross_entropy(
         bias = None
         if 0 <= ruled_out < id_range.size:
             bias = rows.new_zeros(len(rows)).index_fill_(0, torch.tensor(ruled_out, device=rows.device), RULED_OUT)
-        return fused.apply(hidden, rows, column, bias, None, -100, 0.0, 0.0, "none")[0].float()
-    log_z = hidden.new_full((len(hidden),), -math.inf, dtype=torch.float32)
-    at_target = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        return precise(fused.apply(hidden, rows, column, bias, None, -100, 0.0, 0.0, "none")[0])
+    log_z = precise(hidden.new_full((len(hidden),), -math.inf))
+    at_target = torch.full_like(log_z, -math.inf)
     start = 0
     for rows in [*own.split(max(max_logits // len(hidden), 1)), *end]:
         out = ruled_out - start if start < id_range.size else -1
         chunk_z, chunk_target = checkpoint(_chunk, hidden, rows, column - start, out, use_reentrant=False)
-        log_z, at_target = torch.logaddexp(log_z, chunk_z), at_target + chunk_target
+        inside = (column >= start) & (column < start + len(rows))
+        log_z, at_target = torch.logaddexp(log_z, chunk_z), torch.where(inside, chunk_target, at_target)
         start += len(rows)
     return log_z - at_target
 
@@ -186,13 +213,11 @@ def _liger(device: str) -> type[torch.autograd.Function] | None:
 def _chunk(
     hidden: Float[Tensor, "n width"], rows: Float[Tensor, "rows width"], column: Int[Tensor, " n"], ruled_out: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """log-sum-exp over the chunk, and the target's logit where the target lies in it (0 elsewhere)."""
-    logits = (hidden @ rows.T).float()
+    """log-sum-exp over the chunk, and the target's logit where the target lies in it (another one elsewhere)."""
+    logits = precise(hidden @ rows.T)
     if 0 <= ruled_out < len(rows):
         logits[:, ruled_out] = RULED_OUT
-    inside = (column >= 0) & (column < len(rows))
-    at_target = logits.gather(1, column.clamp(0, len(rows) - 1)[:, None])[:, 0]
-    return logits.logsumexp(dim=1), torch.where(inside, at_target, 0.0)
+    return logits.logsumexp(dim=1), logits.gather(1, column.clamp(0, len(rows) - 1)[:, None])[:, 0]
 
 
 def loss_from_logits(
@@ -201,9 +226,26 @@ def loss_from_logits(
     mask: Bool[Tensor, "batch seq"],
     coefficient: Float[Tensor, "batch seq"],
 ) -> Float[Tensor, ""]:
-    """Sum of c_i CE_i over the masked positions from anybody's logits (restrict them first where a vocabulary says so)."""
-    ce = torch.nn.functional.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
+    """Sum of c_i CE_i over the masked positions from anybody's logits (restrict them first where a vocabulary says so).
+
+    Raises ValueError, on a CPU, for a target that is none of the ids, or whose logit is -inf. (On a GPU PyTorch stops at the
+    first, and the loss is infinite with the second: to look would be to wait for the device.)
+    """
+    own, chosen = targets[mask], precise(logits[mask])
+    if own.device.type == "cpu":
+        _check_logits(own, chosen)
+    ce = torch.nn.functional.cross_entropy(chosen, own, reduction="none")
     return (coefficient[mask] * ce).sum()
+
+
+def _check_logits(targets: Int[Tensor, " n"], logits: Float[Tensor, "n vocab"]) -> None:
+    size = logits.shape[1]
+    outside = (targets < 0) | (targets >= size)
+    if bool(outside.any()):
+        raise ValueError(f"loss: the target {int(targets[outside][0])} is none of the {size} ids that there are logits of")
+    ruled_out = logits.gather(1, targets[:, None])[:, 0] == -math.inf
+    if bool(ruled_out.any()):
+        raise ValueError(f"loss: the target {int(targets[ruled_out][0])} is ruled out where it stands: its logit is -inf")
 
 
 def bits_per_token(nelbo_nats: float, tokens: int) -> float:

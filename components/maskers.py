@@ -5,8 +5,9 @@
 
 Both give the NELBO; the fixed count is the linear schedule's with t integrated out, so its variance is finite where that of
 the Bernoulli weight 1/t diverges as t -> 0. Masks are drawn per document from (seed, document index) alone, on the CPU,
-with the batch. Anti-masking (arXiv 2602.21472, reported): samples 2j and 2j + 1 are one sequence, the second with the
-complement of the first's mask, so a pair predicts every token exactly once.
+with the batch: the same index is the same mask, so every step needs new ones (`Batch.of(tokens, first_index)`).
+Anti-masking (arXiv 2602.21472, reported): samples 2j and 2j + 1 are one sequence, the second with the complement of the
+first's mask, so a pair predicts every token exactly once.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class UniformTimes:
 
 @dataclass(frozen=True)
 class LowDiscrepancyTimes:
-    """(u + k/G) mod 1 for the k-th of a group of G consecutive samples that share one uniform offset u (MDLM)."""
+    """(u + k/G) mod 1 for the k-th of a group of G consecutive samples that share one uniform offset u (VDM, 2107.00630)."""
 
     group: int = 32
 
@@ -57,7 +58,7 @@ class LowDiscrepancyTimes:
 
 @dataclass(frozen=True)
 class StratifiedTimes:
-    """(u + k)/G for the k-th of a group of G consecutive samples, u drawn anew for each."""
+    """(u + k)/G for the k-th of a group of G consecutive samples, u drawn anew for each (MDLM, 2406.07524)."""
 
     group: int = 32
 
@@ -75,9 +76,11 @@ def _check_group(sampler: LowDiscrepancyTimes | StratifiedTimes) -> None:
 
 @runtime_checkable
 class Masker(Protocol):
-    """Anything that turns a batch into a noisy one; `pairs`: consecutive samples (2j, 2j + 1) must be one sequence."""
+    """Anything that turns a batch into a noisy one. Its noise is a function of the batch's `document` (see `Batch.of`)."""
 
-    pairs: bool
+    @property
+    def pairs(self) -> bool:
+        """Whether consecutive samples (2j, 2j + 1) must be one sequence."""
 
     def __call__(self, batch: Batch) -> NoisyBatch: ...
 

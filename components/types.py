@@ -46,7 +46,8 @@ class Batch(Movable):
     id_range: index of the id range the position's token comes from (a modality's, or one codebook's), or STRUCTURE
     maskable: may be masked, hence predicted and scored; prompts, structure and padding may not
     document: global index of the sample the position belongs to, PAD_DOCUMENT at padding. The index counts on through
-              the epochs: it is what the noise is a function of. Attention stays inside a document.
+              the steps and epochs: it is what the noise is a function of, so a batch whose indices do not advance gets the
+              masks of the one before. Attention stays inside a document.
     position: index inside the document (rotary position embedding)
     """
 
@@ -56,6 +57,26 @@ class Batch(Movable):
     maskable: Bool[Tensor, "batch seq"]
     document: Int[Tensor, "batch seq"]
     position: Int[Tensor, "batch seq"]
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "batch seq"], first_index: int) -> Batch:
+        """Plain rows of one modality and id range, each a document, all of it to be predicted.
+
+        first_index: global index of the first row, the number of rows that came before it. Advance it with every step: a masker
+                     draws from (its seed, this index) alone, and the same index is the same mask
+
+            for step, tokens in enumerate(loader):
+                noisy = masker(Batch.of(tokens, first_index=step * len(tokens)))
+        """
+        zeros, rows = torch.zeros_like(tokens), torch.arange(len(tokens), device=tokens.device)
+        return cls(
+            tokens=tokens,
+            modality=zeros,
+            id_range=zeros,
+            maskable=torch.ones_like(tokens, dtype=torch.bool),
+            document=(first_index + rows)[:, None].expand_as(tokens).contiguous(),
+            position=torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous(),
+        )
 
     @property
     def one_document_per_row(self) -> bool:

@@ -101,7 +101,9 @@ class MicroBatch(Movable):
     maskable: list[int]  # maskable positions per id range, the NELBO's denominators
 
 
-def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges: int, packed: bool = False) -> MicroBatch:
+def micro_batch(
+    batch: Batch, masker: Masker, settings: LossSettings, vocabulary: Vocabulary, packed: bool = False
+) -> MicroBatch:
     """Masks a batch and gathers what its loss will need.
 
     packed: rows may hold several documents; then attention always has a mask, also where by chance it needs none, so that
@@ -112,11 +114,11 @@ def micro_batch(batch: Batch, masker: Masker, settings: LossSettings, num_ranges
     ranges = batch.id_range[batch.maskable]
     return MicroBatch(
         noisy=noisy,
-        positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight),
+        positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight, vocabulary),
         denominator=denominator,
         num_tokens=batch.num_tokens,
         whole_rows=not packed and batch.one_document_per_row,
-        maskable=torch.bincount(ranges, minlength=num_ranges).tolist(),
+        maskable=torch.bincount(ranges, minlength=len(vocabulary.ranges)).tolist(),
     )
 
 
@@ -333,10 +335,10 @@ def training_loader(
     micro:    sequences of one forward pass of one rank at the most
     prefetch: steps made ahead by a thread; 0: none, in the caller's own
     """
-    num_ranges = len(processor.vocabulary.ranges)
+    vocabulary = processor.vocabulary
     node = MicroBatches(Mix(built, seed), physical, micro, processor.vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
-    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[n], loss, num_ranges, packed[n]) for n, b in batches])
+    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n]) for n, b in batches])
     return tn.Loader(tn.Prefetcher(node, prefetch) if prefetch else node)
 
 
@@ -379,7 +381,7 @@ def validation_batches(
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
             batch = collate([[r] for r in part], [[start + i] for i in range(len(part))], processor.vocabulary.pad_id)
-            micro = micro_batch(batch, masker, LossSettings(reduction="token"), len(processor.vocabulary.ranges))
+            micro = micro_batch(batch, masker, LossSettings(reduction="token"), processor.vocabulary)
             batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
         plan[task] = plan.get(task, []) + batches
     return plan

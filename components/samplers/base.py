@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.noise import sample_rng
+from components.precision import precise
 
 LogitsFn = Callable[[Tensor], Tensor]
 """tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i.
@@ -22,6 +23,9 @@ finished are left out of the batch.
 
 TOKEN, POSITION, TIME = 0, 1, 2
 """What each of a position's three random numbers decides."""
+
+PATIENCE = 1000
+"""Passes, at the least, that a row is given to unmask one more token before `sample` gives up."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ class SamplerState:
 class Sampler(Protocol):
     """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
 
-    One that needs more may offer `start(state) -> state`, called once before the first step; it may raise ValueError.
+    One that needs more may offer `start(state) -> state`, called once before the first step; it may raise ValueError. One that
+    may go on for more than `PATIENCE` passes without filling any offers how many as `num_steps`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
@@ -157,7 +162,10 @@ def sample(
     seed, index: a row's noise is a function of (seed, its index, step), so a sample does not depend on its batch
     on_step:    called with the state of the whole batch after each step (progress, films)
 
-    Raises ValueError for an empty batch, and where a position to fill is allowed no id.
+    Probabilities are taken in float32 or more; the tensors that `logits_fn` returns are not written to.
+
+    Raises ValueError for an empty batch, where a position to fill is allowed no id, where its logits are NaN, infinite or rule
+    out every id, and for a sampler that fills nothing more of a row in max(PATIENCE, its num_steps) passes.
     """
     generate = tokens == mask_id if generate is None else generate
     index = range(len(tokens)) if index is None else index
@@ -167,22 +175,24 @@ def sample(
     noise = Noise(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))
-    active, rows, active_fn, active_ids = everything, None, logits_fn, allowed
+    active, rows, active_fn, barred = everything, None, logits_fn, None
+    watch, largest = Watch(sampler, generate), None
     while True:
-        still = [row for row, done in enumerate(state.finished.tolist()) if not done]  # the one synchronisation, between steps
+        still = watch(state, active, largest)  # the one synchronisation, between steps
         if not still:
             return Sampled(state.tokens, state.confidence, forwards)
         if hasattr(logits_fn, "select") and still != active:
-            active, rows = still, torch.tensor(still, device=tokens.device)
+            active, rows, barred = still, torch.tensor(still, device=tokens.device), None
             active_fn = logits_fn.select(rows)
-            active_ids = allowed if allowed is None or len(allowed) == 1 else allowed[rows]
         whole = active == everything
         part = state if whole else state.select(rows)
         part = replace(part, uniform=noise(active).to(tokens.device))
-        logits = active_fn(part.tokens)
-        if active_ids is not None:
-            logits = logits.masked_fill(~active_ids, float("-inf"))
-        logits[..., mask_id] = float("-inf")
+        logits = precise(active_fn(part.tokens))
+        if barred is None:  # once for the same rows
+            own = allowed if whole or allowed is None or len(allowed) == 1 else allowed[rows]
+            barred = ruled_out(own, mask_id, logits)
+        logits = logits.masked_fill(barred, float("-inf"))
+        largest = logits.amax(dim=-1).masked_fill(~part.masked | part.finished[:, None], 0.0)
         before, part = part.finished, sampler.step(logits, part)
         part = replace(part, finished=part.finished | before)
         if constraint is not None:
@@ -191,6 +201,50 @@ def sample(
         forwards[still] += 1
         if on_step is not None:
             on_step(state)
+
+
+def ruled_out(
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None, mask_id: int, logits: Float[Tensor, "batch seq vocab"]
+) -> Bool[Tensor, "#batch #seq vocab"]:
+    """The ids that may not stand at each position: those that are not allowed, and the mask token."""
+    mask = torch.arange(logits.shape[-1], device=logits.device) == mask_id
+    return mask[None, None] if allowed is None else ~allowed | mask
+
+
+class Watch:
+    """The rows that need a further pass, and the errors that else would be an endless loop, or a sample of mask tokens."""
+
+    def __init__(self, sampler: Sampler, generate: Bool[Tensor, "batch seq"]) -> None:
+        self.name, self.patience = type(sampler).__name__, max(PATIENCE, passes(sampler))
+        self.least = [generate.shape[1] + 1] * len(generate)  # masked tokens of each row, when there were fewest
+        self.idle = [0] * len(generate)  # passes since
+
+    def __call__(self, state: SamplerState, active: Sequence[int], largest: Float[Tensor, "rows seq"] | None) -> list[int]:
+        """What is still to be done, by one transfer to the host. largest: logit of each position to fill of the active rows."""
+        broken = torch.zeros(1, device=state.tokens.device) if largest is None else ~largest.isfinite().all()
+        masked = state.masked.sum(dim=1).masked_fill(state.finished, -1)
+        *rows, broken = torch.cat([masked, broken.long().view(1)]).tolist()
+        if broken:
+            row, position = (~largest.isfinite()).nonzero()[0].tolist()
+            raise ValueError(
+                f"sample: nothing can be drawn at position {position} of row {active[row]}: the largest of its logits is "
+                f"{largest[row, position].item()} (nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
+            )
+        still = [row for row, left in enumerate(rows) if left >= 0]
+        for row in still:
+            self.idle[row] = 0 if rows[row] < self.least[row] else self.idle[row] + 1
+            self.least[row] = min(rows[row], self.least[row])
+            if self.idle[row] > self.patience:
+                raise ValueError(
+                    f"sample: {self.name} has unmasked nothing of row {row} in {self.patience} passes; {rows[row]} are left"
+                )
+        return still
+
+
+def passes(sampler: object) -> int:
+    """How many passes a sampler, or one that it is made of, may take by its settings."""
+    parts = [getattr(sampler, "sampler", None), *(getattr(sampler, "samplers", None) or ())]
+    return max([getattr(sampler, "num_steps", 0), *(passes(part) for part in parts if part is not None)])
 
 
 class Noise:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from components.samplers.ancestral import next_time
 from components.samplers.base import POSITION, TOKEN, SamplerState
-from components.samplers.drawing import Drawing, gumbel, keep_top
+from components.samplers.drawing import Drawing, gumbel, keep_top, probability_of
 from components.samplers.ranking import check_rank, rank
 from components.schedules import Schedule
+
+RATE_ERROR = 1e-12  # far above the rounding of a rate in float64, far below what tells two of the counts apart
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Confidence(Drawing):
     rank_by:            what "surest" means: confidence, probability, margin, entropy, random
     schedule:           how many stay masked after each step, MaskGIT's way; None keeps equal numbers, LLaDA's way
     choice_temperature: of the Gumbel noise on the log-confidence, annealed to 0 over the steps; 0 is none
+    rank_tempered:      rank on the distributions that are drawn from (temperature, top-k, top-p), as Dream does; else on the
+                        model's own, as LLaDA does
     """
 
     num_steps: int = 16
     rank_by: str = "confidence"
     schedule: Schedule | None = None
     choice_temperature: float = 0.0
+    rank_tempered: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +53,9 @@ class Confidence(Drawing):
         """Draws everywhere and keeps this step's share of the surest."""
         s = next_time(state, self.num_steps)
         drawn, probability = self.draw(logits, state.uniform[:, TOKEN])
-        score = rank(self.rank_by, logits, probability, state.uniform[:, POSITION])
+        ranked = self.tempered(logits) if self.rank_tempered else logits
+        own = probability_of(drawn, ranked) if self.rank_tempered else probability
+        score = rank(self.rank_by, ranked, own, state.uniform[:, POSITION])
         if self.choice_temperature > 0:
             score = score.log() + self.choice_temperature * s[:, None] * gumbel(state.uniform[:, POSITION])
         now = keep_top(score, state.masked, self._count(state, s))
@@ -58,6 +65,7 @@ class Confidence(Drawing):
         """How many tokens of each row this step unmasks."""
         if self.schedule is None:
             return state.total // self.num_steps + (state.step < state.total % self.num_steps).long()
-        stay = torch.floor((1 - self.schedule.alpha(s)) * state.total).long()
+        rate = 1 - self.schedule.alpha(s) + RATE_ERROR  # 3 of 10 tokens are 3, also where the rate comes as 0.29999999999999993
+        stay = torch.floor(rate * state.total).long()
         remaining = state.masked.sum(dim=1)
         return torch.where(s > 0, (remaining - stay).clamp(min=1), remaining)

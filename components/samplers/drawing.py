@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.precision import precise
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
@@ -46,22 +48,29 @@ class Drawing:
         self, logits: Float[Tensor, "*shape vocab"], uniform: Float[Tensor, "*shape"]
     ) -> tuple[Int[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         """A token for each position, and its probability under the logits as they came (untempered, unfiltered)."""
-        if self.temperature == 0:
-            token = logits.argmax(dim=-1)
-        else:
-            kept = logits / self.temperature
-            if self.top_k is not None:
-                kept = top_k_filter(kept, self.top_k)
-            if self.top_p < 1:
-                kept = top_p_filter(kept, self.top_p)
-            token = invert(kept, uniform)
-        chosen = logits.gather(-1, token[..., None])[..., 0]
-        return token, (chosen - logits.logsumexp(dim=-1)).exp().double()
+        logits = precise(logits)
+        token = logits.argmax(dim=-1) if self.temperature == 0 else invert(self.tempered(logits), uniform)
+        return token, probability_of(token, logits)
+
+    def tempered(self, logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
+        """The logits of what is drawn from: divided by the temperature (unless that is 0), filtered by top-k, then by top-p."""
+        kept = precise(logits)
+        if self.temperature > 0:
+            kept = kept / self.temperature
+        if self.top_k is not None:
+            kept = top_k_filter(kept, self.top_k)
+        return top_p_filter(kept, self.top_p) if self.top_p < 1 else kept
+
+
+def probability_of(token: Int[Tensor, "*shape"], logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape"]:
+    """The probability of each token under the logits, in float64."""
+    logits = precise(logits)
+    return (logits.gather(-1, token[..., None])[..., 0] - logits.logsumexp(dim=-1)).exp().double()
 
 
 def invert(logits: Float[Tensor, "*shape vocab"], uniform: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """The id at which the cumulative distribution passes `uniform`. An id of probability 0 is never it."""
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    cumulative = precise(logits).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     u = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, u, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
@@ -75,7 +84,7 @@ def top_k_filter(logits: Float[Tensor, "*shape vocab"], top_k: int) -> Float[Ten
 
 def top_p_filter(logits: Float[Tensor, "*shape vocab"], top_p: float) -> Float[Tensor, "*shape vocab"]:
     """-inf outside the smallest set of ids whose probabilities sum to `top_p`."""
-    ordered, index = logits.sort(dim=-1, descending=True)
+    ordered, index = precise(logits).sort(dim=-1, descending=True)
     probability = ordered.softmax(dim=-1)
     outside = probability.cumsum(dim=-1) - probability >= top_p  # the id that crosses top_p is kept
     return logits.masked_fill(outside.scatter(-1, index, outside), float("-inf"))

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.precision import precise
 from components.samplers.base import LogitsFn
 
 Scale = float | Callable[[Tensor], Tensor]
@@ -76,7 +77,7 @@ class Guided:
             masked = ((tokens == self.mask_id) & self.generate).sum(dim=1) / self.generate.sum(dim=1).clamp(min=1)
             w = w(masked)[:, None, None]
         both = torch.cat([tokens, tokens.masked_fill(self.prompt, self.mask_id)])
-        conditional, unconditional = self.logits_fn(both).chunk(2)
+        conditional, unconditional = precise(self.logits_fn(both)).chunk(2)
         return conditional + w * (conditional - unconditional)
 
     def select(self, rows: Int[Tensor, " rows"]) -> LogitsFn:

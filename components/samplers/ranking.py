@@ -9,6 +9,9 @@
 All but the first depend on the distributions alone (or on nothing). Then one token at a time follows the joint of exact
 conditionals, in whatever order. Chosen by `confidence` it does not: a position that drew a likely token is taken more often, so
 samples lean towards likely sequences, even one token a step.
+
+The distributions are the model's own, untempered and unfiltered, as LLaDA ranks. Dream (its `sample_tokens`) ranks on those
+that it draws from, behind temperature, top-p and top-k: `Confidence(rank_tempered=True)`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from components.precision import precise
 
 SCORES = ("confidence", "probability", "margin", "entropy", "random")
 
@@ -30,13 +35,13 @@ def rank(
         return uniform.double()
     if by == "entropy":
         return -entropy(logits)
-    best = logits.softmax(dim=-1).topk(2 if by == "margin" else 1, dim=-1).values.double()
+    best = precise(logits).softmax(dim=-1).topk(2 if by == "margin" else 1, dim=-1).values.double()
     return best[..., 0] - best[..., 1] if by == "margin" else best[..., 0]
 
 
 def entropy(logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape"]:
     """Entropy of each distribution in nats."""
-    p = logits.softmax(dim=-1).double()
+    p = precise(logits).softmax(dim=-1).double()
     return -torch.special.xlogy(p, p).sum(dim=-1)
 
 

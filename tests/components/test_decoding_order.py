@@ -140,6 +140,50 @@ def test_blocks_are_filled_from_left_to_right():
         assert masked[:, (step - 1) // 3 * 3 + 3 :].all()
 
 
+def masked_after_each_step(sampler, rows, length):
+    """Masked tokens after each step, a list for each row, and the rows' times."""
+    left, times = [], []
+
+    def watch(state):
+        left.append(state.masked.sum(1).tolist())
+        times.append(state.time.tolist())
+
+    sample(sampler, lambda t: torch.zeros(*t.shape, V), torch.full((rows, length), MASK), MASK, on_step=watch)
+    return left, times
+
+
+def test_every_block_begins_its_counts_anew():
+    """4 tokens in 3 steps are 2, 1, 1 in each of three blocks: counted on, they would be 1, 1, 1, and the block not done."""
+    left, _ = masked_after_each_step(Blocks(Confidence(num_steps=3), 4), 2, 12)
+    assert left == [[n, n] for n in (10, 9, 8, 6, 5, 4, 2, 1, 0)]
+
+
+def test_every_block_begins_at_time_one():
+    """In each block of 64, 3/4, 1/2 and 1/4 stay masked after the steps. 5 standard errors of the mean of 40 rows."""
+    left, times = masked_after_each_step(Blocks(Ancestral(num_steps=4), 64), 40, 128)
+    assert times == [[t] * 40 for t in (0.75, 0.5, 0.25, 0.0)] * 2
+    means = [sum(rows) / 40 for rows in left]
+    assert means == pytest.approx([112, 96, 80, 64, 48, 32, 16, 0], abs=5 * (64 * 0.25 / 40) ** 0.5)
+
+
+def test_each_modality_leaves_alone_what_a_constraint_has_filled():
+    """An end at position 1 fills the rest of its span: its sampler is done then, and never writes there again."""
+    end, states = 0, []
+    modality = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+
+    def fn(tokens):
+        logits = torch.zeros(1, 8, V)
+        logits[:, :, 5] = 2.0
+        logits[:, 1, end] = 9.0
+        return logits
+
+    sampler = PerModality([Confidence(num_steps=4, temperature=0.0), Confidence(num_steps=4, temperature=0.0)])
+    start = torch.full((1, 8), MASK)
+    out = sample(sampler, fn, start, MASK, modality=modality, constraint=FillAfterEnd(end), on_step=states.append)
+    assert [int(s.masked[0, :4].sum()) for s in states] == [1, 0, 0, 0]
+    assert out.tokens[0].tolist() == [5, end, end, end, 5, 5, 5, 5]
+
+
 def test_everything_behind_an_end_token_of_its_span_is_filled_at_once():
     end, states = 0, []
     modality = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])

@@ -91,6 +91,42 @@ def test_only_allowed_ids_share_the_probability():
     assert total.item() == pytest.approx(1.0, abs=1e-9)
 
 
+def test_the_error_falls_with_the_root_of_the_draws():
+    """It is that of the mean: a hundredfold of draws, a tenth of it (to 10 %: 9 sequences' own errors are averaged)."""
+    few, many = (nelbo(imperfect, SEQUENCES[::7][:9], MASK, draws=n).error.mean().item() for n in (60, 6000))
+    assert few == pytest.approx(10 * many, rel=0.1)
+
+
+def test_the_callers_logits_are_not_written_to():
+    own = torch.randn(1, LENGTH, MASK + 1, generator=torch.Generator().manual_seed(0))
+    before = own.clone()
+    for allowed in (None, torch.ones(1, 1, MASK + 1, dtype=torch.bool)):
+        ordered(lambda t: own, SEQUENCES[:1], MASK, allowed=allowed, batch_size=1)
+    assert torch.equal(own, before)
+
+
+@pytest.mark.parametrize("score", [nelbo, ordered])
+def test_a_token_that_may_not_stand_there_is_named(score):
+    allowed = torch.tensor([True, True, False, True, True]).expand(1, LENGTH, -1)
+    with pytest.raises(ValueError, match="token 2 at position 1 of row 1 is not allowed there"):
+        score(exact, torch.tensor([[0, 1, 1], [0, 2, 2]]), MASK, allowed=allowed)
+    with pytest.raises(ValueError, match=f"token {MASK} at position 2 of row 0 is the mask token"):
+        score(exact, torch.tensor([[0, 1, MASK]]), MASK, allowed=allowed)
+    given = torch.tensor([[True, True, False]])
+    assert score(exact, torch.tensor([[0, 1, MASK]]), MASK, given, allowed=allowed) is not None  # what is given may be anything
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_logits_are_named(value):
+    def broken(tokens):
+        logits = torch.zeros(*tokens.shape, MASK + 1)
+        logits[:, 1, 0] = value
+        return logits
+
+    with pytest.raises(ValueError, match="the logits at position 1 of row 1 are NaN, infinite"):
+        nelbo(broken, torch.tensor([[0, 1, 2], [0, 1, 2]]), MASK, torch.tensor([[True, False, False], [True, True, True]]))
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="row 1 has no scored position"):
         ordered(exact, SEQUENCES[:2], MASK, torch.tensor([[True, True, True], [False, False, False]]))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from components import losses
 from components.losses import (
     bits_per_byte,
     bits_per_token,
@@ -16,7 +17,7 @@ from components.losses import (
 )
 from components.maskers import BernoulliMasker, FixedCountMasker
 from components.sequences import collate, task_sequence
-from components.vocabulary import IdRange
+from components.vocabulary import IdRange, Vocabulary
 
 WIDTH = 16
 
@@ -33,7 +34,7 @@ def from_hidden(noisy, hidden, unembedding, vocabulary, weighting="nelbo", reduc
     coefficient, denominator = coefficients(noisy, weighting, reduction)
     bucket = options.pop("bucket", 64)
     clean = noisy.clean
-    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, coefficient, noisy.weight, bucket)
+    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, coefficient, noisy.weight, vocabulary, bucket)
     return loss_from_hidden(hidden, unembedding, positions, vocabulary, **options), denominator
 
 
@@ -110,6 +111,68 @@ def test_the_fused_kernels_change_nothing(mask_id):
         assert_close(fused, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("max_logits", [2**27, 1, 40])
+def test_the_mask_token_has_no_share_of_the_probability(monkeypatch, max_logits, fused):
+    """Where it lies inside the range, as in a model from elsewhere: cross-entropy over the other ids alone."""
+    if fused and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs liger-kernel, and TRITON_INTERPRET=1 off a GPU")
+    monkeypatch.setattr(losses, "_liger", losses._liger if fused else lambda device: None)
+    vocabulary = Vocabulary.of_text(9, mask=4, pad=0, end=8)
+    g = torch.Generator().manual_seed(0)
+    hidden, unembedding = torch.randn(1, 5, WIDTH, generator=g), torch.randn(9, WIDTH, generator=g)
+    target, every, text = torch.tensor([[1, 8, 3, 5, 7]]), torch.ones(1, 5), torch.zeros(1, 5, dtype=torch.long)
+    positions = positions_by_range(target, every.bool(), text, every, every, vocabulary, bucket=1)
+    kept = [v for v in range(9) if v != 4]
+    logits = (hidden[0] @ unembedding.T)[:, kept]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([kept.index(v) for v in target[0]]), reduction="sum")
+    assert_close(loss_from_hidden(hidden, unembedding, positions, vocabulary, max_logits).loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("position", "target", "message"),
+    [
+        (7, 0, "is 0, which cannot stand in the range 'image': ids 7 to 11, and not the mask token"),
+        (3, 12, "is 12, which cannot stand in the range 'text': ids 0 to 6, or the end token 21, and not the mask token 19"),
+        (3, 19, "is 19, which cannot stand in the range 'text'"),
+        (7, 21, "is 21, which cannot stand in the range 'image'"),
+        (3, -1, "is -1, which cannot stand in the range 'text'"),
+        (7, 10_000, "is 10000, which cannot stand in the range 'image'"),
+    ],
+)
+def test_a_forbidden_target_is_named(vocabulary, make_batch, position, target, message):
+    clean = make_batch(3, task="joint_text_image")
+    tokens, every = clean.tokens.clone(), clean.maskable.float()
+    tokens[1, position] = target
+    with pytest.raises(ValueError, match=f"loss: the target at row 1, position {position} {message}"):
+        positions_by_range(tokens, clean.maskable, clean.id_range, every, every, vocabulary)
+    unmasked = clean.maskable.clone()
+    unmasked[1, position] = False
+    positions_by_range(tokens, unmasked, clean.id_range, every, every, vocabulary)  # what is not predicted is no target
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [(3, "the target 3 is ruled out where it stands"), (5, "5 is none of the 5 ids"), (-100, "-100 is none of the 5 ids")],
+)
+def test_a_target_that_logits_rule_out_is_named(target, message):
+    logits, every, targets = torch.zeros(1, 2, 5), torch.ones(1, 2), torch.tensor([[0, target]])
+    logits[0, 1, 3] = -math.inf
+    with pytest.raises(ValueError, match=message):
+        loss_from_logits(logits, targets, every.bool(), every)
+    loss = loss_from_logits(logits, targets, torch.tensor([[True, False]]), every)
+    assert loss.item() == pytest.approx(math.log(5))  # what is not predicted is no target
+
+
+@pytest.mark.parametrize("target", [-1, 10, 99])
+def test_a_target_outside_a_range_in_chunks_is_an_infinite_loss(target):
+    """Not the plausible number that the nearest id of a chunk has."""
+    own = IdRange("text", "text", 0, 10, may_end=False)
+    ce = range_cross_entropy(torch.randn(2, 8), torch.randn(12, 8), torch.tensor([3, target]), own, 11, 10, max_logits=6)
+    assert ce[0].isfinite()
+    assert ce[1] == math.inf
+
+
 def test_a_batch_without_a_masked_token_has_a_loss_and_a_gradient_of_zero(vocabulary):
     hidden = torch.randn(1, 4, WIDTH, requires_grad=True)
     sums = loss_from_hidden(hidden, torch.randn(vocabulary.size, WIDTH), [], vocabulary)
@@ -121,7 +184,7 @@ def test_a_batch_without_a_masked_token_has_a_loss_and_a_gradient_of_zero(vocabu
 def test_no_masked_token_is_dropped(vocabulary, make_batch):
     noisy = BernoulliMasker(vocabulary.mask_id)(make_batch(64, task="joint_text_image"))
     clean = noisy.clean
-    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, noisy.weight, noisy.weight, bucket=32)
+    positions = positions_by_range(clean.tokens, noisy.mask, clean.id_range, noisy.weight, noisy.weight, vocabulary, bucket=32)
     found = torch.cat([p.index[p.weight > 0] for p in positions]).sort().values
     assert_close(found, noisy.mask.flatten().nonzero()[:, 0])
     assert all(len(p.index) % 32 == 0 for p in positions)

@@ -5,9 +5,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components.maskers import BernoulliMasker, FixedCountMasker, LowDiscrepancyTimes, StratifiedTimes, UniformTimes
-from components.schedules import Cosine, Linear, Polynomial
+from components.maskers import (
+    BernoulliMasker,
+    FixedCountMasker,
+    LowDiscrepancyTimes,
+    Masker,
+    NextToken,
+    StratifiedTimes,
+    TimeSampler,
+    UniformTimes,
+)
+from components.samplers import Sampler
+from components.schedules import Cosine, Geometric, Linear, Polynomial, Schedule
 from components.sequences import collate, task_sequence
+from components.tokenizers import Tokenizer
+from components.types import Batch
 from tests.oracles import LENGTH, exact_nelbo, perturbed_model, tiny_joint
 
 
@@ -82,6 +94,61 @@ def test_pairs_are_complements(vocabulary, make_batch, make):
     maskable = batch.maskable
     for j in range(4):
         assert ((noisy.mask[2 * j] ^ noisy.mask[2 * j + 1])[maskable[0]]).all()
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_times_keep_t_min_from_the_ends_where_weights_diverge(vocabulary, make_batch, pairs):
+    """At the lowest time the mask rate is t_min and the weight 1/t_min; with pairs also the complement's at the highest."""
+
+    def lowest(seed: int, index: int) -> float:
+        return 1 - 2**-53
+
+    def highest(seed: int, index: int) -> float:
+        return 0.0
+
+    batch = make_batch(600)
+    noisy = BernoulliMasker(vocabulary.mask_id, times=lowest, t_min=0.25, pairs=pairs)(batch)
+    rows = slice(0, None, 2) if pairs else slice(None)  # the complements are the odd ones
+    assert_close(noisy.weight[rows][noisy.mask[rows]].unique(), torch.tensor([4.0]))
+    n = int(batch.maskable[rows].sum())
+    assert noisy.mask[rows].sum().item() / n == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / n))
+    if pairs:
+        noisy = BernoulliMasker(vocabulary.mask_id, times=highest, t_min=0.25, pairs=True)(batch)
+        assert_close(noisy.weight[1::2][noisy.mask[1::2]].unique(), torch.tensor([4.0]))  # 1 / (1 - t) at t = 1 - t_min
+
+
+def test_a_plain_batch_has_new_masks_where_its_indices_are_new(vocabulary):
+    masker = BernoulliMasker(vocabulary.mask_id)
+    tokens = torch.randint(0, 7, (4, 16), generator=torch.Generator().manual_seed(0))
+    first, again, following = (masker(Batch.of(tokens, first_index=i)) for i in (0, 0, 4))
+    assert torch.equal(first.mask, again.mask)
+    assert not torch.equal(first.mask, following.mask)
+    assert torch.equal(masker(Batch.of(tokens[2:], first_index=2)).mask, first.mask[2:])
+    batch = first.clean
+    assert batch.maskable.all()
+    assert batch.one_document_per_row
+    assert batch.document[:, 0].tolist() == [0, 1, 2, 3]
+    assert batch.position[1].tolist() == list(range(16))
+    with pytest.raises(TypeError, match="first_index"):
+        Batch.of(tokens)
+
+
+def settable(protocol) -> list[str]:
+    """Members that a protocol asks to be set, too: a frozen dataclass or a constant does not offer that to a type checker."""
+    return sorted(getattr(protocol, "__annotations__", {}))
+
+
+@pytest.mark.parametrize("protocol", [Masker, TimeSampler, Schedule, Sampler, Tokenizer], ids=lambda p: p.__name__)
+def test_protocols_ask_for_nothing_that_can_be_set(protocol):
+    assert settable(protocol) == []
+
+
+def test_our_own_classes_are_what_the_protocols_ask_for(vocabulary):
+    maskers = (BernoulliMasker(vocabulary.mask_id), FixedCountMasker(vocabulary.mask_id), NextToken())
+    assert all(isinstance(m, Masker) for m in maskers)
+    assert all(isinstance(t, TimeSampler) for t in (UniformTimes(), LowDiscrepancyTimes(), StratifiedTimes()))
+    assert all(isinstance(s, Schedule) for s in (Linear(), Cosine(), Polynomial(2.0), Geometric()))
+    assert not isinstance(UniformTimes(), Masker)
 
 
 def test_fixed_count_weights(vocabulary, make_batch):

@@ -15,13 +15,16 @@ from components.samplers import (
     PerModality,
     ReMDM,
     Threshold,
+    base,
     guided,
     sample,
 )
 from components.samplers.drawing import Drawing, gumbel, invert, top_k_filter, top_p_filter
-from components.schedules import Cosine
+from components.schedules import Cosine, Linear
 from tests.oracles import LENGTH, MASK, exact_conditionals, tiny_joint
 
+NONE = torch.zeros(1, LENGTH, dtype=torch.bool)
+MASKS = torch.full((1, LENGTH), MASK)
 JOINT = tiny_joint()
 DRAWS = 20_000
 
@@ -181,6 +184,31 @@ def test_remasking_by_confidence_masks_the_least_sure_again():
     assert_close(share, expected, atol=5 * 0.5 / math.sqrt(int(both.sum())), rtol=0)
 
 
+def test_remasking_by_confidence_masks_sigma_max_tokens_again_unless_told_otherwise():
+    """8 steps, 6 tokens: sigma_max of a row a step, once any is decoded. 5 standard errors of a count of variance 1 at most."""
+    again, rows = [], 4000
+    previous = torch.ones(rows, 6, dtype=torch.bool)
+
+    def watch(state):
+        nonlocal previous
+        some = (~previous).any(1)
+        again.append((state.masked & ~previous)[some].sum(1).double().mean().nan_to_num(0.0).item())
+        previous = state.masked
+
+    start = torch.full((rows, 6), 3)
+    sample(ReMDM(num_steps=8, variant="confidence"), equal_logits, start, 3, on_step=watch)
+    expected = [0.0, *(min(1.0, (1 - (k + 1) / 8) / (k / 8)) for k in range(1, 7)), 0.0]
+    assert again == pytest.approx(expected, abs=5 / math.sqrt(rows * (1 - (7 / 8) ** 6)))
+    for variant in ("cap", "rescale"):
+        made = [sample(ReMDM(num_steps=8, variant=variant, eta=eta), equal_logits, start[:50], 3) for eta in (None, 0.02)]
+        assert torch.equal(made[0].tokens, made[1].tokens)
+
+
+def equal_logits(tokens):
+    """Of four ids."""
+    return torch.zeros(*tokens.shape, 4)
+
+
 EVERY = [
     Ancestral(num_steps=8),
     FirstHitting(),
@@ -218,6 +246,89 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
     assert not torch.equal(together, sample(sampler, logits_fn, start, MASK, seed=6).tokens)
 
 
+@pytest.mark.parametrize("sampler", EVERY, ids=repr)
+def test_logits_that_are_nan_end_in_one_line_after_one_pass(sampler):
+    passes = []
+
+    def broken(tokens):
+        passes.append(tokens)
+        logits = torch.zeros(2, LENGTH, MASK + 1)
+        logits[1, 1, 2] = math.nan
+        return logits
+
+    with pytest.raises(ValueError, match="nothing can be drawn at position 1 of row 1: the largest of its logits is nan"):
+        sample(sampler, broken, torch.full((2, LENGTH), MASK), MASK)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_logits_that_overflow_or_rule_out_every_id_are_named_like_nan(value):
+    with pytest.raises(ValueError, match=f"position 2 of row 0: the largest of its logits is {value}"):
+        sample(FirstHitting(), lambda t: torch.tensor([0.0, 0.0, value])[:, None].expand(1, 3, 5).clone(), MASKS, MASK)
+
+
+class Some:
+    """A logits function that can leave rows out; NaN from the second pass on in whichever row is asked for."""
+
+    def __init__(self, passes=None):
+        self.passes = [0] if passes is None else passes
+
+    def __call__(self, tokens):
+        self.passes[0] += 1
+        return torch.full((*tokens.shape, MASK + 1), math.nan if self.passes[0] > 1 else 0.0)
+
+    def select(self, rows):
+        return Some(self.passes)
+
+
+def test_a_broken_row_keeps_its_number_where_finished_rows_are_left_out():
+    tokens = torch.tensor([[0, 0, 0], [MASK, 0, 0], [MASK, MASK, 0]])
+    with pytest.raises(ValueError, match=r"position [01] of row 2"):
+        sample(FirstHitting(), Some(), tokens, MASK)
+
+
+def test_what_is_given_or_finished_may_have_any_logits():
+    def fn(tokens):
+        logits = torch.zeros(2, LENGTH, MASK + 1)
+        logits[tokens != MASK] = math.nan
+        return logits
+
+    tokens = torch.tensor([[MASK, 1, 1], [MASK, MASK, MASK]])
+    assert (sample(Confidence(num_steps=3), fn, tokens, MASK).tokens != MASK).all()
+
+
+class Idle:
+    """A sampler of a user that unmasks nothing."""
+
+    def step(self, logits, state):
+        return state
+
+
+def test_a_sampler_that_unmasks_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(base, "PATIENCE", 5)
+    with pytest.raises(ValueError, match="Idle has unmasked nothing of row 0 in 5 passes; 3 are left"):
+        sample(Idle(), logits_fn, MASKS, MASK)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: Blocks(s, 1), lambda s: PerModality([s])], ids=["", "blocks", "modality"]
+)
+@pytest.mark.parametrize("sampler", [Ancestral(num_steps=80), ReMDM(num_steps=80, variant="rescale", eta=1.0)], ids=repr)
+def test_a_sampler_has_all_the_passes_of_its_settings(monkeypatch, sampler, wrap):
+    monkeypatch.setattr(base, "PATIENCE", 2)
+    made = sample(wrap(sampler), logits_fn, MASKS, MASK, seed=1)
+    assert (made.tokens != MASK).all()
+    assert made.forwards.item() > 20
+
+
+def test_the_callers_logits_are_not_written_to():
+    own = torch.randn(1, LENGTH, MASK + 1, generator=torch.Generator().manual_seed(0))
+    before = own.clone()
+    for allowed in (None, torch.ones(1, 1, MASK + 1, dtype=torch.bool)):
+        sample(FirstHitting(), lambda t: own, MASKS, MASK, allowed=allowed)
+    assert torch.equal(own, before)
+
+
 def test_allowed_ids_and_positions_to_generate_are_obeyed():
     allowed = torch.ones(50, LENGTH, MASK + 1, dtype=torch.bool)
     allowed[:, 1, 2:] = False
@@ -251,6 +362,33 @@ def test_maskgit_schedule_of_confidence():
     assert left == [math.floor(math.cos(math.pi / 2 * k / 5) * 20) for k in range(1, 5)] + [0]
 
 
+def masked_after_each_step(sampler, tokens, mask_id):
+    """Masked tokens of each row after each step, whatever is drawn."""
+    left = []
+    sample(sampler, equal_logits, tokens, mask_id, on_step=lambda s: left.append(s.masked.sum(1).tolist()))
+    return left
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=repr)
+def test_a_step_of_a_schedule_unmasks_one_token_at_least(schedule):
+    """Of 3 tokens in 16 steps, most steps would leave as many masked as there are: passes for nothing."""
+    assert masked_after_each_step(Confidence(num_steps=16, schedule=schedule), torch.full((1, 3), 3), 3) == [[2], [1], [0]]
+
+
+@pytest.mark.parametrize("num_steps", [3, 7, 10, 25, 49, 55, 60])
+def test_counts_of_a_linear_schedule_are_those_of_whole_numbers(num_steps):
+    """floor(n (N - k) / N) of n stay masked after step k of N; in floating point, 1 - (1 - 3/10) of 10 is 2.999..."""
+    n = torch.arange(1, 65)
+    start = torch.where(torch.arange(64) < n[:, None], 3, 0)
+    left = masked_after_each_step(Confidence(num_steps=num_steps, schedule=Linear()), start, 3)
+    before = n.tolist()
+    for k, found in enumerate(left, 1):
+        stay = [length * (num_steps - k) // num_steps for length in n.tolist()]
+        before = [max(min(m - 1, s), 0) for m, s in zip(before, stay, strict=True)]
+        assert found == before
+    assert not any(before)
+
+
 def test_greedy_confidence_takes_the_surest_first():
     logits = torch.tensor([[[5.0, 0, 0], [0, 1.0, 0], [0, 9.0, 0]]])
     order = []
@@ -265,6 +403,37 @@ def test_greedy_confidence_takes_the_surest_first():
     assert [o[0].tolist() for o in order] == [[2, 2, 1], [0, 2, 1], [0, 1, 1]]
 
 
+def dreams_score(by, logits, token, temperature=1.0, top_p=1.0, top_k=None):
+    """Dream's `sample_tokens` at one position: logits over the temperature, what lies outside top-p or top-k left out."""
+    p = (logits / (temperature or 1)).softmax(0)
+    order = p.argsort(descending=True)
+    before = p[order].cumsum(0) - p[order]
+    p[order[before > top_p]] = p[order[top_k or len(p) :]] = 0
+    p = p / p.sum()
+    if by == "confidence":
+        return p[token].item()
+    best = p.sort(descending=True).values
+    return (best[0] - best[1]).item() if by == "margin" else sum(q * math.log(q) for q in p.tolist() if q)
+
+
+DREAMS = [{"temperature": 0.4}, {"top_p": 0.7}, {"top_k": 2}, {"temperature": 0.0, "top_k": 2}]
+
+
+@pytest.mark.parametrize("by", ["confidence", "margin", "entropy"])
+@pytest.mark.parametrize("settings", DREAMS, ids=repr)
+def test_dream_ranks_on_what_it_draws_from(by, settings):
+    logits = 2 * torch.randn(1, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    start, seen = torch.full((1, 12), 8), []
+    sampler = Confidence(num_steps=12, rank_by=by, rank_tempered=True, **settings)
+    made = sample(sampler, lambda t: logits, start, 8, on_step=lambda s: seen.append(s.tokens[0]))
+    drawn = sample(Confidence(num_steps=1, **settings), lambda t: logits, start, 8).tokens[0]  # in one step, by the same noise
+    logits[..., 8] = -torch.inf
+    scores = [dreams_score(by, row, token, **settings) for row, token in zip(logits[0], drawn, strict=True)]
+    assert (seen[0] != 8).nonzero().item() == max(range(12), key=scores.__getitem__)
+    own = logits[0].softmax(-1).gather(1, made.tokens[0][:, None])[:, 0]
+    assert_close(made.confidence[0], own)  # what is reported stays the model's own probability
+
+
 def test_the_inverse_distribution_function_by_hand():
     """Cumulative 0.1, 0.1, 0.4, 1.0: an id of probability 0 is never drawn, not even at the ends."""
     logits = torch.tensor([0.1, 0.0, 0.3, 0.6]).log()
@@ -272,6 +441,15 @@ def test_the_inverse_distribution_function_by_hand():
     assert invert(logits.expand(6, -1), u).tolist() == [0, 0, 2, 2, 3, 3]
     assert invert(torch.tensor([[0.0, -torch.inf]]), u[-1:]).tolist() == [0]
     assert invert(torch.tensor([[-torch.inf, 0.0]]), u[:1]).tolist() == [1]
+
+
+def test_cumulative_sums_keep_a_hundred_thousand_ids_apart():
+    """Each of n equally likely ids is drawn for u in its own n-th: sums in float32, in steps of 2^-24, have blurred that."""
+    n = 2**17 - 1  # 1 / n is no float32
+    for k in torch.arange(0, n, n // 40).tolist():
+        for inside in (0.02, 0.98):
+            u = torch.tensor([(k + inside) / n], dtype=torch.float64)
+            assert invert(torch.zeros(1, n), u).item() == k
 
 
 def test_drawing_reaches_ids_that_float32_noise_does_not():
@@ -332,10 +510,6 @@ def test_a_guidance_scale_may_change_with_the_share_still_masked():
     half = torch.tensor([[1, 4, 2]])
     assert_close(out(half), guided(fn, prompt, 4, 2.0)(half))
     assert_close(out(torch.tensor([[1, 4, 4]])), guided(fn, prompt, 4, 1.0)(torch.tensor([[1, 4, 4]])))
-
-
-NONE = torch.zeros(1, LENGTH, dtype=torch.bool)
-MASKS = torch.full((1, LENGTH), MASK)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def test_the_mask_token_is_never_predicted_though_it_lies_in_the_text_range(tmp_
     hidden, unembedding = torch.randn(1, 6, 8), torch.randn(VOCAB, 8)
     target, every = torch.randint(0, 57, (1, 6)), torch.ones(1, 6)
     target[0, 2] = 57  # an end token is an ordinary id of the range
-    positions = positions_by_range(target, every.bool(), torch.zeros(1, 6, dtype=torch.long), every, every, bucket=1)
+    text = torch.zeros(1, 6, dtype=torch.long)
+    positions = positions_by_range(target, every.bool(), text, every, every, vocabulary, bucket=1)
     logits = (hidden @ unembedding.T)[0].double()
     logits[:, 58] = -torch.inf
     expected = torch.nn.functional.cross_entropy(logits, target[0], reduction="sum")
