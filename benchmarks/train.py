@@ -88,7 +88,7 @@ def random_batch(
         [[task_sequence(vocabulary, "text", {"text": row}, {})] for row in ids], [[i] for i in range(count)], vocabulary.pad_id
     )
     masker = BernoulliMasker(vocabulary.mask_id, times=LowDiscrepancyTimes(group=count), seed=seed)
-    micro = micro_batch(batch, masker, LossSettings(), len(vocabulary.ranges))
+    micro = micro_batch(batch, masker, LossSettings(), vocabulary)
     return micro.to(device), coefficients(micro.noisy)[0].to(device)
 
 

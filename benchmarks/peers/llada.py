@@ -189,7 +189,7 @@ def text_rows(p: dict[str, Any], processor: Processor) -> Batch:
 
 def masked(batch: Batch, masker: Callable[[Batch], NoisyBatch], processor: Processor) -> MicroBatch:
     """The batch as a step of ours takes it; the loss is a mean over all of its tokens."""
-    return micro_batch(batch, masker, LossSettings(reduction="token"), len(processor.vocabulary.ranges))
+    return micro_batch(batch, masker, LossSettings(reduction="token"), processor.vocabulary)
 
 
 def fast_dllm(folder: Path) -> tuple[ModuleType, ModuleType, ModuleType]:

@@ -60,7 +60,7 @@ def test_a_training_step_leaves_nothing_behind_and_waits_for_nothing(model, proc
         [processor.sequence("text_to_image", {"text": processor.encode("text", p["text"]), "image": image})] for p in PROMPTS
     ]
     batch = collate(rows, [[i] for i in range(len(rows))], processor.vocabulary.pad_id)
-    micro = micro_batch(batch, BernoulliMasker(processor.vocabulary.mask_id), LossSettings(), 2, packed)
+    micro = micro_batch(batch, BernoulliMasker(processor.vocabulary.mask_id), LossSettings(), processor.vocabulary, packed)
     here, there = copy.deepcopy(model), move(copy.deepcopy(model))
 
     def step(own, hw):

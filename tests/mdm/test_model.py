@@ -241,7 +241,7 @@ def test_the_autoregressive_baseline_scores_each_token_given_those_before_it(voc
     model = builders.model(vocabulary.size, 32, 32, 2, 2, autoregressive=True)
     model.init_weights(torch.Generator().manual_seed(0))
     batch = make_batch(rows=2)
-    micro = micro_batch(batch, NextToken(), LossSettings(reduction="token"), len(vocabulary.ranges))
+    micro = micro_batch(batch, NextToken(), LossSettings(reduction="token"), vocabulary)
     with torch.no_grad():
         hidden = model.hidden(micro.noisy.noisy, None, batch.position)
         found = loss_from_hidden(hidden, model.unembedding.weight, micro.positions, vocabulary).nelbo.sum()
