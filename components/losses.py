@@ -145,7 +145,9 @@ def loss_from_hidden(
     """
     flat = hidden.flatten(0, 1)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    loss = flat.new_zeros((), dtype=dtype) if positions else precise(flat).sum() * 0  # a gradient either way
+    loss = flat.new_zeros((), dtype=dtype)
+    if not positions:  # a gradient all the same, of every weight: ranks exchange them
+        loss = (precise(flat).sum() + precise(unembedding[:1]).sum()) * 0
     nelbo = flat.new_zeros(len(vocabulary.ranges), dtype=dtype)
     for p in positions:
         own = vocabulary.ranges[p.range_index]

@@ -114,14 +114,17 @@ def response_sequence(
     response: Int[Tensor, " m"],
     length: int | None = None,
     drop_prompt: bool = False,
+    ends: bool = True,
 ) -> TokenSequence:
     """Running text of which only the response is maskable, filled with end tokens to `length` (2502.09992, section 2.3).
 
     It is what `task_sequence` makes of both as one text, so that a model goes on with texts as it was taught to respond.
 
+    ends: the response is followed by an end token; one that was cut to `length` is not
+
     Raises ValueError where the response, with its end token, does not fit.
     """
-    if length is not None and len(response) >= length:
+    if length is not None and len(response) + ends > length:
         raise ValueError(f"a response of {len(response)} tokens and its end do not fit canvas.text = {length}")
     filled = _fill(vocabulary, "text", response, length or len(response) + 1)
     given = torch.full_like(prompt, vocabulary.mask_id) if drop_prompt else prompt
@@ -166,9 +169,11 @@ def collate(
 
     indices: global sample index of each sequence
     length:  positions per row; None is the longest row
+
+    A row without a sequence is padding; where all are, they have a few positions all the same.
     """
     longest = max(sum(len(s) for s in row) for row in rows)
-    length = length or longest
+    length = length or longest or 8
     if longest > length:
         raise ValueError(f"collate: a row of {longest} positions does not fit {length}")
     shape = (len(rows), length)

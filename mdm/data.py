@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torchdata.nodes as tn
 
-from components.data.bad import usable
+from components.data.bad import BadSample, Note, Noted, Refused, attempt, name_of, usable
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker, NextToken
 from components.noise import sample_rng
-from components.sequences import INSTRUCT, TASKS, TokenSequence, collate, content, find_task
+from components.sequences import INSTRUCT, TASKS, TokenSequence, collate, content, find_task, response_sequence
 from components.types import Batch, Movable, NoisyBatch
+from components.vocabulary import Vocabulary
 from mdm.config import UserError, check, instantiate
 from mdm.processor import Processor
 
+ON_LONG = ("refuse", "skip", "cut")
 MASKER_SUPPLIED = ("mask_id", "modalities", "seed")
 """What a run hands to its maskers."""
 
@@ -34,6 +37,8 @@ class StreamSettings:
     tasks:   share of each task among its samples
     pack:    row length for running text; absent for pairs, which stand on canvases
     masker:  `_component_` node of what masks its rows in training; absent, the run's `masker`
+    on_long: what becomes of a sample that does not fit its canvas: "refuse" ends the run, "skip" leaves it out, "cut" shortens
+             its text or speech to the canvas, without an end token. A sample that is left out or cut is counted
     """
 
     tasks: dict[str, float]
@@ -42,6 +47,7 @@ class StreamSettings:
     validation: dict[str, Any] | None = None
     pack: int | None = None
     masker: dict[str, Any] | None = None
+    on_long: str = "refuse"
 
 
 @dataclass
@@ -98,11 +104,17 @@ class MicroBatch(Movable):
     denominator: float
     num_tokens: int
     whole_rows: bool  # every row is one document and no padding, by its stream: attention needs no mask
-    maskable: list[int]  # maskable positions per id range, the NELBO's denominators
+    content: list[int]  # tokens per id range, each canvas up to its first end token: what bits per token count
+    notes: Sequence[Note] = ()  # of the samples that were left out of its rows or cut
 
 
 def micro_batch(
-    batch: Batch, masker: Masker, settings: LossSettings, vocabulary: Vocabulary, packed: bool = False
+    batch: Batch,
+    masker: Masker,
+    settings: LossSettings,
+    vocabulary: Vocabulary,
+    packed: bool = False,
+    notes: Sequence[Note] = (),
 ) -> MicroBatch:
     """Masks a batch and gathers what its loss will need.
 
@@ -111,14 +123,15 @@ def micro_batch(
     """
     noisy = masker(batch)
     coefficient, denominator = coefficients(noisy, settings.weighting, settings.reduction)
-    ranges = batch.id_range[batch.maskable]
+    ranges = batch.id_range[content(batch, vocabulary.end_id)]
     return MicroBatch(
         noisy=noisy,
         positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight, vocabulary),
         denominator=denominator,
         num_tokens=batch.num_tokens,
         whole_rows=not packed and batch.one_document_per_row,
-        maskable=torch.bincount(ranges, minlength=len(vocabulary.ranges)).tolist(),
+        content=torch.bincount(ranges, minlength=len(vocabulary.ranges)).tolist(),
+        notes=notes,
     )
 
 
@@ -140,6 +153,10 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
             raise UserError(f"data.{name}.tasks: {INSTRUCT} stands alone; give other tasks an entry of their own")
         if ("text" in s.tasks) != (s.pack is not None) or ("text" in s.tasks and len(s.tasks) > 1):
             raise UserError(f"data.{name}: `pack` (a row length) goes with the one task `text`, and that task with `pack`")
+        if s.on_long not in ON_LONG:
+            raise UserError(f"data.{name}.on_long: {s.on_long!r} is not one of {', '.join(ON_LONG)}")
+        if s.pack is not None and s.on_long != "refuse":
+            raise UserError(f"data.{name}.on_long: packed text has no canvas, and a long text goes on in the next row")
         if s.train is None:
             raise UserError(f"data.{name}.train: no source; write _component_: components.data... (see mdm cp pretrain)")
         check(s.train, f"data.{name}.train")
@@ -229,27 +246,23 @@ def streams(
     masker: Mapping[str, Masker],
     seed: int,
     prompt_dropout: float,
+    max_length: int | None = None,
 ) -> list[Stream]:
-    """The streams of the mix. Samples that lie in memory are tokenized once, the others when they are drawn."""
+    """The streams of the mix. Samples that lie in memory are tokenized once, the others when they are drawn.
+
+    max_length: of a row; null sets no limit
+
+    Raises ValueError for samples in memory that end the run: where one is refused, or none can be used.
+    """
     built = []
     for k, (name, settings) in enumerate(data.items()):
-        source = sources[name]
-        check_codebooks(name, source, processor)
-        in_memory, pairs = isinstance(source, list), masker[name].pairs
+        check_codebooks(name, sources[name], processor)
+        build = builder(name, settings, processor, prompt_dropout, max_length)
+        node, pairs = _endless(sources[name], seed + k, build.prepare, f"data.{name}"), masker[name].pairs
         if settings.pack is not None:
-            node = _endless([processor.text_document(s) for s in source] if in_memory else source, seed + k)
-            ids = (lambda document: document) if in_memory else processor.text_document
-            packed = Packed(
-                node, ids, processor.text_sequence, settings.pack, settings.pack - processor.text_room(settings.pack)
-            )
-            built.append(Stream(name, packed, settings.weight, lambda row, rng: row, settings.pack, pairs))
-        elif INSTRUCT in settings.tasks:
-            build = ResponseBuilder(name, processor, prompt_dropout)
-            built.append(Stream(name, _endless(source, seed + k), settings.weight, build, pairs=pairs))
-        else:
-            build = PairBuilder(name, processor, settings.tasks, prompt_dropout, encode=not in_memory)
-            samples = [build.checked(processor.encode_sample(s)) for s in source] if in_memory else source
-            built.append(Stream(name, _endless(samples, seed + k), settings.weight, build, pairs=pairs))
+            overhead = settings.pack - processor.text_room(settings.pack)
+            node = Packed(node, processor.text_sequence, settings.pack, overhead)
+        built.append(Stream(name, node, settings.weight, build, settings.pack, pairs))
     return built
 
 
@@ -265,56 +278,150 @@ def check_codebooks(name: str, source: Any, processor: Processor) -> None:
             )
 
 
-def _endless(samples: Any, seed: int) -> tn.BaseNode:
-    return Shuffled(samples, seed) if hasattr(samples, "__len__") else Streamed(samples, seed)
+def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> tn.BaseNode:
+    """The node of a source."""
+    if not hasattr(source, "__len__"):
+        return Streamed(source, seed, prepare=prepare)
+    if not isinstance(source, list):
+        return Shuffled(source, seed, prepare)
+    try:
+        samples = [attempt(lambda s=s: s, prepare, name_of(source, i)) for i, s in enumerate(source)]
+    except Refused as error:
+        raise ValueError(f"{key}: {error}") from error
+    if all(isinstance(s, BadSample) for s in samples):
+        raise ValueError(f"{key}: none of its samples can be used; the first is {samples[0]}")
+    return Shuffled(samples, seed)
+
+
+@runtime_checkable
+class Builder(Protocol):
+    """How a stream's samples become rows.
+
+    `prepare` tokenizes a sample when it is drawn, and raises ValueError where it cannot be used; a call makes of what it gave
+    (of a row of documents, where text is packed) the sequences of a row: where tasks are chosen and prompts dropped.
+    """
+
+    def prepare(self, sample: Any) -> Any: ...
+    def __call__(self, prepared: Any, rng: np.random.Generator) -> list[TokenSequence]: ...
+
+
+def builder(
+    name: str, settings: StreamSettings, processor: Processor, prompt_dropout: float = 0.0, max_length: int | None = None
+) -> Builder:
+    """The builder of a stream's rows."""
+    if settings.pack is not None:
+        return TextBuilder(processor)
+    fitting = OnLong(name, processor, settings.on_long)
+    if INSTRUCT in settings.tasks:
+        return ResponseBuilder(fitting, prompt_dropout, max_length)
+    return PairBuilder(fitting, settings.tasks, prompt_dropout)
+
+
+def _part(sample: Mapping[str, Any], name: str) -> Any:
+    """A part of a sample. Raises ValueError where it lacks it."""
+    if name not in sample:
+        raise ValueError(f"it has no {name}; it has {', '.join(sample) or 'nothing'}")
+    return sample[name]
+
+
+@dataclass(frozen=True)
+class OnLong:
+    """What becomes of a part that does not fit its canvas, by a stream's `on_long` (refuse, skip, cut)."""
+
+    stream: str
+    processor: Processor
+    on_long: str
+
+    def fit(self, modality: str, ids: torch.Tensor, ends: bool = False) -> tuple[torch.Tensor, list[Note]]:
+        """The ids as they go onto the canvas, and a note where they were cut.
+
+        ends: an end token has to follow it; none follows what was cut, which goes on
+
+        Raises Refused, or ValueError for one to be left out.
+        """
+        room = self.processor.canvas.get(modality)
+        may_end = self.processor.vocabulary.ranges[self.processor.vocabulary.ranges_of(modality)[0]].may_end
+        if room is None or (len(ids) == room and not ends) or (may_end and len(ids) < room):
+            return ids, []
+        why = f"its {modality} of {len(ids)} tokens{' and its end' if ends else ''} does not fit canvas.{modality} = {room}"
+        if self.on_long == "cut" and may_end:
+            return ids[:room], [Note("", why, cut=True)]
+        self.leave_out(why, may_end)
+
+    def leave_out(self, why: str, can_be_cut: bool = False) -> NoReturn:
+        """Raises Refused, or ValueError where the sample is to be left out."""
+        if self.on_long == "skip":
+            raise ValueError(why)
+        help_ = "; skip leaves such samples out" + (", cut shortens them" if can_be_cut else ", and it cannot be cut")
+        raise Refused(f"{why} (data.{self.stream}.on_long = {self.on_long}{help_})")
+
+
+@dataclass(frozen=True)
+class TextBuilder:
+    """Running text, to be packed."""
+
+    processor: Processor
+
+    def prepare(self, sample: Mapping[str, Any]) -> torch.Tensor:
+        """The ids of a document with its end token."""
+        _part(sample, "text")
+        return self.processor.text_document(sample)
+
+    def __call__(self, prepared: list[TokenSequence], rng: np.random.Generator) -> list[TokenSequence]:
+        return prepared
 
 
 @dataclass(frozen=True)
 class PairBuilder:
     """A pair of modalities -> its sequence, of a task drawn by share, its prompt dropped with probability `prompt_dropout`."""
 
-    name: str
-    processor: Processor
+    fitting: OnLong
     tasks: Mapping[str, float]
     prompt_dropout: float
-    encode: bool
 
-    def checked(self, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The parts, if each task finds all it needs, no longer than its canvas. Raises ValueError."""
+    def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
+        """The ids of all that the tasks need, each as it goes onto its canvas."""
+        parts, notes = self.fitting.processor.encode_sample(sample), []
         for modality in {m: None for t in self.tasks for m in find_task(t).given + find_task(t).generated}:
-            if modality not in parts:
-                raise ValueError(f"data.{self.name}: a sample has no {modality}; it has {', '.join(parts) or 'nothing'}")
-            if len(parts[modality]) > self.processor.canvas[modality]:
-                raise ValueError(
-                    f"data.{self.name}: a sample's {modality} of {len(parts[modality])} tokens does not fit canvas.{modality} "
-                    f"= {self.processor.canvas[modality]}"
-                )
-        return parts
+            parts[modality], cut = self.fitting.fit(modality, _part(parts, modality))
+            notes += cut
+        return Noted(parts, notes) if notes else parts
 
-    def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> list[TokenSequence]:
-        parts = self.checked(self.processor.encode_sample(sample)) if self.encode else sample
+    def __call__(self, prepared: Mapping[str, torch.Tensor], rng: np.random.Generator) -> list[TokenSequence]:
         shares = np.array(list(self.tasks.values()), dtype=float)
         task = list(self.tasks)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         drop = bool(find_task(task).given) and rng.random() < self.prompt_dropout
-        return [self.processor.sequence(task, parts, drop)]
+        return [self.fitting.processor.sequence(task, prepared, drop)]
 
 
 @dataclass(frozen=True)
 class ResponseBuilder:
-    """A prompt and a response -> running text of which only the response is masked; see `components.sequences`."""
+    """A prompt and a response -> running text of which only the response is masked; see `components.sequences`.
 
-    name: str
-    processor: Processor
+    A prompt has no canvas: with the response's it fits `max_length`, and it is never cut.
+    """
+
+    fitting: OnLong
     prompt_dropout: float
+    max_length: int | None = None
 
-    def __call__(self, sample: Mapping[str, Any], rng: np.random.Generator) -> list[TokenSequence]:
-        for part in ("prompt", "text"):
-            if part not in sample:
-                raise ValueError(f"data.{self.name}: a sample has no {part}; it has {', '.join(sample) or 'nothing'}")
-        try:
-            return [self.processor.response(sample, rng.random() < self.prompt_dropout)]
-        except ValueError as error:
-            raise ValueError(f"data.{self.name}: {error}") from error
+    def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
+        """The ids of both."""
+        processor = self.fitting.processor
+        parts = {part: processor.encode("text", _part(sample, part)) for part in ("prompt", "text")}
+        parts["text"], notes = self.fitting.fit("text", parts["text"], ends=True)
+        room = processor.canvas.get("text") or len(parts["text"]) + 1
+        length = processor.overhead("text") + len(parts["prompt"]) + room
+        if self.max_length is not None and length > self.max_length:
+            prompt = f"its prompt of {len(parts['prompt'])} tokens"
+            self.fitting.leave_out(f"{prompt}, with {room} for its text, does not fit model.max_length = {self.max_length}")
+        return Noted(parts, notes) if notes else parts
+
+    def __call__(self, prepared: Mapping[str, torch.Tensor], rng: np.random.Generator) -> list[TokenSequence]:
+        processor, drop = self.fitting.processor, rng.random() < self.prompt_dropout
+        prompt, text, length = prepared["prompt"], prepared["text"], processor.canvas.get("text")
+        ends = length is None or len(text) < length
+        return [response_sequence(processor.vocabulary, prompt, text, length, drop, ends)]
 
 
 def training_loader(
@@ -336,9 +443,11 @@ def training_loader(
     prefetch: steps made ahead by a thread; 0: none, in the caller's own
     """
     vocabulary = processor.vocabulary
-    node = MicroBatches(Mix(built, seed), physical, micro, processor.vocabulary.pad_id, rank, world_size)
+    node = MicroBatches(Mix(built, seed), physical, micro, vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
-    node = tn.Mapper(node, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n]) for n, b in batches])
+    node = tn.Mapper(
+        node, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n], notes) for n, b, notes in batches]
+    )
     return tn.Loader(tn.Prefetcher(node, prefetch) if prefetch else node)
 
 
@@ -366,36 +475,71 @@ def validation_batches(
     """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
 
     The masks are of a fixed count, their times low-discrepancy over all samples and the same at every call: what is
-    evaluated is the NELBO, and two models see the same noise. Nothing is dropped. The first of a source's forward tasks is
-    evaluated: text, or image or speech given text.
+    evaluated is the NELBO, and two models see the same noise. No prompt is dropped; a sample that cannot be used is left out,
+    and all others keep their noise. The first of a source's forward tasks is evaluated: text, or image or speech given text.
+
+    Raises ValueError where a sample is refused, or none of a source can be used.
 
     autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
     for name, source in sources.items():
         task = next((t for t in data[name].tasks if t in FORWARD_TASKS), next(iter(data[name].tasks)))
-        rows = _validation_rows(source, task, processor, data[name].pack, samples) * repeats
+        rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
         fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
         masker = NextToken() if autoregressive else fixed
         batches = []
         for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            batch = collate([[r] for r in part], [[start + i] for i in range(len(part))], processor.vocabulary.pad_id)
+            part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]
+            if not part:
+                continue
+            batch = collate([[row] for _, row in part], [[i] for i, _ in part], processor.vocabulary.pad_id)
             micro = micro_batch(batch, masker, LossSettings(reduction="token"), processor.vocabulary)
             batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
         plan[task] = plan.get(task, []) + batches
     return plan
 
 
-def _validation_rows(source: Any, task: str, processor: Processor, pack: int | None, samples: int) -> list[TokenSequence]:
-    """The first `samples` rows of a source, in an order shuffled once."""
+def fitting(name: str, source: Any, processor: Processor, settings: StreamSettings) -> Iterator[Any]:
+    """The samples of a stream's source, as they are, that can be used and are no longer than their canvases."""
+    prepare = builder(name, replace(settings, on_long="skip"), processor).prepare
+    for sample in usable(source):
+        if not isinstance(attempt(lambda s=sample: s, prepare, ""), BadSample):
+            yield sample
+
+
+def _validation_rows(
+    name: str, source: Any, task: str, processor: Processor, settings: StreamSettings, samples: int
+) -> list[TokenSequence | None]:
+    """The first `samples` rows of a source, in an order shuffled once; None is that of a pair that cannot be used.
+
+    Raises ValueError where a sample is refused, or none can be used.
+    """
+    key = f"data.{name}.validation"
     if not hasattr(source, "__len__"):
-        source = [s for _, s in zip(range(samples), usable(source), strict=False)]
-    order = sample_rng(0, "order", 0).permutation(len(source))[:samples]
-    chosen = usable(source, order)
-    if task == INSTRUCT:
-        return [processor.response(s) for s in chosen]
-    if pack is None:
-        return [processor.sequence(task, processor.encode_sample(s)) for s in chosen]
-    pieces = (piece for s in chosen for piece in processor.text_document(s).split(processor.text_room(pack)))
-    return [processor.text_sequence(piece) for _, piece in zip(range(samples), pieces, strict=False)]
+        source = list(itertools.islice(source, samples))
+    order = sample_rng(0, "order", 0).permutation(len(source))[:samples].tolist()
+    build = builder(name, replace(settings, tasks={task: 1.0}), processor)
+    bad: list[BadSample] = []
+
+    def prepared(index: int) -> Any:
+        try:
+            made = attempt(lambda: source[index], build.prepare, name_of(source, index))
+        except Refused as error:
+            raise ValueError(f"{key}: {error}") from error
+        if isinstance(made, BadSample):
+            bad.append(made)
+            return None
+        return made.sample if isinstance(made, Noted) else made
+
+    items = (prepared(i) for i in order)
+    if settings.pack is None:
+        rows = [None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)]
+    else:
+        pieces = (piece for d in items if d is not None for piece in d.split(processor.text_room(settings.pack)))
+        rows = [processor.text_sequence(piece) for piece in itertools.islice(pieces, samples)]
+    if all(row is None for row in rows):
+        raise ValueError(f"{key}: none of its samples can be used" + (f"; the first is {bad[0]}" if bad else ""))
+    if bad and os.environ.get("RANK", "0") == "0":
+        print(f"{key}: {len(bad)} of the samples are left out, the first is {bad[0]}")
+    return rows

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from components.blocks import document_mask
-from components.data.bad import usable
 from components.losses import LossSums, bits_per_token, loss_from_hidden
 from components.sequences import TASKS
 from components.types import Batch
 from components.vocabulary import Vocabulary
-from mdm.data import FORWARD_TASKS, MicroBatch, StreamSettings
+from mdm.data import FORWARD_TASKS, MicroBatch, StreamSettings, fitting
 from mdm.generation import generate
 from mdm.hardware import Hardware, reshard
 from mdm.media import save_outputs
@@ -81,13 +81,16 @@ def write_samples(
     hw: Hardware,
     count: int = 8,
 ) -> None:
-    """A few samples of each stream's forward task, from the prompts of its held-out samples, into folder/TASK/."""
+    """A few samples of each stream's forward task, from the prompts of held-out samples that fit, into folder/TASK/."""
     for name, shown in held_out.items():
         task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
         if task is None:
             continue
-        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), usable(shown), strict=False)]
         pack = data[name].pack
+        fits = fitting(name, shown, processor, replace(data[name], tasks={task: 1.0}))
+        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), fits, strict=False)]
+        if not prompts:
+            continue
         with hw.autocast():
             made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))
         model.train()

@@ -43,6 +43,14 @@ class Hardware:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The values of all ranks, on every rank."""
+        if self.world_size == 1:
+            return values
+        found: list[list[Any]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(found, values)
+        return [value for own in found for value in own]
+
     def say(self, message: str) -> None:
         if self.main:
             print(message, flush=True)

@@ -113,7 +113,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
             color, line = looks.get(name, (None, "-."))
             axis.plot(x, _smooth(y) if prefix == "train_bits/" else y, line, color=color, label=name.replace("_", " "))
         axis.set(title=title, xlabel="tokens seen (millions)")
-    left.set_ylabel("bits per maskable position")
+    left.set_ylabel("bits per token of content")
     right.set_ylabel("bits per token")
     if unigram is not None:
         right.axhline(unigram, color="0.5", lw=0.8)

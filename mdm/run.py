@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from components.data.bad import Note
 from components.data.reading import json_lines
 from components.types import PAD_DOCUMENT
 from components.vocabulary import Vocabulary
@@ -62,7 +64,7 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
         return {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED if key in config}}
     saved = json.loads((newest / "state.json").read_text())
     for key in filter(config.__contains__, FIXED):
-        if saved["fixed"].get(key) != json.loads(json.dumps(config[key])):
+        if _compared(key, saved["fixed"].get(key)) != _compared(key, config[key]):
             raise UserError(
                 f"{run.folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
             )
@@ -74,6 +76,12 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
+def _compared(key: str, value: Any) -> Any:
+    """A setting as it must be shared; what becomes of samples that are too long may change on the way."""
+    plain = json.loads(json.dumps(value))
+    return {name: {k: v for k, v in s.items() if k != "on_long"} for name, s in plain.items()} if key == "data" else plain
+
+
 class NonFinite:
     """Watches losses and gradient norms without waiting for the device: they are looked at when `check` is called."""
 
@@ -83,7 +91,7 @@ class NonFinite:
 
     def record(self, step: int, micros: list[MicroBatch], loss: torch.Tensor, norm: torch.Tensor) -> None:
         documents = torch.cat([m.noisy.clean.document[m.noisy.clean.document != PAD_DOCUMENT] for m in micros])
-        batch = f"samples {int(documents.min())} to {int(documents.max())}"
+        batch = f"samples {int(documents.min())} to {int(documents.max())}" if len(documents) else "no sample"
         self.seen.append((step, batch, torch.stack([loss.float(), norm.float()])))
 
     def check(self, folder: Path) -> None:
@@ -102,6 +110,66 @@ class NonFinite:
         self.seen.clear()
 
 
+class Notes:
+    """`bad_samples.jsonl`: the distinct samples that were left out or cut: the step it was known at, stream, name and why.
+
+    A rank finds those of its own rows. They are put together where the history is written and where the run is saved; what
+    came after the checkpoint that a run resumes from is found again.
+    """
+
+    def __init__(self, path: Path, hw: Hardware, resumed_step: int) -> None:
+        self.path, self.hw = path, hw
+        self.known: set[tuple[str, str, bool]] = set()
+        self.new: dict[tuple[str, str, bool], Note] = {}
+        self.left_out = self.cut = 0
+        self.first: Note | None = None
+        if hw.main and path.is_file():
+            kept = [line for line in read_history(path) if line["step"] <= resumed_step]
+            path.unlink()
+            self._keep([(line["step"], Note(line["name"], line["why"], line["cut"], line["stream"])) for line in kept])
+
+    def add(self, notes: Sequence[Note]) -> None:
+        """What was found in rows of this rank."""
+        self.new |= {_identity(note): note for note in notes if _identity(note) not in self.known}
+
+    def gather(self, step: int) -> None:
+        """Writes what is new on any rank, after so many steps. All ranks take part."""
+        if self.hw.sum(torch.tensor(len(self.new))).item():
+            found = sorted(self.hw.gather(list(self.new.values())), key=_identity)
+            self._keep([(step, note) for note in found])
+            self.new = {}
+
+    def _keep(self, found: list[tuple[int, Note]]) -> None:
+        lines = []
+        for step, note in found:
+            if _identity(note) in self.known:
+                continue
+            self.known.add(_identity(note))
+            self.first = self.first or note
+            self.left_out, self.cut = self.left_out + (not note.cut), self.cut + note.cut
+            line = {"step": step, "stream": note.stream, "name": note.name, "why": note.why, "cut": note.cut}
+            lines.append(json.dumps(line) + "\n")
+        if self.hw.main and lines:
+            with self.path.open("a") as file:
+                file.writelines(lines)
+
+    def counts(self) -> dict[str, int]:
+        """Distinct samples so far, of each kind that there is."""
+        return {key: n for key, n in (("bad_samples", self.left_out), ("cut_samples", self.cut)) if n}
+
+    def summary(self) -> str | None:
+        """All of them in one line; None where there are none."""
+        if self.first is None:
+            return None
+        cut = f" and {self.cut} cut to fit" if self.cut else ""
+        first = f"the first is data.{self.first.stream}: {self.first.name}: {self.first.why}"
+        return f"Samples left out: {self.left_out}{cut}; {first}. All are in {self.path}"
+
+
+def _identity(note: Note) -> tuple[str, str, bool]:
+    return note.stream, note.name, note.cut
+
+
 class History:
     """`history.jsonl`: a line for every log and every validation; and the metric logger of the config, if any."""
 
@@ -112,21 +180,24 @@ class History:
             self.file = path.open("w")
             for line in kept:
                 self._line(line)
+        self.notes = Notes(path.with_name("bad_samples.jsonl"), hw, resumed_step)
         self._reset()
 
     def _reset(self) -> None:
         self.nelbo: torch.Tensor | None = None
-        self.maskable: list[int] | None = None
+        self.content: list[int] | None = None
         self.loss: torch.Tensor | None = None
         self.norm: torch.Tensor | None = None
         self.squared_norm: torch.Tensor | None = None
         self.steps = self.tokens = 0
         self.seconds = 0.0
 
-    def accumulate(self, nelbo: torch.Tensor, maskable: list[int]) -> None:
-        """A micro-batch's NELBO sums and maskable positions, per id range."""
+    def accumulate(self, nelbo: torch.Tensor, micro: MicroBatch) -> None:
+        """A micro-batch's NELBO sums per id range, with its tokens of content, and what is told of its samples."""
+        self.notes.add(micro.notes)
+        content = micro.content
         self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
-        self.maskable = maskable if self.maskable is None else [a + b for a, b in zip(self.maskable, maskable, strict=True)]
+        self.content = content if self.content is None else [a + b for a, b in zip(self.content, content, strict=True)]
 
     def count(self, loss: torch.Tensor, norm: torch.Tensor, tokens: int, seconds: float) -> None:
         """A step's loss, gradient norm before clipping, tokens over all ranks, and time."""
@@ -139,9 +210,10 @@ class History:
         """Writes the means since the last call; returns them in short, for the progress bar."""
         if not self.steps:
             return ""
+        self.notes.gather(state["step"])
         started = time.perf_counter()
-        sums = self.hw.sum(torch.cat([self.nelbo.double(), torch.tensor(self.maskable, device=self.nelbo.device).double()]))
-        total, positions = sums.view(2, -1).tolist()
+        sums = self.hw.sum(torch.cat([self.nelbo.double(), torch.tensor(self.content, device=self.nelbo.device).double()]))
+        total, tokens = sums.view(2, -1).tolist()
         loss = self.hw.sum(self.loss / self.steps).item()
         self.seconds += time.perf_counter() - started  # on a GPU this is where the queued steps are waited for
         state["seconds"] += self.seconds
@@ -158,10 +230,10 @@ class History:
         bits = {}
         for modality in vocabulary.modalities:
             own = vocabulary.ranges_of(modality)
-            count = sum(positions[i] for i in own)
+            count = sum(tokens[i] for i in own)
             if count:
                 bits[modality] = sum(total[i] for i in own) / count / math.log(2)
-        line |= {f"train_bits/{m}": b for m, b in bits.items()}
+        line |= {f"train_bits/{m}": b for m, b in bits.items()} | self.notes.counts()
         self._emit(line)
         self._reset()
         return f"loss {loss:.3f}, bits: " + ", ".join(f"{m} {b:.2f}" for m, b in bits.items())
@@ -183,6 +255,9 @@ class History:
         self.file.flush()
 
     def close(self) -> None:
+        """Ends the history; says what was left out."""
+        if (summary := self.notes.summary()) is not None:
+            self.hw.say(summary)
         if self.hw.main:
             self.file.close()
             if self.logger is not None:

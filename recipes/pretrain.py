@@ -7,8 +7,7 @@
 A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
 an AdamW step on the weighted cross-entropy. The optimizer's settings are those tuned at `batch.logical` sequences and at the
 base width and depth: the SDE scaler carries them to the physical batch, CompleteP to the model's shape, and the learning rate
-is a function of tokens seen. Run it again with the same output_dir to resume from its last checkpoint, at the very next
-sample, on as many processes and with as large a physical batch as you have now.
+is a function of tokens seen. Run it again to resume at the very next sample: on any number of processes, with any batch.
 """
 
 from __future__ import annotations
@@ -154,9 +153,10 @@ class Pretrain:
             self.vocabulary = self.processor.vocabulary
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
+            self.model, scaled = self.make_model()
+            mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, self.model.config.max_length)
             self.loader = training_loader(
-                streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout),
-                masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
+                mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
             self.plan = validation_batches(
                 cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive
@@ -165,7 +165,6 @@ class Pretrain:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
-        self.model, scaled = self.make_model()
         if self.model.config.causal != autoregressive:
             raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
         self.model.to(hw.device)
@@ -258,7 +257,7 @@ class Pretrain:
                 sums = forward_loss(self.model, micro.to(hw.device), self.vocabulary, hw)
             (sums.loss * (hw.world_size / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
             loss += sums.loss.detach() / denominator
-            self.history.accumulate(sums.nelbo, micro.maskable)
+            self.history.accumulate(sums.nelbo, micro)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip))
         self.scaler.configure(self.optimizer, self.state["tokens"] + seen)
         self.optimizer.step()
@@ -312,6 +311,7 @@ class Pretrain:
 
     def save(self) -> None:
         self.finite.check(self.folder)
+        self.history.notes.gather(self.state["step"])
         state = {**self.state, "data": self.loader.state_dict(), "vocabulary": self.vocabulary.to_dict()}
         checkpoint.save(self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw)
 

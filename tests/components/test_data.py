@@ -28,9 +28,7 @@ def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_
         return [task_sequence(vocabulary, task, parts, {"text": 2, "image": 4})]
 
     documents = [torch.arange(n) % 7 for n in (5, 30, 11, 3)]
-    packed = Packed(
-        Shuffled(documents, 0), lambda d: d, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24
-    )
+    packed = Packed(Shuffled(documents, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24)
     streams = [
         Stream("pairs", Shuffled(range(10), 1), 2, pair, pairs=pairs[0]),
         Stream("text", packed, 1, lambda row, rng: row, length=24, pairs=pairs[1]),
@@ -39,7 +37,7 @@ def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_
 
 
 def flat(step):
-    return [(b.tokens, b.document) for _, b in step]
+    return [(b.tokens, b.document) for _, b, _ in step]
 
 
 @pytest.mark.parametrize("pairs", [(False, False), (True, True), (True, False)])
@@ -64,17 +62,17 @@ def test_shares_are_exact_and_batches_have_one_make_up(vocabulary):
     node = make_pipeline(vocabulary)
     for _ in range(5):
         step = next(node)
-        assert [(name, *b.tokens.shape) for name, b in step] == [("pairs", 4, 11), ("pairs", 4, 11), ("text", 4, 24)]
+        assert [(name, *b.tokens.shape) for name, b, _ in step] == [("pairs", 4, 11), ("pairs", 4, 11), ("text", 4, 24)]
 
 
 def test_every_sample_index_is_given_once(vocabulary):
     node = make_pipeline(vocabulary)
-    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b in next(node)])
+    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b, _ in next(node)])
     assert sorted(seen.tolist()) == list(range(len(seen)))
 
 
 def test_pairs_are_the_same_sequence_twice(vocabulary):
-    for _, batch in next(make_pipeline(vocabulary, pairs=(True, True))):
+    for _, batch, _ in next(make_pipeline(vocabulary, pairs=(True, True))):
         assert_close(batch.tokens[0::2], batch.tokens[1::2])
         assert_close(batch.document[0::2] + (batch.document[0::2] >= 0).long(), batch.document[1::2])
         assert (batch.document[0::2] % 2 <= 0).logical_or(batch.document[0::2] < 0).all()
@@ -85,8 +83,8 @@ def test_a_stream_without_pairs_beside_one_with_them_keeps_its_share_in_samples_
     node = make_pipeline(vocabulary, pairs=(paired == "pairs", paired == "text"))
     seen = []
     for step in [next(node) for _ in range(4)]:
-        assert [(name, len(b.tokens)) for name, b in step] == [("pairs", 4), ("pairs", 4), ("text", 4)]
-        for name, batch in step:
+        assert [(name, len(b.tokens)) for name, b, _ in step] == [("pairs", 4), ("pairs", 4), ("text", 4)]
+        for name, batch, _ in step:
             first = batch.document[:, 0]
             if name == paired:
                 assert_close(first[0::2] % 2, torch.zeros(2, dtype=torch.long))
@@ -101,24 +99,25 @@ def test_the_batch_may_change_with_the_tokens_seen(vocabulary):
     """The same samples in the same order, cut into other steps: also where it goes on from the state after two."""
     one = make_pipeline(vocabulary, batch_size=12)
     grows = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
-    expected = [b for _ in range(6) for _, b in next(one)]
+    expected = [b for _ in range(6) for _, b, _ in next(one)]
     steps = [next(grows) for _ in range(2)]
     again = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
     again.reset(grows.state_dict())
     steps += [next(again) for _ in range(2)]
-    assert [sum(len(b.tokens) for _, b in step) for step in steps] == [12, 12, 24, 24]
+    assert [sum(len(b.tokens) for _, b, _ in step) for step in steps] == [12, 12, 24, 24]
     for name in ("tokens", "document"):
         seen = [sorted(row.tolist() for row in getattr(b, name) if b.tokens.shape[1] == 11) for b in expected]
         rows = sorted(row for batch in seen for row in batch)
         assert (
-            sorted(r.tolist() for step in steps for _, b in step if b.tokens.shape[1] == 11 for r in getattr(b, name)) == rows
+            sorted(r.tolist() for step in steps for _, b, _ in step if b.tokens.shape[1] == 11 for r in getattr(b, name))
+            == rows
         )
 
 
 def test_ranks_share_the_rows_of_one_process(vocabulary):
     whole = next(make_pipeline(vocabulary))
     parts = [next(make_pipeline(vocabulary, rank=r, world_size=2)) for r in range(2)]
-    for (_, batch), *halves in zip(whole, *parts, strict=True):
+    for (_, batch, _), *halves in zip(whole, *parts, strict=True):
         for r in range(2):
             assert_close(halves[r][1].tokens, batch.tokens[r::2])
             assert_close(halves[r][1].document, batch.document[r::2])
@@ -133,7 +132,7 @@ def test_an_epoch_shows_every_sample_once_in_a_new_order():
 
 def test_packing_loses_no_token(vocabulary):
     documents = [torch.arange(n) % 7 for n in (50, 9, 2, 31)]
-    node = Packed(Shuffled(documents, 0), lambda d: d, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), 24)
+    node = Packed(Shuffled(documents, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), 24)
     rows = [next(node) for _ in range(12)]
     assert all(sum(len(s) for s in row) <= 24 for row in rows)
     packed = torch.cat([s.tokens[s.maskable] for row in rows for s in row])
@@ -146,7 +145,7 @@ def test_mistakes_are_named(vocabulary):
     with pytest.raises(ValueError, match="has no samples"):
         Shuffled([], 0)
     with pytest.raises(ValueError, match="too short to pack"):
-        Packed(Shuffled([1], 0), lambda d: d, lambda d: d, 5)
+        Packed(Shuffled([1], 0), lambda d: d, 5)
     with pytest.raises(ValueError, match=r"weight must be a positive integer, got 0"):
         Mix([Stream("x", Shuffled([1], 0), 0, lambda s, r: [])], 0)
     with pytest.raises(ValueError, match="must be even"):

@@ -104,11 +104,12 @@ def test_a_sample_that_turns_out_unusable_is_one_line(config, run, tmp_path):
     node = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: image}}"
     no_validation = "data.digits.validation=null"
     line = one_line_of_many(run("run", "pretrain", "--config", config, node, no_validation, check=False))
-    assert "a sample's text of" in line
-    assert "does not fit canvas.text = 12" in line
+    assert "data.digits: sample 7: its text of" in line
+    assert "does not fit canvas.text = 12 (data.digits.on_long = refuse; skip leaves such samples out, cut" in line
     text = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: text}}"
     line = one_line_of_many(run("run", "pretrain", "--config", config, text, no_validation, check=False))
-    assert "data.digits: a sample has no image; it has text" in line
+    assert "data.digits: 20 samples in a row cannot be used; the first is sample" in line
+    assert "it has no image; it has text" in line
 
 
 def test_a_nan_loss_stops_names_the_step_and_keeps_the_last_good_checkpoint(config, run, tmp_path):
