@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from components.templates import fill
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -211,7 +213,7 @@ class Jsonl(Sequence):
     {"prompt": "...", "text": "..."}                        an instruction and its response
 
     fields:      our names of theirs, where they differ, e.g. {prompt: instruction, text: output}
-    template:    what is made of a prompt; "{}" is the prompt
+    template:    what is made of a prompt; "{}" is the prompt, in which control tokens are text (`components.templates`)
     size, sample_rate: as in `Folder`
 
     Raises FileNotFoundError, and ValueError naming file and line for what is no JSON or lacks a field.
@@ -258,7 +260,7 @@ class Jsonl(Sequence):
         folder, row = self.rows[index]
         sample = dict(row)
         if "prompt" in sample:
-            sample["prompt"] = self.template.replace("{}", sample["prompt"])
+            sample["prompt"] = fill(self.template, sample["prompt"])
         if "image" in sample:
             sample["image"] = read_image(folder / sample["image"], self.size)
         if "audio" in sample:
