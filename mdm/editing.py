@@ -4,15 +4,20 @@
     inpaint(processor, image, (4, 0, 8, 8))            an image, a box of it in pixels: left, top, right, bottom
     respeak(processor, audio, 0.1, 0.3)                a clip, a span of it in seconds
 
+A learned tokenizer's codes tell of their neighbourhood, so what is generated anew is blanked before it is encoded: whatever was
+there, the codes that stay are the same. The blank is silence, or the mean colour of the rest.
+
 An `Edit` stands in a prompt where the modality that is generated would: {"text": "a handwritten seven", "image": inpaint(...)}.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from PIL import Image
@@ -62,8 +67,20 @@ def inpaint(processor: Processor, image: Image.Image, box: tuple[int, int, int, 
     side, patch = tokenizer.size // tokenizer.patch, tokenizer.patch
     edge = torch.arange(side) * patch
     rows, columns = ((edge < high) & (edge + patch > low) for low, high in ((top, bottom), (left, right)))
-    tokens = processor.encode("image", image)
-    return Edit(tokens, (rows[:, None] & columns).flatten())
+    patches = rows[:, None] & columns
+    tokens = processor.encode("image", blanked(image, np.kron(patches.numpy(), np.ones((patch, patch), dtype=bool))))
+    return Edit(tokens, patches.flatten().repeat_interleave(len(tokenizer.codebooks)))
+
+
+def blanked(image: Image.Image, hidden: Bool[np.ndarray, "height width"]) -> Image.Image:
+    """The image with the mean colour of the rest where it is hidden, mid-grey where there is no rest."""
+    if image.mode not in ("L", "RGB"):
+        raise ValueError(f"edit: an image of mode {image.mode}; it can be L or RGB")
+    if image.size != hidden.shape[::-1]:
+        return image  # the tokenizer refuses it
+    levels = np.array(image)
+    levels[hidden] = 128 if hidden.all() else np.rint(levels[~hidden].mean(axis=0))
+    return Image.fromarray(levels)
 
 
 def respeak(processor: Processor, audio: Any, start: float, stop: float | None = None) -> Edit:
@@ -77,14 +94,26 @@ def respeak(processor: Processor, audio: Any, start: float, stop: float | None =
         raise ValueError(
             f"region {start}-{'' if stop is None else stop}: start-stop in seconds, inside 0-{seconds:.2f}, not empty"
         )
-    tokens = processor.encode("audio", audio)
-    books = len(tokenizer.codebooks)
-    frame = seconds / (len(tokens) // books)
-    begins = torch.arange(len(tokens)) // books * frame
-    region = begins + frame > start
-    if stop is not None:
-        region &= begins < stop
-    return Edit(tokens, region, open_end=stop is None)
+    if not hasattr(tokenizer, "frame_samples"):
+        raise ValueError(f"edit: {type(tokenizer).__name__} does not say how many frame_samples it has")
+    per_frame, rate = tokenizer.frame_samples, tokenizer.sample_rate
+    first = round(start * rate) // per_frame
+    end = None if stop is None else max(math.ceil(round(stop * rate) / per_frame), first + 1)
+    silenced = np.array(audio)
+    silenced[first * per_frame : None if end is None else end * per_frame] = 0
+    tokens = processor.encode("audio", silenced)
+    frame = frames_of(tokenizer, len(tokens))
+    region = frame >= first
+    if end is not None:
+        region &= frame < end
+    return Edit(tokens, region, open_end=end is None)
+
+
+def frames_of(tokenizer: Any, length: int) -> Int[Tensor, " length"]:
+    """The frame of each code of a clip; a tokenizer says it itself where its codes do not come frame by frame."""
+    if hasattr(tokenizer, "frames_of"):
+        return tokenizer.frames_of(length)
+    return torch.arange(length) // len(tokenizer.codebooks)
 
 
 def checked(edit: Edit, message: str) -> Edit:

@@ -282,7 +282,7 @@ def open_folder(checkpoint: str | Path) -> Path:
 
     name = str(checkpoint).removeprefix(HUB)
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.tiktoken", "*.yaml"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.tiktoken", "*.yaml", "*.jinja"]))
     except Exception as error:  # offline, unknown, gated: the hub has an exception for each
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"checkpoint={checkpoint}: cannot be fetched from the hub ({reason}); or give a folder") from error
@@ -316,7 +316,9 @@ def load_open(
         tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), config.vocab_size)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
-    processor = Processor(_vocabulary(theirs, tokenizer, str(folder)), {"text": tokenizer}, {})
+    vocabulary = _vocabulary(theirs, tokenizer, str(folder))
+    tokenizer.reserve(vocabulary.special_ids)
+    processor = Processor(vocabulary, {"text": tokenizer}, {})
     return model.to(device).eval(), processor
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from components.data.bad import BadSample
 from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, resample, waveform
+from components.templates import fill
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -236,7 +237,7 @@ class Jsonl(Sequence):
     Each is a string, and a text is not empty (a prompt may be). A line that is none, or lacks a field of `fields`, is corrupt.
 
     fields:      our names of theirs, where they differ, e.g. {prompt: instruction, text: output}
-    template:    what is made of a prompt; "{}" is the prompt
+    template:    what is made of a prompt; "{}" is the prompt, in which control tokens are text (`components.templates`)
     size, sample_rate: as in `Folder`
     on_corrupt:  "skip": corrupt lines are counted when the source is made, and they and files that cannot be read are a
                  `BadSample` when they are drawn; "refuse": every line and file is read when the source is made
@@ -309,7 +310,7 @@ class Jsonl(Sequence):
             raise BadSample(row.name, row.why)  # a new one: a raised exception keeps its traceback
         sample: dict[str, Any] = dict(row)
         if "prompt" in row:
-            sample["prompt"] = self.template.replace("{}", row["prompt"])
+            sample["prompt"] = fill(self.template, row["prompt"])
         try:
             if "image" in row:
                 sample["image"] = read_image(file.parent / row["image"], self.size)

@@ -21,6 +21,9 @@ class Tokenizer(Protocol):
 
     `codebooks`: the size of each codebook. Codes are interleaved frame by frame, so position i belongs to codebook
     i % len(codebooks); text and images have one.
+
+    Who edits, or looks at what is half made, asks for more: of an image's, `size` and `patch` (pixels); of an audio's,
+    `sample_rate`, `frame_samples`, and `frames_of(length)` where its codes do not come frame by frame.
     """
 
     @property

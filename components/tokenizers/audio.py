@@ -25,6 +25,7 @@ class Codec2Tokenizer:
     """Mono speech at 8 kHz, float in [-1, 1] <-> codes interleaved frame by frame."""
 
     sample_rate = 8000
+    frame_samples = FRAME_SAMPLES
     codebooks = tuple(2**bits for bits in FIELD_BITS)
 
     def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:

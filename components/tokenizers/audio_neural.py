@@ -116,7 +116,7 @@ class NeuralAudioTokenizer:
         if books is not None and not 1 <= books <= len(silence):
             raise ValueError(f"audio tokenizer: books must be in 1..{len(silence)}, got {books}")
         self.books = books or len(silence)
-        self.frame_samples = self.sample_rate / silence.shape[1]
+        self.frame_samples = int(getattr(self.model.config, "hop_length", None) or self.model.config.frame_size)
 
     @property
     def size(self) -> int:
@@ -131,6 +131,11 @@ class NeuralAudioTokenizer:
     def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
         """Codes of a waveform. Raises ValueError for what is none (`components.data.reading.waveform`)."""
         return interleave(self._codes(waveform(raw, "audio tokenizer"))[: self.books], self.order, self.size)
+
+    def frames_of(self, length: int) -> Int[Tensor, " length"]:
+        """The frame that each position is a code of; in the delay pattern, a pad's is before the first or behind the last."""
+        row, book = torch.arange(length) // self.books, torch.arange(length) % self.books
+        return row - book if self.order == "delay" else row
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, " n"]) -> Float[np.ndarray, " samples"]:

@@ -189,6 +189,7 @@ class FSQMelTokenizer:
     def __init__(self, path: str | FSQAutoencoder) -> None:
         self.model = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)
         self.sample_rate = self.model.config.sample_rate
+        self.frame_samples = self.model.config.patch * self.model.config.hop
 
     @property
     def codebooks(self) -> tuple[int, ...]:

@@ -49,6 +49,8 @@ def test_a_speech_tokenizer_learns_and_is_loaded_back(tmp_path):
     codes = tokenizer.encode(clip)
     real = tokenizer.spectrogram(clip)
     assert len(codes) == real.shape[1]  # two codes for two frames
+    one, more = (len(tokenizer.encode(np.zeros(n * tokenizer.frame_samples, np.float32))) for n in (10, 25))
+    assert more - one == 15 * 2
     assert 0 < metrics["mel_distance_db"] < 40 * float((real - real.mean()).abs().mean())
     assert len(tokenizer.decode(codes)) == pytest.approx(len(clip), abs=400)
     node = tokenizer.save(tmp_path / "saved")
