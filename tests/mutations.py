@@ -84,7 +84,7 @@ MUTATIONS = [
     ),
     *of(
         "components/noise.py",
-        "components/test_maskers.py",
+        "components/test_noise.py",
         ("noise: the seed is ignored", "Philox(key=seed,", "Philox(key=0,"),
         ("noise: all purposes share one stream", "STREAMS.index(stream), index]", "0, index]"),
         ("noise: all samples share one stream", "STREAMS.index(stream), index]", "STREAMS.index(stream), 0]"),
@@ -126,7 +126,7 @@ MUTATIONS = [
             "next token: prompts are predicted",
             "mask=batch.maskable, weight=",
             "mask=batch.document >= 0, weight=",
-            "mdm/test_model.py",
+            "components/test_maskers.py",
         ),
     ),
     *of(
@@ -353,11 +353,6 @@ MUTATIONS = [
         ("scaling: a parabola through all sizes", "near = slice(i - 1, i + 2)", "near = slice(None)"),
         ("scaling: the least loss is the middle one", "float(a - b**2 / (4 * c))", "float(a)"),
         ("scaling: runs that diverged count", "finite = np.isfinite(y) & (y > 0)", "finite = y > 0"),
-        (
-            "scaling: the error of the first runs",
-            "np.log(y) - np.log(law.loss(n, d))",
-            "np.log(y[:1]) - np.log(law.loss(n, d)[:1])",
-        ),
     ),
     *of(
         "components/gradient_variance.py",

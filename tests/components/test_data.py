@@ -65,6 +65,29 @@ def test_shares_are_exact_and_batches_have_one_make_up(vocabulary):
         assert [(name, *b.tokens.shape) for name, b in step] == [("pairs", 4, 11), ("pairs", 4, 11), ("text", 4, 24)]
 
 
+def test_windows_of_the_mix_have_orders_of_their_own_from_the_seed():
+    """Two of a, one of b a window: 3 orders. That 20 windows, or two seeds, have the same by chance: 3^-19."""
+
+    def orders(seed):
+        streams = [Stream(name, Shuffled([0], 0), weight, lambda s, rng: []) for name, weight in (("a", 2), ("b", 1))]
+        mix = Mix(streams, seed)
+        mix.reset()
+        return ["".join(next(mix)[0].stream for _ in range(3)) for _ in range(20)]
+
+    assert all(sorted(window) == ["a", "a", "b"] for window in orders(0))
+    assert len(set(orders(0))) == 3
+    assert orders(0) == orders(0) != orders(1)
+
+
+def test_every_row_draws_its_task_for_itself(vocabulary):
+    numbers, row = [], [task_sequence(vocabulary, "text", {"text": torch.tensor([1])}, {})]
+    stream = Stream("x", Shuffled([0], 0), 1, lambda s, rng: numbers.append(rng.random()) or row)
+    mix = Mix([stream], 0)
+    mix.reset()
+    [next(mix) for _ in range(16)]
+    assert len(set(numbers)) == 16
+
+
 def test_every_sample_index_is_given_once(vocabulary):
     node = make_pipeline(vocabulary)
     seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b in next(node)])

@@ -158,6 +158,20 @@ def test_the_sinc_keeps_a_tone_and_removes_what_the_lower_rate_cannot_hold(rate,
         assert too_high[200:-200].abs().max() < 0.02
 
 
+def test_the_sinc_is_its_formula():
+    """Every output sample as the sum over all input samples that the docstring writes out, in float64."""
+    rate, to, zeros = 24, 16, 6
+    x = np.random.default_rng(0).standard_normal(60)
+    cutoff = 0.99 * to
+    expected = []
+    for j in range(40):
+        u = cutoff * (np.arange(60) / rate - j / to)
+        window = np.where(np.abs(u) < zeros, np.cos(np.pi * u / (2 * zeros)) ** 2, 0.0)
+        expected.append((x * cutoff / rate * np.sinc(u) * window).sum())
+    found = sinc_resample(torch.from_numpy(x), rate, to)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

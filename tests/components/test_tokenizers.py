@@ -93,6 +93,29 @@ def test_audio_is_encoded_frame_by_frame_as_codec2_does():
     assert_close(Codec2Tokenizer().encode(wave), codes)  # no state leaks from clip to clip
 
 
+def test_the_fields_of_a_frame_are_codec2s_two_of_the_spectrum_energy_and_pitch():
+    """A vowel: the harmonics of a voice, shaped by three formants. What is said twice as loud, or an octave higher, is seen in
+    the one field alone that codec2's source packs third (energy, 4 bits) or last (pitch, 6 bits)."""
+
+    def fields(pitch, peak):
+        t = np.arange(4000) / 8000
+        wave = np.zeros(4000)
+        for f in np.arange(pitch, 3500, pitch):
+            gain = sum(1 / (1 + ((f - centre) / width) ** 2) for centre, width in ((700, 130), (1220, 70), (2600, 160)))
+            wave += gain * np.cos(2 * np.pi * f * t)
+        frames = Codec2Tokenizer().encode((peak * wave / np.abs(wave).max()).astype(np.float32)).view(-1, 4)
+        return frames[4:-2].median(dim=0).values.tolist()  # a steady sound, but for its ends
+
+    assert Codec2Tokenizer.codebooks == (512, 512, 16, 64)
+    quiet, loud, louder = (fields(100, peak) for peak in (0.05, 0.2, 0.8))
+    assert [a == b == c for a, b, c in zip(quiet, loud, louder, strict=True)] == [True, True, False, True]
+    assert louder[2] - loud[2] == loud[2] - quiet[2] == 5  # 12 dB each, in steps of 2.4
+    low, high, higher = (fields(pitch, 0.4)[3] for pitch in (80, 160, 320))
+    assert all(20 <= step <= 23 for step in (high - low, higher - high))  # an octave each: 50 to 400 Hz are 63 steps
+    decoded = [np.abs(Codec2Tokenizer().decode(torch.tensor(frame * 10))[800:]).max() for frame in (quiet, loud, louder)]
+    assert decoded == pytest.approx([0.05, 0.2, 0.8], rel=0.4)  # a vocoder makes other phases, and so another peak
+
+
 def test_all_are_tokenizers(text):
     for tokenizer in (text, GreyPatchTokenizer(8), Codec2Tokenizer()):
         assert isinstance(tokenizer, Tokenizer)
