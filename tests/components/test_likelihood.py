@@ -91,6 +91,19 @@ def test_only_allowed_ids_share_the_probability():
     assert total.item() == pytest.approx(1.0, abs=1e-9)
 
 
+def test_the_mask_token_has_no_share_and_every_row_its_own_ids():
+    """Logits that are all equal: the probability of a token is one over the number of ids that may stand there."""
+
+    def flat(tokens):
+        return torch.zeros(*tokens.shape, MASK + 1, dtype=torch.float64)
+
+    rows, ids = SEQUENCES[:2] % 2, torch.arange(MASK + 1)
+    allowed = torch.stack([ids < 2, ids < 3])[:, None].expand(-1, LENGTH, -1)
+    for given, shares in ((None, [SYMBOLS, SYMBOLS]), (allowed, [2, 3])):
+        want = -torch.tensor(shares, dtype=torch.float64).log()[:, None].expand(-1, LENGTH)
+        torch.testing.assert_close(ordered(flat, rows, MASK, allowed=given), want)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="row 1 has no scored position"):
         ordered(exact, SEQUENCES[:2], MASK, torch.tensor([[True, True, True], [False, False, False]]))
