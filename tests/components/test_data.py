@@ -12,7 +12,7 @@ from components.data.digits import digits
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.data.reference import language_reference
 from components.data.sources import Folder, hugging_face, read_audio
-from components.data.speech import VOICES
+from components.data.speech import VOICES, trim
 from components.sequences import task_sequence
 from mdm.media import write_wav
 
@@ -204,6 +204,15 @@ def test_speech_is_the_same_in_every_process_whatever_was_said_before():
     assert len(set(runs[0].split())) == 3
 
 
+def test_a_clip_is_scaled_to_its_peak_and_freed_of_the_silence_around_it():
+    """0.1 s of silence, 0.2 s of a tone, 0.1 s of silence, in frames of 10 ms; a pause inside stays."""
+    tone, silence = 0.1 * np.sin(np.arange(800) * 0.3), np.zeros(800)
+    found = trim(np.concatenate([silence, tone, silence, tone, silence]))
+    assert len(found) == 2400
+    assert np.abs(found).max() == pytest.approx(0.7)
+    assert_close(found[:800], 0.7 / np.abs(tone).max() * tone)
+
+
 @pytest.fixture
 def folder(tmp_path):
     for i in range(3):
@@ -324,6 +333,16 @@ def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     assert [next(again)["text"] for _ in range(40)] == expected
     epoch = node()
     assert sorted(next(epoch)["text"] for _ in range(30)) == sorted(f"caption {i}" for i in range(30))
+
+
+def test_every_block_of_a_stream_has_an_order_of_its_own(saved_dataset):
+    """Three blocks of ten captions: that two have the same order by chance has probability 3 / 10!."""
+    node = Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, block_size=10)
+    node.reset()
+    places = [int(next(node)["text"].split()[1]) for _ in range(30)]
+    blocks = [tuple(p - 10 * k for p in places[10 * k : 10 * k + 10]) for k in range(3)]
+    assert all(sorted(block) == list(range(10)) for block in blocks)
+    assert len(set(blocks)) == 3
 
 
 def test_jsonl_lines_are_samples_and_mistakes_name_their_line(tmp_path):

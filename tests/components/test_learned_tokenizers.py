@@ -99,6 +99,20 @@ def test_the_codes_of_an_image_are_of_the_nearest_entries():
     assert (tokenizer.encode(image) == nearest).float().mean() > 0.99  # a tie may fall either way
 
 
+@pytest.mark.parametrize("family", ["vq", "emu3"])
+def test_pixels_of_minus_1_to_1_are_grey_levels_of_0_to_255(family, monkeypatch):
+    """What the decoder gives: black, grey, white, and beyond; the first channel alone is looked at."""
+    tokenizer = VQImageTokenizer(None, 32, family, config=IMAGES[family])
+    pixels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).expand(1, 3, 1, 5)
+
+    class Decoded(list):
+        sample = pixels
+
+    monkeypatch.setattr(tokenizer.model, "decode", lambda *args, **kwargs: Decoded(pixels))
+    image = tokenizer.decode(torch.zeros(tokenizer.num_tokens, dtype=torch.long))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
 def test_movq_has_the_published_shape():
     with torch.device("meta"):
         from diffusers import VQModel

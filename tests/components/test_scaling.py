@@ -58,6 +58,7 @@ def test_a_run_that_went_wrong_counts_little_and_one_that_diverged_not_at_all():
     found = fit(N, D, losses, draws=2)
     assert found.law.a == pytest.approx(TRUE.a, rel=0.1)
     assert pytest.approx(TRUE.E, rel=0.05) == found.law.E
+    assert found.error == pytest.approx(np.log(1.5) / np.sqrt(14), rel=0.1)  # one of 14 runs is off
 
 
 def test_a_profile_has_its_minimum_at_the_vertex():

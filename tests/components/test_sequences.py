@@ -51,6 +51,7 @@ def test_a_dropped_prompt_is_masks_and_is_not_counted(vocabulary, parts):
     assert (s.tokens[s.prompt] == vocabulary.mask_id).all()
     assert not s.maskable[s.prompt].any()
     assert s.tokens[0] == vocabulary.special("task:text_to_image")
+    assert torch.equal(s.tokens[s.maskable], parts["image"])  # what is generated stays
 
 
 def test_an_absent_part_is_a_canvas_to_sample(vocabulary, parts):

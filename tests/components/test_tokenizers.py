@@ -43,6 +43,23 @@ def test_trained_ranks_merge_as_the_trainer_meant(text):
         assert [text.encoding.decode_single_token_bytes(i) for i in text.encode(string).tolist()] == expected
 
 
+def test_the_more_frequent_pair_is_merged_first():
+    """ "ba" is learned before "ab", though it is behind it in the alphabet: so "aba" is a, ba."""
+    trained = TextTokenizer.train(["ba"] * 50 + ["ab"] * 10, vocab_size=258)
+    assert [trained.encoding.decode_single_token_bytes(i) for i in trained.encode("aba").tolist()] == [b"a", b"ba"]
+
+
+def test_a_pattern_of_ones_own_is_saved(tmp_path):
+    """Every character a piece: no pair is ever merged, and none when it is loaded again."""
+    merged = TextTokenizer.train(["aaaa"] * 9, vocab_size=258)
+    merged.save(tmp_path)
+    alone = TextTokenizer.from_ranks(tmp_path / "text.tiktoken", r"[\s\S]")
+    node = alone.save(tmp_path)
+    again = TextTokenizer.from_ranks(tmp_path / node["path"], node["pattern"])
+    assert len(again.encode("aaaa")) == len(alone.encode("aaaa")) == 4
+    assert len(merged.encode("aaaa")) == 1
+
+
 def test_frequent_words_are_one_token(text):
     assert len(text.encode("a handwritten seven")) == 3
 

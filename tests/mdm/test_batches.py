@@ -41,6 +41,12 @@ def test_a_document_ends_with_the_end_token(processor):
     assert ids.tolist() == [*processor.encode("text", "nine").tolist(), processor.vocabulary.end_id]
 
 
+def test_a_canvas_holds_what_stands_before_its_first_end(processor):
+    nine, seven = (processor.encode("text", t) for t in ("nine", "seven"))
+    end = torch.tensor([processor.vocabulary.end_id])
+    assert processor.decode("text", torch.cat([nine, end, seven, end])) == "nine"
+
+
 def test_a_clip_of_another_rate_is_refused(processor):
     clip = torch.zeros(800).numpy()
     assert len(processor.encode_sample({"audio": clip, "sample_rate": 8000})["audio"]) == 12
