@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from components.maskers import FixedCountMasker
 from components.sequences import collate, task_sequence
 from components.tokenizers.text import TextTokenizer
+from components.vocabulary import Vocabulary
 from mdm import builders
 from mdm.data import LossSettings, micro_batch
 from mdm.evaluation import forward_loss, num_bytes, task_bits, unigram_bits
@@ -46,8 +47,12 @@ def test_bytes_are_of_the_text_without_its_end():
     assert num_bytes([batch], processor) == sum(len(t.encode()) for t in texts)
 
 
-def test_the_nelbo_of_a_pack_is_that_of_its_documents(vocabulary):
-    model = builders.pico(vocab_size=vocabulary.size).eval()
+@pytest.mark.parametrize("predicts_next", [False, True])
+def test_the_nelbo_of_a_pack_is_that_of_its_documents(vocabulary, predicts_next):
+    """Also without structure between them, where the first token of one would be predicted from the last of the other."""
+    if predicts_next:
+        vocabulary = Vocabulary.of_text(size=9, mask=8, pad=7, end=6)
+    model = builders.pico(vocab_size=vocabulary.size, autoregressive=predicts_next).eval()
     model.init_weights(torch.Generator().manual_seed(0))
     texts = ([1, 2, 3, 0], [4, 5], [6, 6, 1])
     sequences = [task_sequence(vocabulary, "text", {"text": torch.tensor(t)}, {}) for t in texts]
