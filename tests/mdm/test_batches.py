@@ -1,5 +1,6 @@
 """What a run makes of its data: batches that grow, rows that need a mask or none, and held-out samples with equal noise."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from components.sequences import collate
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
-from mdm.data import BatchSettings, LossSettings, StreamSettings, micro_batch, validation_batches
+from mdm.data import BatchSettings, LossSettings, StreamSettings, micro_batch, streams, validation_batches
 from mdm.processor import Processor
 
 
@@ -23,6 +24,21 @@ def test_the_batch_grows_at_its_shares_of_the_horizon():
     batch = BatchSettings(logical=8, micro=4, physical=16, ramp={0.25: 32, 0.5: 64})
     assert [batch.at(share) for share in (0.0, 0.24, 0.25, 0.49, 0.5, 1.0)] == [16, 16, 32, 32, 64, 64]
     assert BatchSettings(logical=8, micro=4).at(0.7) == 8
+
+
+def test_tasks_are_drawn_by_their_shares_and_prompts_dropped_by_chance(processor):
+    """Of 400 rows: shares within 5 standard errors sqrt(p (1 - p) / 400), which are 0.11 and 0.075."""
+    data = {"digits": StreamSettings(tasks={"text_to_image": 3.0, "image_to_text": 1.0})}
+    codes = torch.zeros(16, dtype=torch.long)
+    masker = {"digits": FixedCountMasker(processor.vocabulary.mask_id)}
+    (stream,) = streams(data, {"digits": [{"text": "nine", "image": codes}]}, processor, masker, seed=0, prompt_dropout=0.1)
+    parts = {"text": processor.encode("text", "nine"), "image": processor.encode("image", codes)}
+    rng = np.random.default_rng(0)
+    rows = [stream.build(parts, rng)[0] for _ in range(400)]
+    drawn = [int(row.tokens[0]) == processor.vocabulary.special("task:text_to_image") for row in rows]
+    assert np.mean(drawn) == pytest.approx(0.75, abs=0.11)
+    dropped = [bool((row.tokens[row.prompt] == processor.vocabulary.mask_id).all()) for row in rows]
+    assert np.mean(dropped) == pytest.approx(0.1, abs=0.075)
 
 
 @pytest.mark.parametrize(
