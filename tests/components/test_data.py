@@ -12,7 +12,7 @@ from components.data.digits import digits
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.data.reference import language_reference
 from components.data.sources import Folder, hugging_face, read_audio
-from components.data.speech import VOICES, trim
+from components.data.speech import VOICES
 from components.sequences import task_sequence
 from mdm.media import write_wav
 
@@ -206,6 +206,8 @@ def test_speech_is_the_same_in_every_process_whatever_was_said_before():
 
 def test_a_clip_is_scaled_to_its_peak_and_freed_of_the_silence_around_it():
     """0.1 s of silence, 0.2 s of a tone, 0.1 s of silence, in frames of 10 ms; a pause inside stays."""
+    from components.data.speech import trim
+
     tone, silence = 0.1 * np.sin(np.arange(800) * 0.3), np.zeros(800)
     found = trim(np.concatenate([silence, tone, silence, tone, silence]))
     assert len(found) == 2400
