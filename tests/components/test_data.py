@@ -65,6 +65,29 @@ def test_shares_are_exact_and_batches_have_one_make_up(vocabulary):
         assert [(name, *b.tokens.shape) for name, b, _ in step] == [("pairs", 4, 11), ("pairs", 4, 11), ("text", 4, 24)]
 
 
+def test_windows_of_the_mix_have_orders_of_their_own_from_the_seed():
+    """Two of a, one of b a window: 3 orders. That 20 windows, or two seeds, have the same by chance: 3^-19."""
+
+    def orders(seed):
+        streams = [Stream(name, Shuffled([0], 0), weight, lambda s, rng: []) for name, weight in (("a", 2), ("b", 1))]
+        mix = Mix(streams, seed)
+        mix.reset()
+        return ["".join(next(mix)[0].stream for _ in range(3)) for _ in range(20)]
+
+    assert all(sorted(window) == ["a", "a", "b"] for window in orders(0))
+    assert len(set(orders(0))) == 3
+    assert orders(0) == orders(0) != orders(1)
+
+
+def test_every_row_draws_its_task_for_itself(vocabulary):
+    numbers, row = [], [task_sequence(vocabulary, "text", {"text": torch.tensor([1])}, {})]
+    stream = Stream("x", Shuffled([0], 0), 1, lambda s, rng: numbers.append(rng.random()) or row)
+    mix = Mix([stream], 0)
+    mix.reset()
+    [next(mix) for _ in range(16)]
+    assert len(set(numbers)) == 16
+
+
 def test_every_sample_index_is_given_once(vocabulary):
     node = make_pipeline(vocabulary)
     seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b, _ in next(node)])
@@ -180,6 +203,17 @@ def test_speech_is_the_same_in_every_process_whatever_was_said_before():
     ]
     assert runs[0] == runs[1]
     assert len(set(runs[0].split())) == 3
+
+
+def test_a_clip_is_scaled_to_its_peak_and_freed_of_the_silence_around_it():
+    """0.1 s of silence, 0.2 s of a tone, 0.1 s of silence, in frames of 10 ms; a pause inside stays."""
+    from components.data.speech import trim
+
+    tone, silence = 0.1 * np.sin(np.arange(800) * 0.3), np.zeros(800)
+    found = trim(np.concatenate([silence, tone, silence, tone, silence]))
+    assert len(found) == 2400
+    assert np.abs(found).max() == pytest.approx(0.7)
+    assert_close(found[:800], 0.7 / np.abs(tone).max() * tone)
 
 
 @pytest.fixture
@@ -306,6 +340,16 @@ def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     assert [next(again)["text"] for _ in range(40)] == expected
     epoch = node()
     assert sorted(next(epoch)["text"] for _ in range(30)) == sorted(f"caption {i}" for i in range(30))
+
+
+def test_every_block_of_a_stream_has_an_order_of_its_own(saved_dataset):
+    """Three blocks of ten captions: that two have the same order by chance has probability 3 / 10!."""
+    node = Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, block_size=10)
+    node.reset()
+    places = [int(next(node)["text"].split()[1]) for _ in range(30)]
+    blocks = [tuple(p - 10 * k for p in places[10 * k : 10 * k + 10]) for k in range(3)]
+    assert all(sorted(block) == list(range(10)) for block in blocks)
+    assert len(set(blocks)) == 3
 
 
 def test_jsonl_lines_are_samples_and_mistakes_name_their_line(tmp_path):

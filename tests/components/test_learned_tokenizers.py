@@ -99,6 +99,20 @@ def test_the_codes_of_an_image_are_of_the_nearest_entries():
     assert (tokenizer.encode(image) == nearest).float().mean() > 0.99  # a tie may fall either way
 
 
+@pytest.mark.parametrize("family", ["vq", "emu3"])
+def test_pixels_of_minus_1_to_1_are_grey_levels_of_0_to_255(family, monkeypatch):
+    """What the decoder gives: black, grey, white, and beyond; the first channel alone is looked at."""
+    tokenizer = VQImageTokenizer(None, 32, family, config=IMAGES[family])
+    pixels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).expand(1, 3, 1, 5)
+
+    class Decoded(list):
+        sample = pixels
+
+    monkeypatch.setattr(tokenizer.model, "decode", lambda *args, **kwargs: Decoded(pixels))
+    image = tokenizer.decode(torch.zeros(tokenizer.num_tokens, dtype=torch.long))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
 def test_movq_has_the_published_shape():
     with torch.device("meta"):
         from diffusers import VQModel
@@ -156,6 +170,20 @@ def test_the_sinc_keeps_a_tone_and_removes_what_the_lower_rate_cannot_hold(rate,
     if to < rate:
         too_high = sinc_resample(torch.sin(2 * torch.pi * 0.9 * rate / 2 * t), rate, to)
         assert too_high[200:-200].abs().max() < 0.02
+
+
+def test_the_sinc_is_its_formula():
+    """Every output sample as the sum over all input samples that the docstring writes out, in float64."""
+    rate, to, zeros = 24, 16, 6
+    x = np.random.default_rng(0).standard_normal(60)
+    cutoff = 0.99 * to
+    expected = []
+    for j in range(40):
+        u = cutoff * (np.arange(60) / rate - j / to)
+        window = np.where(np.abs(u) < zeros, np.cos(np.pi * u / (2 * zeros)) ** 2, 0.0)
+        expected.append((x * cutoff / rate * np.sinc(u) * window).sum())
+    found = sinc_resample(torch.from_numpy(x), rate, to)
+    assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

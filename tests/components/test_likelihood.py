@@ -60,6 +60,19 @@ def test_nelbo_is_the_mean_over_orders():
     assert few.std().item() < 1.1 * stated.item()  # strata can only help
 
 
+def test_the_mask_token_has_no_share_and_every_row_its_own_ids():
+    """Logits that are all equal: the probability of a token is one over the number of ids that may stand there."""
+
+    def flat(tokens):
+        return torch.zeros(*tokens.shape, MASK + 1, dtype=torch.float64)
+
+    rows, ids = SEQUENCES[:2] % 2, torch.arange(MASK + 1)
+    allowed = torch.stack([ids < 2, ids < 3])[:, None].expand(-1, LENGTH, -1)
+    for given, shares in ((None, [SYMBOLS, SYMBOLS]), (allowed, [2, 3])):
+        want = -torch.tensor(shares, dtype=torch.float64).log()[:, None].expand(-1, LENGTH)
+        torch.testing.assert_close(ordered(flat, rows, MASK, allowed=given), want)
+
+
 def test_strata_cover_every_mask_count():
     """With as many draws as positions each count comes once: no variance is left from k."""
     seen = []

@@ -68,6 +68,18 @@ def test_loss_is_its_definition(vocabulary, make_batch, weighting, reduction):
     assert_close((sums.loss / denominator).double(), expected, rtol=1e-5, atol=0, check_dtype=False)
 
 
+def test_the_nelbo_is_weighed_by_the_schedule_however_the_loss_is(vocabulary, make_batch):
+    """What is logged beside a plain loss, or one averaged per sequence, is the bound, per id range."""
+    noisy = BernoulliMasker(vocabulary.mask_id)(make_batch(6, task="joint_text_image"))
+    hidden, unembedding = hidden_states(noisy, vocabulary)
+    found = from_hidden(noisy, hidden, unembedding, vocabulary, "plain", "sequence")[0].nelbo
+    logits = vocabulary.restrict(hidden @ unembedding.T, noisy.clean.id_range)
+    for r in range(len(vocabulary.ranges)):
+        own = noisy.mask & (noisy.clean.id_range == r)
+        expected = loss_from_logits(logits, noisy.clean.tokens, own, noisy.weight)
+        assert_close(found[r], expected, rtol=1e-5, atol=1e-6, check_dtype=False)
+
+
 def test_logits_and_hidden_states_give_the_same_loss_and_gradient(vocabulary, make_batch):
     noisy = FixedCountMasker(vocabulary.mask_id)(make_batch(6, task="text_to_speech"))
     hidden, unembedding = hidden_states(noisy, vocabulary)

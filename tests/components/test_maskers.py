@@ -54,6 +54,16 @@ def test_prompts_structure_and_padding_are_never_masked(vocabulary, make_batch):
         assert (noisy.weight[noisy.mask] > 0).all()
 
 
+def test_the_baseline_predicts_every_token_but_the_prompts_and_hides_none(vocabulary, make_batch):
+    from components.maskers import NextToken
+
+    batch = make_batch(2)
+    seen = NextToken()(batch)
+    assert torch.equal(seen.noisy, batch.tokens)
+    assert torch.equal(seen.mask, batch.maskable)
+    assert torch.equal(seen.weight, batch.maskable.float())
+
+
 def test_bernoulli_mask_rate_follows_the_schedule(vocabulary, make_batch):
     """n maskable positions at a fixed rate r: the share masked is within 5 standard errors sqrt(r (1 - r) / n)."""
     batch = make_batch(2000)

@@ -1,9 +1,11 @@
 """The fit recovers known constants, its intervals cover them as often as they say, and it does not follow outliers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from components.scaling import NAMES, ScalingLaw, fit, iso_flop
+from components.scaling import NAMES, Fit, ScalingLaw, fit, iso_flop
 
 TRUE = ScalingLaw(E=1.8, A=60.0, B=900.0, a=0.4, b=0.45)
 SIZES, HORIZONS = np.array([3e4, 1e5, 3e5, 1e6]), np.array([1e6, 3e6, 1e7, 3e7])
@@ -14,6 +16,9 @@ def test_exact_losses_give_the_constants_back():
     found = fit(N, D, TRUE.loss(N, D), draws=5)
     for name in NAMES:
         assert getattr(found.law, name) == pytest.approx(getattr(TRUE, name), rel=0.02), name
+    for law in found.draws:  # without noise every draw of the runs gives the same
+        assert pytest.approx(TRUE.A, rel=0.1) == law.A
+        assert pytest.approx(TRUE.B, rel=0.1) == law.B
     assert found.error < 1e-4
     assert found.law.exponent == pytest.approx(TRUE.a / TRUE.b, rel=0.02)
 
@@ -38,6 +43,13 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert min(covered.values()) >= 17, covered
 
 
+def test_an_interval_of_90_percent_leaves_out_5_at_each_end():
+    drawn = Fit(TRUE, [replace(TRUE, E=e, a=1.0, b=1 / (1 + e)) for e in np.linspace(0, 100, 201)], 0.0)
+    assert drawn.interval("E") == pytest.approx((5, 95))
+    assert drawn.interval("exponent") == pytest.approx((6, 96))
+    assert drawn.interval("E", 0.8) == pytest.approx((10, 90))
+
+
 def test_a_run_that_went_wrong_counts_little_and_one_that_diverged_not_at_all():
     losses = TRUE.loss(N, D)
     losses[5] *= 1.5
@@ -46,6 +58,7 @@ def test_a_run_that_went_wrong_counts_little_and_one_that_diverged_not_at_all():
     found = fit(N, D, losses, draws=2)
     assert found.law.a == pytest.approx(TRUE.a, rel=0.1)
     assert pytest.approx(TRUE.E, rel=0.05) == found.law.E
+    assert found.error == pytest.approx(np.log(1.5) / np.sqrt(14), rel=0.1)  # one of 14 runs is off
 
 
 def test_a_profile_has_its_minimum_at_the_vertex():

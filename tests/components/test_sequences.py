@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from components.sequences import TASKS, collate, content, find_task, task_sequence
+from components.sequences import TASKS, collate, content, find_task, response_sequence, task_sequence
+from components.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_a_dropped_prompt_is_masks_and_is_not_counted(vocabulary, parts):
     assert (s.tokens[s.prompt] == vocabulary.mask_id).all()
     assert not s.maskable[s.prompt].any()
     assert s.tokens[0] == vocabulary.special("task:text_to_image")
+    assert torch.equal(s.tokens[s.maskable], parts["image"])  # what is generated stays
 
 
 def test_an_absent_part_is_a_canvas_to_sample(vocabulary, parts):
@@ -68,6 +70,24 @@ def test_packing_keeps_documents_and_positions_apart(vocabulary):
     assert batch.num_tokens == 11
     assert not batch.one_document_per_row
     assert collate([[sequences[0]]], [[0]], vocabulary.pad_id).one_document_per_row
+
+
+def test_the_content_of_a_document_does_not_depend_on_the_one_before_it():
+    """A model from elsewhere has no boundary tokens: a document's end stands beside the next one's first token, an end too."""
+    plain = Vocabulary.of_text(size=9, mask=8, pad=7, end=6)
+    sequences = [task_sequence(plain, "text", {"text": torch.tensor(t)}, {}) for t in ([1, 6], [6, 6], [6, 2, 6])]
+    batch = collate([sequences], [[0, 1, 2]], plain.pad_id, length=9)
+    assert content(batch, plain.end_id)[0].long().tolist() == [1, 1, 1, 0, 1, 1, 1, 0, 0]
+
+
+def test_of_a_response_sequence_the_response_and_its_fill_are_predicted(vocabulary):
+    sequence = response_sequence(vocabulary, torch.tensor([1, 2, 3]), torch.tensor([4, 5]), length=4)
+    end = vocabulary.end_id
+    assert sequence.tokens[sequence.maskable].tolist() == [4, 5, end, end]
+    assert sequence.tokens[sequence.prompt].tolist() == [1, 2, 3]
+    dropped = response_sequence(vocabulary, torch.tensor([1, 2, 3]), torch.tensor([4, 5]), length=4, drop_prompt=True)
+    assert dropped.tokens[dropped.prompt].tolist() == [vocabulary.mask_id] * 3
+    assert dropped.tokens[dropped.maskable].tolist() == [4, 5, end, end]
 
 
 def test_content_ends_with_the_first_end_token(vocabulary, parts):

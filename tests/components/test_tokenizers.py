@@ -43,6 +43,23 @@ def test_trained_ranks_merge_as_the_trainer_meant(text):
         assert [text.encoding.decode_single_token_bytes(i) for i in text.encode(string).tolist()] == expected
 
 
+def test_the_more_frequent_pair_is_merged_first():
+    """ "ba" is learned before "ab", though it is behind it in the alphabet: so "aba" is a, ba."""
+    trained = TextTokenizer.train(["ba"] * 50 + ["ab"] * 10, vocab_size=258)
+    assert [trained.encoding.decode_single_token_bytes(i) for i in trained.encode("aba").tolist()] == [b"a", b"ba"]
+
+
+def test_a_pattern_of_ones_own_is_saved(tmp_path):
+    """Every character a piece: no pair is ever merged, and none when it is loaded again."""
+    merged = TextTokenizer.train(["aaaa"] * 9, vocab_size=258)
+    merged.save(tmp_path)
+    alone = TextTokenizer.from_ranks(tmp_path / "text.tiktoken", r"[\s\S]")
+    node = alone.save(tmp_path)
+    again = TextTokenizer.from_ranks(tmp_path / node["path"], node["pattern"])
+    assert len(again.encode("aaaa")) == len(alone.encode("aaaa")) == 4
+    assert len(merged.encode("aaaa")) == 1
+
+
 def test_frequent_words_are_one_token(text):
     assert len(text.encode("a handwritten seven")) == 3
 
@@ -91,6 +108,29 @@ def test_audio_is_encoded_frame_by_frame_as_codec2_does():
     assert len(Codec2Tokenizer().decode(codes)) == 3200
     assert len(Codec2Tokenizer().decode(codes[:6])) == 320  # an unfinished frame is left out
     assert_close(Codec2Tokenizer().encode(wave), codes)  # no state leaks from clip to clip
+
+
+def test_the_fields_of_a_frame_are_codec2s_two_of_the_spectrum_energy_and_pitch():
+    """A vowel: the harmonics of a voice, shaped by three formants. What is said twice as loud, or an octave higher, is seen in
+    the one field alone that codec2's source packs third (energy, 4 bits) or last (pitch, 6 bits)."""
+
+    def fields(pitch, peak):
+        t = np.arange(4000) / 8000
+        wave = np.zeros(4000)
+        for f in np.arange(pitch, 3500, pitch):
+            gain = sum(1 / (1 + ((f - centre) / width) ** 2) for centre, width in ((700, 130), (1220, 70), (2600, 160)))
+            wave += gain * np.cos(2 * np.pi * f * t)
+        frames = Codec2Tokenizer().encode((peak * wave / np.abs(wave).max()).astype(np.float32)).view(-1, 4)
+        return frames[4:-2].median(dim=0).values.tolist()  # a steady sound, but for its ends
+
+    assert Codec2Tokenizer.codebooks == (512, 512, 16, 64)
+    quiet, loud, louder = (fields(100, peak) for peak in (0.05, 0.2, 0.8))
+    assert [a == b == c for a, b, c in zip(quiet, loud, louder, strict=True)] == [True, True, False, True]
+    assert louder[2] - loud[2] == loud[2] - quiet[2] == 5  # 12 dB each, in steps of 2.4
+    low, high, higher = (fields(pitch, 0.4)[3] for pitch in (80, 160, 320))
+    assert all(20 <= step <= 23 for step in (high - low, higher - high))  # an octave each: 50 to 400 Hz are 63 steps
+    decoded = [np.abs(Codec2Tokenizer().decode(torch.tensor(frame * 10))[800:]).max() for frame in (quiet, loud, louder)]
+    assert decoded == pytest.approx([0.05, 0.2, 0.8], rel=0.4)  # a vocoder makes other phases, and so another peak
 
 
 def test_all_are_tokenizers(text):

@@ -35,6 +35,17 @@ def test_only_the_range_and_where_it_may_the_end_token_are_allowed(vocabulary):
     assert not vocabulary.allowed(torch.tensor([-1]))[0, vocabulary.mask_id]
 
 
+def test_what_is_added_follows_the_ids_there_are():
+    """Behind the specials too, which lie after the ranges of a model of ours, and inside the text's of one from elsewhere."""
+    for old in (Vocabulary.build({"text": (7,)}, tasks=("text",)), Vocabulary.of_text(size=9, mask=8, pad=7, end=6)):
+        new = old.grown({"audio": (4, 3)}, tasks=("text", "text_to_speech"))
+        assert new.ranges[: len(old.ranges)] == old.ranges
+        assert all(new.special(name) == old.special(name) for name in old.specials)
+        added = [i for r in new.ranges[len(old.ranges) :] for i in range(r.start, r.stop)]
+        added += [new.special(name) for name in new.specials if name not in old.specials]
+        assert added == list(range(old.size, new.size))
+
+
 def test_save_and_load_as_json(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "v.json")
     assert json.loads((tmp_path / "v.json").read_text())["ranges"][0]["name"] == "text"

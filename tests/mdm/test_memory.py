@@ -10,6 +10,7 @@ from components.parameterization import CompleteP
 from components.sde import AdamWSettings, SDEScaler, rescale_moments
 from mdm import builders
 from mdm.config import UserError
+from mdm.hardware import can_compile
 from mdm.memory import check_memory, checkpoint_blocks, to_float8
 from mdm.optim import OptimizerSettings, adamw
 
@@ -60,11 +61,8 @@ def test_float8_layers_keep_float32_weights_and_nearly_the_gradients(recipe):
 
 
 def test_moments_in_8_bits_train_alike_and_follow_a_change_of_batch():
+    """Eagerly: torchao compiles a step for every shape of a tensor, which takes longer than all else and computes the same."""
     pytest.importorskip("torchao.optim")
-    from mdm.hardware import can_compile
-
-    if not can_compile(torch.device("cpu")):
-        pytest.skip("torchao compiles its optimizers")
     scaler = SDEScaler(base=AdamWSettings(lr=1e-2, beta1=0.9, beta2=0.98), logical=8, physical=8, tokens=1000)
     losses = {}
     for state in ("float32", "int8"):
@@ -75,7 +73,8 @@ def test_moments_in_8_bits_train_alike_and_follow_a_change_of_batch():
             tokens = torch.randint(0, 50, (8, 16), generator=torch_seed)
             loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
             loss.backward()
-            optimizer.step()
+            with torch.compiler.set_stance("force_eager"):
+                optimizer.step()
             optimizer.zero_grad()
         losses[state] = loss.item()
         second = next(
@@ -86,6 +85,28 @@ def test_moments_in_8_bits_train_alike_and_follow_a_change_of_batch():
         assert_close(second.dequantize() if state == "int8" else second, before / 4, rtol=0.05, atol=1e-12)
     assert losses["float32"] < 3.0  # from log 50 = 3.9
     assert losses["int8"] == pytest.approx(losses["float32"], rel=0.03)
+
+
+def test_a_compiled_step_in_8_bits_is_the_eager_one_and_compiled_once():
+    """Of one tensor. Its learning rate is a tensor that the scaler fills, so that another one is no other program."""
+    optim = pytest.importorskip("torchao.optim")
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    scaler = SDEScaler(base=AdamWSettings(lr=1e-2), logical=8, physical=8, tokens=1000)
+
+    def trained(stance):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 64, bias=False)
+        optimizer = optim.AdamW8bit([{"params": [model.weight], "lr": 1e-2}])
+        for step in range(4):
+            scaler.configure(optimizer, 100 * step + 100)
+            model(torch.full((2, 64), step + 1.0)).square().sum().backward()
+            with torch.compiler.set_stance(stance), torch._dynamo.config.patch(error_on_recompile=step > 0):
+                optimizer.step()
+            optimizer.zero_grad()
+        return model.weight
+
+    assert_close(trained("default"), trained("force_eager"), rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU refuses")

@@ -232,6 +232,20 @@ def test_a_vocabulary_of_the_same_size_and_another_meaning_is_refused(processor,
         load_model(tmp_path)
 
 
+def test_the_baseline_sees_none_behind_it_in_a_pack_either():
+    model = builders.model(20, 32, 32, 2, 2, autoregressive=True)
+    model.init_weights(torch.Generator().manual_seed(0))
+    tokens, document = torch.arange(8)[None], torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    position = torch.arange(4).repeat(2)[None]
+    packed = model(tokens, document, position)[0]
+    for own in (slice(0, 4), slice(4, 8)):
+        assert_close(packed[own], model(tokens[:, own], None, position[:, own])[0], atol=1e-5, rtol=1e-5)
+    changed = tokens.clone()
+    changed[0, 6] = 19  # it predicts the next position, and those behind
+    assert torch.equal(model(changed, document, position)[0, :7], packed[:7])
+    assert not torch.equal(model(changed, document, position)[0, 7], packed[7])
+
+
 def test_the_autoregressive_baseline_scores_each_token_given_those_before_it(vocabulary, make_batch):
     """Its loss is -log p(x_i | x_<i): the same as from logits of growing prefixes, one at a time."""
     from components.losses import loss_from_hidden

@@ -35,6 +35,27 @@ def test_memory_is_sharded_and_moments_shrink():
     assert plan(config, 1, 2048, CARDS["h100"], checkpointing="full", state="int8").total < 0.92 * 79
 
 
+def test_a_token_goes_through_its_experts_alone():
+    """A second expert of three matrices, in every layer: 6 floating-point operations a weight and position."""
+    moe = {"num_heads": 2, "max_length": 64, "vocab_size": 100, "width": 64, "num_layers": 3, "ffn_width": 96}
+    one, two = (
+        plan(ModelConfig(**moe, num_experts=8, experts_per_token=k), 1, 64, CARDS["h100"]).flops_per_token for k in (1, 2)
+    )
+    assert two - one == pytest.approx(6 * 3 * (3 * 64 * 96))
+
+
+def test_a_plan_by_hand():
+    """Of 4 cards: gradients are sharded; half of the positions have logits; recomputing everything takes a third more."""
+    config = shape(768, 12, 50_000)
+    one, four = plan(config, 1, 1024, CARDS["h100"]), plan(config, 1, 1024, CARDS["h100"], 4)
+    assert four.gradients == pytest.approx(4 * one.parameters / 4 / 2**30)
+    assert one.logits == pytest.approx(1024 * 0.5 * 50_000 * 10 / 2**30)
+    assert four.tokens_per_second == pytest.approx(4 * one.tokens_per_second)
+    full = plan(config, 1, 1024, CARDS["h100"], checkpointing="full")
+    assert full.tokens_per_second == pytest.approx(one.tokens_per_second * 3 / 4)
+    assert full.activations < one.activations / 4
+
+
 def test_gpus_are_named_with_their_count():
     assert parse_gpu("H100:8") == (CARDS["h100"], 8)
     assert parse_gpu("a100") == (CARDS["a100"], 1)

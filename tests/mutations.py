@@ -1,0 +1,964 @@
+"""Deliberate breakages of the library, each of which some test has to see. By hand, before a release (an hour on two cores):
+
+    python tests/mutations.py --jobs 2                 all of them
+    python tests/mutations.py --only sde --whole       those with "sde" in file or name; survivors meet the whole suite
+
+A breakage is one exact replacement in one file. It is applied to a copy of the tracked files, and the tests of its room run
+until the first that fails; a run that does not end counts as caught. The exit code is 1 where under 95 % of those that change
+what is computed are caught, or where a snippet is no longer found: then write it anew, for what the code says now.
+(tests/test_mutations.py looks for the snippets in every run of the suite.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parent.parent
+WANTED = 0.95  # of the breakages that change what is computed
+SECONDS = 120  # for the tests of a room; the slowest take a minute
+WHOLE = 1800  # for the whole suite
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One replacement. tests: what pytest is given; equal: why nothing is computed otherwise, for one that is kept as a note"""
+
+    file: str
+    tests: str
+    name: str
+    old: str
+    new: str
+    equal: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"tests/{t}" for t in self.tests.split()]
+
+    def found(self, root: Path = ROOT) -> int:
+        """How often the snippet occurs in its file."""
+        return (root / self.file).read_text().count(self.old)
+
+
+def of(file: str, tests: str, *rows: tuple[str, ...]) -> list[Mutation]:
+    """The breakages of a file: name, old and new of each, and where they differ its tests."""
+    return [Mutation(file, row[3] if len(row) > 3 else tests, *row[:3], *row[4:]) for row in rows]
+
+
+MUTATIONS = [
+    *of(
+        "components/schedules.py",
+        "components/test_schedules.py",
+        (
+            "polynomial: alpha' without its power",
+            "return -self.power * t ** (self.power - 1)",
+            "return -(t ** (self.power - 1))",
+        ),
+        ("polynomial: weight without its power", "return self.power / t ", "return 1 / t "),
+        ("polynomial: inverse without the root", "(1 - alpha) ** (1 / self.power)", "(1 - alpha)"),
+        ("cosine: another angle", "math.pi / 4 * (1 - t)", "math.pi / 5 * (1 - t)"),
+        ("cosine: the weight upside down", "torch.cos(angle) / torch.sin(angle)", "torch.sin(angle) / torch.cos(angle)"),
+        ("geometric: not normalised", "- math.exp(-self.beta_max)) / self._span\n", ")\n"),
+        (
+            "geometric: 1 - alpha by subtraction",
+            "self.beta_min * torch.expm1(t * math.log(self.beta_max / self.beta_min))  #",
+            "sigma - self.beta_min  #",
+        ),
+        (
+            "truncated: alpha' of the base",
+            "return (self.hi - self.lo) * self.base.alpha_prime(t)",
+            "return self.base.alpha_prime(t)",
+        ),
+        ("truncated: inverse without lo", "(1 - alpha - self.lo) / (self.hi - self.lo)", "(1 - alpha) / (self.hi - self.lo)"),
+    ),
+    *of(
+        "components/noise.py",
+        "components/test_noise.py",
+        ("noise: the seed is ignored", "Philox(key=seed,", "Philox(key=0,"),
+        ("noise: all purposes share one stream", "STREAMS.index(stream), index]", "0, index]"),
+        ("noise: all samples share one stream", "STREAMS.index(stream), index]", "STREAMS.index(stream), 0]"),
+    ),
+    *of(
+        "components/maskers.py",
+        "components/test_maskers.py",
+        ("times: a group without a common offset", '"group", index // self.group)', '"group", index)'),
+        ("times: a group with one time", "offset + index % self.group / self.group", "offset + 0"),
+        (
+            "times: strata are not kept",
+            '"time", index).random() + index % self.group) / self.group',
+            '"time", index).random())',
+        ),
+        ("bernoulli: t_min dropped at the low end", "t_max - (t_max - self.t_min) *", "t_max - t_max *"),
+        ("bernoulli: t_min of a pair dropped at the high end", "t_max = 1 - self.t_min if self.pairs else 1.0", "t_max = 1.0"),
+        (
+            "bernoulli: a pair is twice the same mask",
+            "(torch.from_numpy(u) < 1 - alpha) ^ other",
+            "(torch.from_numpy(u) < 1 - alpha)",
+        ),
+        ("bernoulli: the complement weighs as the mask", "torch.where(other, -alpha_prime / alpha, weight)", "weight"),
+        (
+            "bernoulli: a pair has two masks",
+            "key = index // 2 if self.pairs else index\n            t[row",
+            "key = index\n            t[row",
+        ),
+        ("bernoulli: noise of the row, not the sample", '"mask", key).random(span.stop', '"mask", row).random(span.stop'),
+        (
+            "bernoulli: every modality by the first's schedule",
+            "values = self.schedule[name]",
+            "values = self.schedule[self.modalities[0]]",
+        ),
+        ("fixed count: from 0 to L - 1", "order[: 1 + int(uniform * length)]", "order[: int(uniform * length)]"),
+        ("fixed count: not weighed", "= scale / max(len(chosen), 1)", "= 1.0"),
+        ("fixed count: a pair weighs L", "scale = length + 1", "scale = length"),
+        ("prompts are masked too", "mask = masked & batch.maskable", "mask = masked"),
+        (
+            "next token: prompts are predicted",
+            "mask=batch.maskable, weight=",
+            "mask=batch.document >= 0, weight=",
+            "components/test_maskers.py",
+        ),
+    ),
+    *of(
+        "components/losses.py",
+        "components/test_losses.py",
+        ("plain: divided by maskable positions", 'clean.maskable if weighting == "nelbo" else noisy.mask', "clean.maskable"),
+        ("plain: weighed as the NELBO", 'noisy.weight if weighting == "nelbo" else noisy.mask.float()', "noisy.weight"),
+        ("a sequence is not averaged over its positions", "weight / positions.clamp(min=1)[document]", "weight"),
+        ("documents without positions are counted", "((ids != PAD_DOCUMENT) & (positions > 0))", "(ids != PAD_DOCUMENT)"),
+        (
+            "a bucket's fill is in the loss",
+            "torch.where(valid, coefficient.flatten()[index].float(), 0.0)",
+            "coefficient.flatten()[index].float()",
+        ),
+        (
+            "a bucket's fill is in the NELBO",
+            "torch.where(valid, weight.flatten()[index].float(), 0.0)",
+            "weight.flatten()[index].float()",
+        ),
+        ("the NELBO weighs as the loss", "(p.weight * ce.detach())", "(p.coefficient * ce.detach())"),
+        (
+            "the mask's logit is left in the softmax",
+            "        if 0 <= ruled_out < id_range.size:\n            logits[:",
+            "        if False:\n            logits[:",
+        ),
+        ("the mask's logit is left in a chunk", "if 0 <= ruled_out < len(rows):", "if False:"),
+        (
+            "the end token is no target of its own",
+            "torch.where(target == end_id, id_range.size, target - id_range.start) if",
+            "target - id_range.start if",
+        ),
+        ("a chunk takes every target for its own", "torch.where(inside, at_target, 0.0)", "at_target"),
+        ("chunks are not added up", "log_z, at_target = torch.logaddexp(log_z, chunk_z)", "log_z, at_target = chunk_z"),
+        ("logits: no coefficient", "(coefficient[mask] * ce).sum()", "ce.sum()"),
+        ("bits are nats", "return nelbo_nats / math.log(2) / max(tokens, 1)", "return nelbo_nats / max(tokens, 1)"),
+        (
+            "bits a byte are nats",
+            "return nelbo_nats / math.log(2) / max(text_bytes, 1)",
+            "return nelbo_nats / max(text_bytes, 1)",
+        ),
+    ),
+    *of(
+        "components/likelihood.py",
+        "components/test_likelihood.py",
+        ("the error of one draw, not of their mean", "each.std(dim=1) / draws**0.5", "each.std(dim=1)"),
+        ("the bound is not weighed by L / k", "weight = lengths[:, None] / masks.sum(dim=2)", "weight = 1 / masks.sum(dim=2)"),
+        ("times are not stratified", "(np.arange(draws) + 1 - rng.random(draws)) / draws", "1 - rng.random(draws)"),
+        ("a token is known when it is scored", "(rank[:, None] >= steps", "(rank[:, None] > steps"),
+        ("the order is ignored", "if order is None else order", "if True else order"),
+        ("prompts take a place in the order", "rank = rank.masked_fill(~scored, int(1e9)).argsort", "rank = rank.argsort"),
+        ("the mask token has a share", '        logits[..., mask_id] = float("-inf")\n', ""),
+        ("the first row's allowed ids for all", "len(allowed) == 1 else allowed[own]", "len(allowed) == 1 else allowed[:1]"),
+    ),
+    *of(
+        "components/samplers/ancestral.py",
+        "components/test_samplers.py",
+        ("ancestral: not conditioned on being masked", "(alpha_s - alpha_t) / (1 - alpha_t), 1.0)", "alpha_s - alpha_t, 1.0)"),
+        ("ancestral: a step late", "(state.step + 1).double() / num_steps", "state.step.double() / num_steps"),
+    ),
+    *of(
+        "components/samplers/first_hitting.py",
+        "components/test_samplers.py",
+        ("first hitting: time falls as with one token", "[:, 0] ** (1 / remaining.clamp(min=1))", "[:, 0]"),
+        (
+            "first hitting: from left to right",
+            "state.uniform[:, POSITION].masked_fill(~state.masked, -1.0)",
+            "state.masked.long()",
+        ),
+        (
+            "first hitting: position and token share a number",
+            "state.uniform[:, TOKEN].gather",
+            "state.uniform[:, POSITION].gather",
+        ),
+    ),
+    *of(
+        "components/samplers/adaptive.py",
+        "components/test_samplers.py",
+        ("entropy bound: the largest counts too", "finite.cumsum(dim=1) - finite", "finite.cumsum(dim=1)"),
+        ("entropy bound: the least sure first", "keep_top(-h, state.masked, count)", "keep_top(h, state.masked, count)"),
+        ("threshold: may unmask nothing", "now = now | keep_top(score", "now = now & keep_top(score"),
+        ("time left counts what was just unmasked", "(state.masked & ~now).sum", "state.masked.sum"),
+    ),
+    *of(
+        "components/samplers/ranking.py",
+        "components/test_samplers.py",
+        (
+            "margin: the largest alone",
+            'return best[..., 0] - best[..., 1] if by == "margin" else',
+            'return best[..., 0] if by == "margin" else',
+        ),
+        ("entropy: the least sure first", "return -entropy(logits)", "return entropy(logits)"),
+        ("probability: of the drawn token", 'if by == "confidence":', 'if by in ("confidence", "probability"):'),
+    ),
+    *of(
+        "components/samplers/confidence.py",
+        "components/test_samplers.py",
+        ("llada: the rest is not shared out", "(state.step < state.total % self.num_steps).long()", "(state.step < 0).long()"),
+        ("maskgit: a step that unmasks nothing", "(remaining - stay).clamp(min=1)", "(remaining - stay).clamp(min=0)"),
+        ("maskgit: of what is left, not of the start", "* state.total).long()", "* state.masked.sum(dim=1)).long()"),
+        (
+            "choice temperature is not annealed",
+            "self.choice_temperature * s[:, None] * gumbel",
+            "self.choice_temperature * gumbel",
+        ),
+        ("choice temperature on probabilities", "score = score.log() +", "score = score +"),
+    ),
+    *of(
+        "components/samplers/drawing.py",
+        "components/test_samplers.py",
+        ("cumulative sums in float32", "cumsum(dim=-1, dtype=torch.float64)", "cumsum(dim=-1, dtype=torch.float32).double()"),
+        ("top-k: the largest alone", "dim=-1).values[..., -1:]", "dim=-1).values[..., :1]"),
+        (
+            "top-p: without the id that crosses it",
+            "probability.cumsum(dim=-1) - probability >= top_p",
+            "probability.cumsum(dim=-1) >= top_p",
+        ),
+        ("temperature multiplies", "/ self.temperature", "* self.temperature"),
+        ("one more is kept", "order.argsort(dim=1) < count[:, None]", "order.argsort(dim=1) <= count[:, None]"),
+        ("gumbel noise with the other sign", "return -torch.log(-torch.log(", "return torch.log(-torch.log("),
+    ),
+    *of(
+        "components/samplers/remasking.py",
+        "components/test_samplers.py",
+        ("remasking: the largest sigma of another time", "((1 - alpha_s) / alpha_t", "((1 - alpha_t) / alpha_t"),
+        ("remasking: unmasks as without", "(alpha_s - (1 - sigma) * alpha_t)", "(alpha_s - alpha_t)"),
+        ("remasking: the surest first", "share = (-state.confidence).masked_fill", "share = state.confidence.masked_fill"),
+        (
+            "remasking: what is given, too",
+            "decoded = state.generate & ~state.masked\n        stepped",
+            "decoded = ~state.masked\n        stepped",
+        ),
+        ("remasking: the last step masks again", "again = decoded & (u < sigma) & ~last", "again = decoded & (u < sigma)"),
+    ),
+    *of(
+        "components/samplers/composite.py",
+        "components/test_decoding_order.py",
+        ("blocks: steps are not counted anew", "step=torch.where(inner.finished, 0, inner.step)", "step=inner.step"),
+        ("blocks: time is not begun anew", "time=torch.where(fresh, 1.0, state.time)", "time=state.time"),
+        ("blocks: counts of the whole canvas", "total=torch.where(fresh, masked.sum(dim=1), state.total)", "total=state.total"),
+        (
+            "blocks: what is given counts",
+            "(generate.long().cumsum(dim=1) - 1)",
+            "(torch.ones_like(generate).long().cumsum(dim=1) - 1)",
+        ),
+        ("per modality: what a constraint filled is forgotten", "masked=c.masked & state.masked", "masked=c.masked"),
+        ("per modality: the last sampler's tokens", "torch.where(child.generate, child.tokens, tokens)", "child.tokens"),
+        ("per modality: the first to end ends all", "torch.stack(finished).all(dim=0)", "torch.stack(finished).any(dim=0)"),
+    ),
+    *of(
+        "components/samplers/constraints.py",
+        "components/test_decoding_order.py",
+        ("an end closes the spans behind its own", "return before > at_start", "return before > 0"),
+        ("filled up without being sure", "state.confidence.masked_fill(behind, 1.0)", "state.confidence"),
+    ),
+    *of(
+        "components/samplers/base.py",
+        "components/test_samplers.py components/test_decoding_order.py",
+        ("finished rows count forwards", "forwards[still] += 1", "forwards += 1"),
+        ("allowed ids are ignored", "if active_ids is not None:", "if False:"),
+        ("the mask token may be drawn", 'logits[..., mask_id] = float("-inf")\n        before', "before"),
+        ("noise of the place in the batch", '"sample", i) for i in index]', '"sample", i) for i, _ in enumerate(index)]'),
+        (
+            "noise of all positions, given ones too",
+            "self.positions = [np.flatnonzero(row)",
+            "self.positions = [np.arange(len(row))",
+        ),
+        ("the confidence of every draw", "torch.where(now, probability, self.confidence)", "probability"),
+    ),
+    *of(
+        "components/samplers/guidance.py",
+        "components/test_samplers.py",
+        ("guidance: w is one too small", "return conditional + w * (", "return unconditional + w * ("),
+        ("guidance: the prompt stays", "tokens.masked_fill(self.prompt, self.mask_id)", "tokens"),
+        ("guidance: the scale runs backwards", "self.start * t + self.end * (1 - t)", "self.end * t + self.start * (1 - t)"),
+        (
+            "guidance: one half's rows for both",
+            "torch.cat([rows, rows + len(self.prompt)])",
+            "torch.cat([rows, rows])",
+            "mdm/test_generation.py",
+        ),
+    ),
+    *of(
+        "components/sde.py",
+        "components/test_sde.py",
+        ("lr scales with kappa", "lr=base.lr * root", "lr=base.lr * kappa"),
+        ("the scheduled lr does not scale", "return self.base.lr * math.sqrt(self.kappa) *", "return self.base.lr *"),
+        ("beta2 does not scale", "beta2=base.beta2**kappa", "beta2=base.beta2"),
+        ("eps grows with kappa", "eps=base.eps / root", "eps=base.eps * root"),
+        (
+            "the two kinds of decay are swapped",
+            '(root if decay == "coupled" else kappa)',
+            '(kappa if decay == "coupled" else root)',
+        ),
+        ("the horizon upside down", "(base_tokens / tokens) ** gamma", "(tokens / base_tokens) ** gamma"),
+        ("moments: steps stay", 'state["step"].div_(ratio)', "pass"),
+        ("moments: the second one grows", "second.copy_(whole / ratio)", "second.copy_(whole * ratio)"),
+        ("no warm-up", "return progress / warmup", "return 1.0"),
+        ("the cosine ends at 0", "return final + (1 - final) *", "return (1 - final) *"),
+        ("groups have one eps", 'settings.eps * group.get("eps_multiplier", 1.0)', "settings.eps"),
+        ("groups have one decay", 'settings.weight_decay * group.get("decay_multiplier", 1.0)', "settings.weight_decay"),
+    ),
+    *of(
+        "components/critical_batch.py",
+        "components/test_sde.py",
+        ("critical batch: residuals uncorrected", "(y - fitted) * np.sqrt(len(y) / max(len(y) - 3, 1))", "(y - fitted)"),
+        ("critical batch: 80 % passes as 90 %", "[0.95, 0.05]", "[0.9, 0.1]"),
+        ("critical batch: the tolerance is absolute", "a / (tolerance * floor)", "a / tolerance"),
+        ("critical batch: a is not scaled back", "a[best] * scale ** POWERS[best]", "a[best]"),
+        ("noise scale: upside down", "float(noise / signal)", "float(signal / noise)"),
+    ),
+    *of(
+        "components/scaling.py",
+        "components/test_scaling.py",
+        ("scaling: least squares", "DELTA = 1e-3", "DELTA = 1e3"),
+        ("scaling: D* without the root", "/ (self.a * self.A)) ** (1 / self.b)", "/ (self.a * self.A))"),
+        ("scaling: the exponent upside down", "return self.a / self.b", "return self.b / self.a"),
+        ("scaling: 80 % passes as 90 %", "tail = (1 - level) / 2", "tail = 1 - level"),
+        ("scaling: the bootstrap draws every run once", "rng.integers(0, len(y), len(y))", "rng.permutation(len(y))"),
+        ("scaling: a draw's constants by its own middle", "y[chosen], (n, d))[0]", "y[chosen])[0]"),
+        ("scaling: a parabola through all sizes", "near = slice(i - 1, i + 2)", "near = slice(None)"),
+        ("scaling: the least loss is the middle one", "float(a - b**2 / (4 * c))", "float(a)"),
+        ("scaling: runs that diverged count", "finite = np.isfinite(y) & (y > 0)", "finite = y > 0"),
+    ),
+    *of(
+        "components/gradient_variance.py",
+        "components/test_gradient_variance.py",
+        ("variance: of the sample", "/ (self.draws - 1)", "/ self.draws"),
+        ("variance: the mean's own noise stays in it", " - self.variance / self.draws", ""),
+    ),
+    *of(
+        "components/parameterization.py",
+        "components/test_parameterization.py",
+        ("hidden lr does not fall with width", "depth_lr / n, depth_eps / n, n)", "depth_lr, depth_eps / n, n)"),
+        ("unembedding starts as a hidden one", "Multipliers(1 / n, 1 / n, 1, n)", "Multipliers(n**-0.5, 1 / n, 1, n)"),
+        ("depth's lr upside down", "self.depth ** (self.alpha - 1)", "self.depth ** (1 - self.alpha)"),
+        ("branches grow with depth", "return self.depth**-self.alpha", "return self.depth**self.alpha"),
+        ("vectors decay", "decay = by.weight_decay if decayed else 0.0", "decay = by.weight_decay"),
+        ("initialized as the base", "* parameterization.multipliers(role).init", "* 1.0"),
+        ("groups have one lr", '"lr": lr * by.lr', '"lr": lr'),
+    ),
+    *of(
+        "components/coordinate_check.py",
+        "components/test_parameterization.py",
+        ("coordinates: the size, not the change", "(value - before[name]).square()", "value.square()"),
+    ),
+    *of(
+        "components/tokenizers/audio.py",
+        "components/test_tokenizers.py",
+        ("codec2: energy and pitch swapped", "FIELD_BITS = (9, 9, 4, 6)", "FIELD_BITS = (9, 9, 6, 4)"),
+        ("codec2: fields from the other end", "fields.append(word >> left", "fields.insert(0, word >> left"),
+        ("codec2: half as loud", "np.clip(padded, -1, 1) * 32767", "np.clip(padded, -1, 1) * 16383"),
+        ("codec2: twice as loud", "astype(np.float32) / 32768", "astype(np.float32) / 16384"),
+    ),
+    *of(
+        "components/tokenizers/image.py",
+        "components/test_tokenizers.py",
+        ("grey: rounded down", "np.rint(grey / 255", "np.floor(grey / 255"),
+        (
+            "grey: patches column by column",
+            "self.patch, side, self.patch).transpose(0, 2, 1, 3)",
+            "self.patch, side, self.patch).transpose(2, 0, 1, 3)",
+        ),
+    ),
+    *of(
+        "components/tokenizers/image_vq.py",
+        "components/test_learned_tokenizers.py",
+        ("vq: pixels in [0, 1]", "(levels / 127.5 - 1)", "(levels / 255)"),
+        ("vq: columns before rows", "(levels / 127.5 - 1).permute(2, 0, 1)", "(levels / 127.5 - 1).permute(2, 1, 0)"),
+        ("vq: decoded too dark", "((pixels.clamp(-1, 1) + 1) * 127.5)", "((pixels.clamp(-1, 1) + 1) * 100)"),
+    ),
+    *of(
+        "components/tokenizers/audio_neural.py",
+        "components/test_learned_tokenizers.py",
+        (
+            "delay: the finest first",
+            "delayed[k, k : k + frames] = own",
+            "delayed[k, books - 1 - k : books - 1 - k + frames] = own",
+        ),
+        ("books: the finest are kept", "[: self.books]", "[-self.books :]"),
+        ("a pad is decoded as a code", "torch.where(codes < size, codes, 0)", "torch.where(codes < size, codes, size - 1)"),
+    ),
+    *of(
+        "components/tokenizers/sinc.py",
+        "components/test_learned_tokenizers.py",
+        ("sinc: another window", "torch.cos(math.pi * u / (2 * ZEROS)) ** 2", "torch.cos(math.pi * u / (2 * ZEROS))"),
+        ("sinc: half a sample late", "u = ((n - phase) * cutoff)", "u = ((n - phase - 0.5 / rate) * cutoff)"),
+    ),
+    *of(
+        "components/tokenizers/fsq.py",
+        "recipes/test_train_tokenizer.py",
+        ("fsq: pixels in [0, 1]", "(levels / 127.5 - 1).view", "(levels / 255).view"),
+        ("fsq: another floor to encode than to decode", "db / (FLOOR_DB / 2)", "db / FLOOR_DB"),
+    ),
+    *of(
+        "components/tokenizers/text.py",
+        "components/test_tokenizers.py",
+        (
+            "text: ranks in the order of the bytes",
+            "key=lambda item: item[1])\n        ranks = {bytes",
+            "key=lambda item: item[0])\n        ranks = {bytes",
+        ),
+        ("text: a token is a byte", "sum(len(self.encoding.decode_single_token_bytes(c)) for c", "sum(1 for c"),
+        ("text: the pattern is not saved", '"pattern": self.encoding._pat_str', '"pattern": GPT2_PATTERN'),
+    ),
+    *of(
+        "components/data/nodes.py",
+        "components/test_data.py",
+        ("shuffled: every epoch in one order", '"order", epoch)', '"order", 0)'),
+        ("shuffled: a resume begins the epoch anew", '(initial_state or {}).get("position", 0)', "0"),
+        (
+            "streamed: the state after the block",
+            "self._before = self.dataset.state_dict()\n            self._read_block()",
+            "self._read_block()\n            self._before = self.dataset.state_dict()",
+        ),
+        ("streamed: every block in one order", '"order", self.block)', '"order", 0)'),
+        ("packed: a resume begins the document anew", 'initial_state["offset"]', "0"),
+        ("packed: the rest of a document is lost", "self.offset += len(span)", "self.offset = len(self._document)"),
+        ("mix: every window in one order", '"mix", window)', '"mix", 0)'),
+        ("mix: the seed is ignored", 'sample_rng(self.seed, "mix"', 'sample_rng(0, "mix"'),
+        ("mix: every row has the same task", '"task", self.index)', '"task", 0)'),
+        ("mix: pairs begin at any index", "first = -(-self.index // copies) * copies", "first = self.index"),
+        ("mix: a resume counts samples from 0", 'state.get("row", 0), state.get("index", 0)', 'state.get("row", 0), 0'),
+        ("micro-batches: every rank has the same rows", "part[self.rank :: self.world_size]", "part[:: self.world_size]"),
+        ("micro-batches: a resume counts tokens from 0", '"tokens": self.tokens}', '"tokens": 0}'),
+    ),
+    *of(
+        "components/data/sources.py",
+        "components/test_data.py",
+        ("fit: the corner, not the middle", "(image.width - side) // 2, (image.height - side) // 2", "0, 0"),
+        ("jsonl: the template is ignored", 'self.template.replace("{}", sample["prompt"])', 'sample["prompt"]'),
+        ("adapted: the rate stays", 'own["sample_rate"] = sample_rate', "pass"),
+    ),
+    *of(
+        "components/data/speech.py",
+        "components/test_data.py",
+        ("speech: noise differs from process to process", "self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))", "pass"),
+        (
+            "speech: silence is not cut",
+            "np.flatnonzero(np.sqrt((frames**2).mean(axis=1)) > threshold)",
+            "np.arange(len(frames))",
+        ),
+    ),
+    *of(
+        "components/data/digits.py",
+        "components/test_data.py",
+        (
+            "digits: the splits overlap",
+            "own[round(start * len(own)) : round(stop * len(own))]",
+            "own[: round(stop * len(own))]",
+        ),
+        (
+            "digits: the caption of the next one",
+            "WORDS[label - after]",
+            "WORDS[label - after - 1]",
+            "components/test_data.py mdm/test_judges.py",
+        ),
+    ),
+    *of(
+        "components/data/shards.py",
+        "recipes/test_tokenize_data.py",
+        (
+            "shards: places in the first shard",
+            "row = place - (self._ends[shard - 1] if shard else 0)",
+            "row = place % self._ends[0]",
+        ),
+        ("shards: the checksum is not compared", 'if check and sha256(file) != shard["sha256"]', "if False"),
+    ),
+    *of(
+        "components/vocabulary.py",
+        "components/test_vocabulary.py",
+        ("every range may end", "table[i, self.end_id] = r.may_end", "table[i, self.end_id] = True"),
+        ("the mask may stand anywhere", "table[:, self.mask_id] = False", "table[:, self.mask_id] |= False"),
+        (
+            "codes: the first codebook's start for all",
+            "codes + starts[torch.arange(len(codes)) % len(starts)]",
+            "codes + starts[0]",
+        ),
+        (
+            "codebooks one after the other",
+            "own[torch.arange(length) % len(own)]",
+            "own[torch.arange(length) * len(own) // max(length, 1)]",
+        ),
+        (
+            "grown: specials are overwritten",
+            "start=r.start + self.size)",
+            "start=r.start + self.ranges[-1].stop)",
+            "components/test_vocabulary.py",
+        ),
+    ),
+    *of(
+        "components/sequences.py",
+        "components/test_sequences.py",
+        ("dropping a prompt drops all", "if given and drop_prompt:", "if drop_prompt:"),
+        ("prompts are maskable", "maskable=~flag,", "maskable=torch.ones_like(flag),"),
+        (
+            "filled with padding",
+            "torch.full((length - len(ids),), vocabulary.end_id)",
+            "torch.full((length - len(ids),), vocabulary.pad_id)",
+        ),
+        ("end fill is content", "return batch.maskable & ~fill", "return batch.maskable"),
+        ("content of neighbours runs together", " & (batch.document[:, 1:] == batch.document[:, :-1])", ""),
+        ("positions of the row", "torch.arange(len(sequence))\n", "torch.arange(span.start, span.stop)\n"),
+        ("a prompt's last token is predicted", "nonzero()[: len(prompt), 0]", "nonzero()[: len(prompt) - 1, 0]"),
+    ),
+    *of(
+        "components/kv_cache.py",
+        "mdm/test_generation.py",
+        ("cache: keys for values", "self.values[where] = values.transpose(1, 2)", "self.values[where] = keys.transpose(1, 2)"),
+        ("cache: nothing new is kept", "self.keys[where] = keys.transpose(1, 2)", "pass"),
+    ),
+    *of(
+        "components/blocks.py",
+        "mdm/test_model.py",
+        ("attention is not scaled", "(q * q.shape[-1] ** -0.5)", "q"),
+        ("attention: the mask is ignored", 'scores.masked_fill(~mask[:, None], float("-inf"))', "scores"),
+        ("the residual multiplier of one branch", "mlp_scale=scale()", "mlp_scale=None"),
+        (
+            "norms before the rotation are left out",
+            "return self.norm(super().forward(x).unflatten(-1, (self.heads, -1))).flatten(-2)",
+            "return super().forward(x)",
+            "mdm/test_open_models.py",
+        ),
+        (
+            "padding is seen",
+            "return document[:, :, None] == document[:, None, :]",
+            "return (document[:, :, None] == document[:, None, :]) | (document[:, None, :] < 0)",
+        ),
+        ("norms have another eps", "k_norm=RMSNorm(head_dim, eps=norm_eps)", "k_norm=RMSNorm(head_dim, eps=1e-2)"),
+    ),
+    *of(
+        "components/moe.py",
+        "mdm/test_open_models.py",
+        (
+            "moe: weights normalised again",
+            "* chosen.flatten()[order, None]",
+            "* (chosen / chosen.sum(-1, keepdim=True)).flatten()[order, None]",
+        ),
+        (
+            "moe: gate and up swapped",
+            "(silu(own @ self.gate[e].T) * (own @ self.up[e].T))",
+            "(silu(own @ self.up[e].T) * (own @ self.gate[e].T))",
+        ),
+        (
+            "moe: one expert too few",
+            ".topk(self.experts_per_token, dim=-1)",
+            ".topk(self.experts_per_token, dim=-1, largest=False)",
+        ),
+    ),
+    *of(
+        "mdm/model.py",
+        "mdm/test_model.py",
+        ("causal: not where rows are packed", "mask = mask & mask.new_ones(mask.shape[-2:]).tril()", "pass"),
+        ("next position: not moved", "torch.cat([h[:, :1], h[:, :-1]], dim=1)", "h", "mdm/test_open_models.py"),
+        (
+            "next position: across documents",
+            "return before if position is None else torch.where((position == 0)[..., None], h, before)",
+            "return before",
+            "mdm/test_open_models.py",
+        ),
+        (
+            "branches start as wide as all",
+            "std /= math.sqrt(2 * self.config.num_layers / scaled.depth)",
+            "pass",
+            "components/test_parameterization.py",
+        ),
+        ("flops: attention once", "+ 12 * c.num_layers", "+ 6 * c.num_layers"),
+        (
+            "flops: all experts",
+            "used = c.experts_per_token / c.num_experts if c.num_experts else 1.0",
+            "used = 1.0",
+            "mdm/test_planner.py",
+        ),
+    ),
+    *of(
+        "mdm/optim.py",
+        "mdm/test_optim.py",
+        ("ema: kappa is ignored", "1 - self.decay**kappa", "1 - self.decay"),
+        ("ema: a swap does not come back", "self.average[name].copy_(held)", "pass"),
+        (
+            "base width upside down",
+            "config.width / (self.base_width or config.width)",
+            "(self.base_width or config.width) / config.width",
+        ),
+        ("the base depth is ignored", "config.num_layers / (self.base_depth or config.num_layers)", "1.0"),
+        ("gamma is ignored", "gamma=self.gamma,", "gamma=0.0,"),
+        ("the base horizon is ignored", "base_tokens=self.base_tokens,", "base_tokens=None,"),
+        ("tuned at the physical batch", "logical=batch.logical,", "logical=physical,"),
+        ("a warning where there are steps enough", "steps < critical_steps", "steps > critical_steps"),
+    ),
+    *of(
+        "mdm/run.py",
+        "mdm/test_history.py",
+        ("history: the sum of the losses", "self.hw.sum(self.loss / self.steps)", "self.hw.sum(self.loss)"),
+        ("history: the square of the sum", "self.squared_norm + norm**2", "(self.squared_norm + norm) ** 2"),
+        (
+            "history: a resume repeats its last line",
+            "<= resumed_step] if path.is_file()",
+            "<= resumed_step + 1] if path.is_file()",
+        ),
+        ("history: speed of the last step", "self.tokens + tokens, self.seconds + seconds", "tokens, self.seconds + seconds"),
+        (
+            "a gradient that is not finite passes",
+            "if not (math.isfinite(loss) and math.isfinite(norm)):",
+            "if not math.isfinite(loss):",
+        ),
+    ),
+    *of(
+        "mdm/checkpoint.py",
+        "mdm/test_checkpoint.py",
+        (
+            "a partial checkpoint is chosen, killed in the first",
+            'folder.glob("step_*") if (p / "state.json").is_file()',
+            'folder.glob("*_*")',
+        ),
+        ("one checkpoint is kept", "complete(folder)[:-keep]", "complete(folder)[:-1]"),
+        ("the random state is not restored", 'torch.set_rng_state(tensors["rng"])', "pass"),
+        ("the moments are not saved", '"optimizer": whole["state"]', '"optimizer": {}'),
+        ("the average is not saved", 'tensors["ema"] = ema.average', "pass"),
+        (
+            "a vocabulary of another meaning is taken",
+            " not in (None, processor.vocabulary.digest())",
+            " in ()",
+            "mdm/test_model.py",
+        ),
+    ),
+    *of(
+        "mdm/canvas.py",
+        "mdm/test_generation.py",
+        ("slots: those that are none fall on the last", "self.ids[local])[:, :-1]", "self.ids[local])[:, 1:]"),
+        (
+            "cache: refreshed a step late",
+            "self.kept.age[self.rows] + 1 >= self.refresh_every",
+            "self.kept.age[self.rows] >= self.refresh_every",
+        ),
+        (
+            "cache: never refreshed between blocks",
+            "fresh = block != self.kept.block[self.rows]",
+            "fresh = self.kept.block[self.rows] < 0",
+        ),
+        ("cache: the prefix is all that is computed", 'if self.mode == "dual":', "if True:"),
+        (
+            "documents of a row see each other",
+            "document = None if batch.one_document_per_row else",
+            "document = None if True else",
+        ),
+        ("cache: padding is seen", "if self.document is not None:\n            own", "if False:\n            own"),
+        (
+            "cache: the position itself predicts",
+            "(tokens.gather(1, both), both)[:, 1::2]",
+            "(tokens.gather(1, both), both)[:, ::2]",
+            "mdm/test_open_models.py",
+        ),
+        ("the mask is not the last id", "some[mask_id] = False", "pass", "mdm/test_open_models.py"),
+    ),
+    *of(
+        "mdm/generation.py",
+        "mdm/test_generation.py",
+        ("an end may stand before what is given", "out |= generate & (batch.modality == modality) & (later > 0)", "pass"),
+        ("forbidden ids are not", "allowed[..., list(forbid)] = False", "pass"),
+        ("noise of the place in the batch", "index=range(start, start + len(prompt))", "index=range(len(prompt))"),
+        ("an edit is generated whole", "region[own] = edit.on_canvas(len(own))", "pass"),
+        ("guided where nothing is given", "(defaults.guidance_scale if spec.given else 0.0)", "defaults.guidance_scale"),
+        ("ends are not filled up", "local_end(ids, vocabulary.end_id) if stop_at_end else None", "None"),
+    ),
+    *of(
+        "mdm/processor.py",
+        "mdm/test_model.py",
+        ("decoded to the last end", "ids[: int(ends[0])]", "ids[: int(ends[-1])]", "mdm/test_batches.py"),
+        (
+            "learned tokenizers run in bfloat16",
+            "torch.autocast(device, enabled=False)(method)",
+            "torch.autocast(device, enabled=False)(method) if False else method",
+        ),
+        ("clips of any rate are taken", "rate != wanted", "False", "mdm/test_batches.py"),
+        (
+            "a document has no end",
+            "torch.tensor([self.vocabulary.end_id])",
+            "torch.tensor([], dtype=torch.long)",
+            "mdm/test_batches.py",
+        ),
+    ),
+    *of(
+        "mdm/evaluation.py",
+        "mdm/test_evaluation.py",
+        (
+            "unigram bits over prompts and padding",
+            "torch.cat([b.tokens[b.maskable] for b in batches])",
+            "torch.cat([b.tokens.flatten() for b in batches])",
+        ),
+        ("packed rows are one document", "mask = None if micro.whole_rows else document_mask(clean.document)", "mask = None"),
+        (
+            "positions of the row",
+            "model.hidden(micro.noisy.noisy, mask, clean.position)",
+            "model.hidden(micro.noisy.noisy, mask)",
+        ),
+        ("bytes of the whole canvas", "b.maskable & (b.tokens != end)", "b.maskable & (b.tokens != end) & False"),
+        ("bits over batches, not tokens", "sum(tokens for _, tokens in batches)", "len(batches)"),
+    ),
+    *of(
+        "mdm/judges.py",
+        "mdm/test_judges.py",
+        (
+            "a text of several words is the first's",
+            "return found[0] if len(found) == 1 else -1",
+            "return found[0] if found else -1",
+        ),
+        ("mel bands of another scale", "2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)", "2595 * np.log10(1 + SAMPLE_RATE / 700)"),
+        ("loudness is heard", "(mel - mel.mean(axis=0)).T", "mel.T"),
+        (
+            "halves of the held-out samples are one",
+            "self.held_out[order[::2]], self.held_out[order[1::2]]",
+            "self.held_out[order[::2]], self.held_out[order[::2]]",
+        ),
+    ),
+    *of(
+        "mdm/open_models.py",
+        "mdm/test_open_models.py",
+        ("rows of heads are not permuted", "else interleaved(value, entry.head_dim)", "else value"),
+        ("keys are not permuted", '".q_proj." in ours or ".k_proj." in ours', '".q_proj." in ours'),
+        (
+            "dream predicts its own position",
+            '"qkv_bias": True, "predicts_next": True}',
+            '"qkv_bias": True, "predicts_next": False}',
+        ),
+        ("llada_moe: norms after the rotation", '"norm_before_rope": True}', '"norm_before_rope": False}'),
+        (
+            "llada: rope_theta is ours",
+            '            "rope_base": "rope_theta",\n            "norm_eps"',
+            '            "norm_eps"',
+        ),
+    ),
+    *of(
+        "mdm/adapters.py",
+        "recipes/test_finetune.py::test_lora_starts_where_the_model_was_and_merges_to_the_same_outputs",
+        ("lora starts with a change", "layer.lora_b.weight.zero_()", "layer.lora_b.weight.normal_()"),
+        (
+            "lora: A starts as wide as can be",
+            ".mul_(weight.shape[1] ** -0.5)",
+            "",
+            "recipes/test_finetune.py::test_only_the_adapter_is_trained_and_what_is_asked_for",
+        ),
+        (
+            "lora: all is trained",
+            "model.requires_grad_(False)",
+            "pass",
+            "recipes/test_finetune.py::test_only_the_adapter_is_trained_and_what_is_asked_for",
+        ),
+        (
+            "qlora: the base stays whole",
+            "if quantize_base:",
+            "if False:",
+            "recipes/test_finetune.py::test_qlora_keeps_the_weights_in_half_a_byte_and_merges_what_it_computes",
+        ),
+    ),
+    *of(
+        "mdm/quantization.py",
+        "recipes/test_quantize.py",
+        ("a packed tensor is not read", "part.copy_(left.pop(key))", "left.pop(key)"),
+        ("norms are rounded too", "            module.float()", "            pass", "recipes/test_quantize.py"),
+        (
+            "scales are not counted",
+            "return sum(part.numel() * part.element_size() for part in found)",
+            "return max(part.numel() * part.element_size() for part in found)",
+        ),
+    ),
+    *of(
+        "mdm/data.py",
+        "mdm/test_batches.py",
+        ("the ramp stays at its first step", "self.ramp[max(begun)] if begun", "self.ramp[min(begun)] if begun"),
+        (
+            "prompts are dropped the other way round",
+            "rng.random() < self.prompt_dropout\n        return [self",
+            "rng.random() >= self.prompt_dropout\n        return [self",
+        ),
+        ("tasks have equal shares", "p=shares / shares.sum()", "p=np.full(len(shares), 1 / len(shares))"),
+        ("padding of a row is no document", "whole_rows=not packed and batch.one_document_per_row", "whole_rows=not packed"),
+        ("validation counts the fill", "int(content(batch, processor.vocabulary.end_id).sum())", "int(batch.maskable.sum())"),
+        (
+            "validation: every batch has the same masks",
+            "[[start + i] for i in range(len(part))]",
+            "[[i] for i in range(len(part))]",
+        ),
+    ),
+    *of(
+        "mdm/planner.py",
+        "mdm/test_planner.py",
+        ("gradients are not sharded", "gradients=4 * parameters / count / gib", "gradients=4 * parameters / gib"),
+        ("moments in 8 bits are one byte", '"int8": 2.0 * (1', '"int8": 1.0 * (1'),
+        (
+            "all positions have logits",
+            "min(rows * masked * config.vocab_size, max_logits)",
+            "min(rows * config.vocab_size, max_logits)",
+        ),
+        ("one card's speed", "tokens_per_second=count * card.tflops", "tokens_per_second=card.tflops"),
+        ("recomputing costs nothing", '"full": 4 / 3}[checkpointing]', '"full": 1.0}[checkpointing]'),
+    ),
+    *of(
+        "mdm/quality.py",
+        "mdm/test_quality.py",
+        ("frechet: the root once", "- 2 * root", "- root"),
+        (
+            "n-grams: one new word after every history",
+            "(after[word] + len(after) * p) / (after.total() + len(after))",
+            "(after[word] + p) / (after.total() + 1)",
+        ),
+        ("n-grams: the shortest history", "min(self.order - 1, len(history)) + 1", "1"),
+        ("distinct: how many", "len({tuple(s) for s in samples}) / len(samples)", "float(len({tuple(s) for s in samples}))"),
+        ("unigram entropy in nats", "return float(-(p * np.log2(p)).sum())", "return float(-(p * np.log(p)).sum())"),
+    ),
+    *of(
+        "mdm/scorers.py",
+        "mdm/test_scorers.py",
+        ("words: upper case counts", "text.lower()", "text"),
+        ("words: said and heard swapped", "float(word_error_rate(heard, said))", "float(word_error_rate(said, heard))"),
+        ("speakers are heard at the clip's rate", "self.extract(resample(clip, sample_rate, self.RATE),", "self.extract(clip,"),
+        ("speech is recognised at the clip's rate", '"raw": resample(clip, sample_rate, self.RATE)', '"raw": clip'),
+        ("fid: real for generated", "((given, True), (made, False))", "((given, True), (given, False))"),
+    ),
+    *of(
+        "mdm/harness.py",
+        "recipes/test_harness.py",
+        ("harness: the context is scored", "scored[scored.nonzero()[: len(context), 0]] = False", "pass"),
+        ("harness: the bound as it is", "return -float(bound.nats)", "return float(bound.nats)"),
+        (
+            "harness: the beginning of a long context",
+            "context[-max(self.length - len(continuation), 0) :]",
+            "context[: max(self.length - len(continuation), 0)]",
+        ),
+    ),
+    *of(
+        "mdm/editing.py",
+        "mdm/test_generation.py",
+        (
+            "a patch that is only touched stays",
+            "(edge < high) & (edge + patch > low)",
+            "(edge + patch <= high) & (edge >= low)",
+        ),
+        (
+            "what fills a canvas up is open",
+            "torch.full((length - len(self.region),), self.open_end)",
+            "torch.full((length - len(self.region),), True)",
+        ),
+        ("a gap is one token", "int(gap.group(1) or 1) if gap", "1 if gap"),
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a regular expression in file or name")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--whole", action="store_true", help="survivors meet the whole suite")
+    parser.add_argument("--list", action="store_true", help="name them, run none")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTATIONS if re.search(options.only, f"{m.file} {m.name}")]
+    if options.list:
+        for m in chosen:
+            print(f"{m.file}: {m.name}" + (f" (nothing else is computed: {m.equal})" if m.equal else ""))
+        return 0
+    lost = [m for m in chosen if m.found() != 1]
+    for m in lost:
+        print(f"no longer there: {m.file}: {m.name}")
+    running = [m for m in chosen if m not in lost and not m.equal]
+    with tempfile.TemporaryDirectory() as folder:
+        copies: Queue[Path] = Queue()
+        for job in range(options.jobs):
+            copies.put(copied(Path(folder) / str(job)))
+        outcome = tests_of(copies.queue[0], sorted({p for m in running for p in m.paths}), SECONDS * 10)
+        if outcome:
+            print(f"the tests fail on the code as it is: {outcome}")
+            return 1
+
+        def run(mutation: Mutation) -> str:
+            root = copies.get()
+            try:
+                caught = broken(root, mutation, mutation.paths, SECONDS)
+                if not caught and options.whole:
+                    caught = broken(root, mutation, [], WHOLE)
+            finally:
+                copies.put(root)
+            print(f"{mutation.file}: {mutation.name}: {f'caught by {caught}' if caught else 'SURVIVED'}", flush=True)
+            return caught
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            caught = list(pool.map(run, running))
+    survivors = [m for m, by in zip(running, caught, strict=True) if not by]
+    share = 1 - len(survivors) / max(len(running), 1)
+    print(f"\n{len(running) - len(survivors)} of {len(running)} caught ({share:.1%}); {len(lost)} no longer there")
+    for m in survivors:
+        print(f"survived: {m.file}: {m.name}")
+    return int(bool(lost) or share < WANTED)
+
+
+def copied(folder: Path) -> Path:
+    """The tracked files, as they are in the work tree."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def broken(root: Path, mutation: Mutation, tests: Sequence[str], seconds: float) -> str:
+    """What fails in a copy with the breakage in it; the copy is mended again."""
+    file = root / mutation.file
+    whole = file.read_text()
+    file.write_text(whole.replace(mutation.old, mutation.new))
+    try:
+        return tests_of(root, tests, seconds)
+    finally:
+        file.write_text(whole)
+
+
+def tests_of(root: Path, tests: Sequence[str], seconds: float) -> str:
+    """The first test that fails, "" where none does; a time that runs out is a failure."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        out = child.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)  # the tests' own processes too
+        child.communicate()
+        return f"the time limit of {seconds} s"
+    if child.returncode == 0:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)
+    return found.group(1) if found else f"pytest's exit code {child.returncode}: {out.strip()[-200:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
