@@ -91,11 +91,14 @@ def main(cfg: Settings) -> None:
         own = HarnessModel(
             model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed
         )  # fmt: skip
-        results = simple_evaluate(
-            own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
-            apply_chat_template=cfg.apply_chat_template, fewshot_as_multiturn=cfg.apply_chat_template,
-            random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
-        )  # fmt: skip
+        try:
+            results = simple_evaluate(
+                own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
+                apply_chat_template=cfg.apply_chat_template, fewshot_as_multiturn=cfg.apply_chat_template,
+                random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
+            )  # fmt: skip
+        except StopIteration as error:  # what an empty file is to `datasets`
+            raise UserError(f"tasks: of {', '.join(cfg.tasks)}, one has a file without any document") from error
     path = Path(cfg.output_dir) / "results.json"
     kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
     asked = {"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, "apply_chat_template": cfg.apply_chat_template}
