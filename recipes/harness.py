@@ -3,7 +3,8 @@
     mdm run harness checkpoint=hub:GSAI-ML/LLaDA-8B-Base tasks=[arc_challenge,piqa] limit=100
     mdm run harness checkpoint=runs/quickstart tasks=[mine] include_path=my_tasks
 
-Needs `pip install -e '.[eval]'`. Writes results.json to output_dir, and prints the harness's table.
+Needs `pip install -e '.[eval]'`. Writes results.json to output_dir, and prints the harness's table. What did not fit the model
+and was cut, and what a task asks for that nothing here understands, is counted by task: `notes`, printed below the table.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Settings:
     draws: int = 128
     sampler: dict[str, Any] | None = None
     max_tokens: int = 64
+    apply_chat_template: bool = False
     batch_size: int = 32
     seed: int = 0
     device: str = "auto"
@@ -90,14 +92,22 @@ def main(cfg: Settings) -> None:
         own = HarnessModel(
             model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed
         )  # fmt: skip
-        results = simple_evaluate(
-            own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
-            random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
-        )  # fmt: skip
+        try:
+            results = simple_evaluate(
+                own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
+                apply_chat_template=cfg.apply_chat_template, fewshot_as_multiturn=cfg.apply_chat_template,
+                random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
+            )  # fmt: skip
+        except StopIteration as error:  # what an empty file is to `datasets`
+            raise UserError(f"tasks: of {', '.join(cfg.tasks)}, one has a file without any document") from error
     path = Path(cfg.output_dir) / "results.json"
     kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
-    path.write_text(json.dumps({"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, **kept}, indent=1, default=str))
+    asked = {"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, "apply_chat_template": cfg.apply_chat_template}
+    notes = {task: dict(note) for task, note in own.notes.items() if note}
+    path.write_text(json.dumps({**asked, **kept, "notes": notes}, indent=1, default=str))
     print(make_table(results))
+    for task, note in notes.items():
+        print(f"{task}: {', '.join(f'{what} {count}' for what, count in note.items())}")
     print(f"Written to {path}")
 
 

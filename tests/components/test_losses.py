@@ -163,6 +163,12 @@ def test_a_forbidden_target_is_named(vocabulary, make_batch, position, target, m
     positions_by_range(tokens, unmasked, clean.id_range, every, every, vocabulary)  # what is not predicted is no target
 
 
+def test_the_mask_token_is_no_target_where_it_lies_in_the_range():
+    every, text = torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="row 0, position 2 is 4, which cannot stand in the range 'text': ids 0 to 8"):
+        positions_by_range(torch.tensor([[1, 8, 4]]), every.bool(), text, every, every, Vocabulary.of_text(9, 4, 0, 8))
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [(3, "the target 3 is ruled out where it stands"), (5, "5 is none of the 5 ids"), (-100, "-100 is none of the 5 ids")],
