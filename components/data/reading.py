@@ -100,10 +100,10 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     data = Path(path).read_bytes()
     if data.startswith(tuple(mark for mark, encoding in BOMS if encoding != "utf-8")):
         data = decoded(data, str(path)).encode()
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+    for number, line in enumerate(data.split(b"\n"), 1):
         name = f"{path}, line {number}"
         try:
-            text = decoded(line, name).removesuffix("\r")
+            text = decoded(line, name)  # \r before the end is white space in JSON; a mark may begin any of files put together
             if not text.strip():
                 continue
             value = json.loads(text)

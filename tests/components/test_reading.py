@@ -28,6 +28,8 @@ def test_a_record_ends_at_a_line_end_alone(tmp_path, end):
     lines = [json.dumps({"text": inside}, ensure_ascii=False), "", json.dumps([1])]
     (tmp_path / "a.jsonl").write_bytes(end.join(lines).encode())
     assert list(json_lines(tmp_path / "a.jsonl")) == [(1, {"text": inside}), (3, [1])]
+    (tmp_path / "c.jsonl").write_bytes(b'{"a":\r1}\n\xef\xbb\xbf2')  # nor at \r alone; and files may have been put together
+    assert list(json_lines(tmp_path / "c.jsonl")) == [(1, {"a": 1}), (2, 2)]
     (tmp_path / "b.jsonl").write_bytes(b'"a\x0bb"\n"a\x0cb"\n2')  # JSON forbids them raw: one bad line each, not two
     found = list(json_lines(tmp_path / "b.jsonl"))
     assert [number for number, _ in found] == [1, 2, 3]
@@ -192,6 +194,7 @@ def test_sixteen_bits_are_scaled_from_their_range():
         (np.array([[0.0, 257.0, 65535.0]], np.float32), [0, 1, 255]),
         (np.array([[-1.0, 0.0, 1.0]], np.float32), [0, 128, 255]),
         (np.array([[0.0, 5e8, 1e9]], np.float32), [0, 128, 255]),
+        (np.array([[1e9, 2e9, 2e9]], np.float32), [128, 255, 255]),
         (np.array([[-5.0, -5.0, -5.0]], np.float32), [0, 0, 0]),
         (np.array([[0, 1, 255]], np.int32), [0, 1, 255]),
         (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
