@@ -205,7 +205,7 @@ class _Convert:
                 if modality == "text":
                     sample["text"] = checked_text(row[column], name, column)
                 elif modality == "image":
-                    sample["image"] = read_image(row[column], self.size, f"column {column}")
+                    sample["image"] = read_image(row[column], self.size, name)
                 else:
                     sample["audio"] = read_audio(row[column], self.sample_rate, name)
                     sample["sample_rate"] = self.sample_rate

@@ -88,6 +88,9 @@ def test_lines_that_are_no_json_are_named_in_their_place(tmp_path):
     assert str(found[1]).startswith(f"{tmp_path / 'a.jsonl'}, line 1: it is not JSON: Expecting property name")
     assert found[3].why == "it is not UTF-8 (byte 0xff at 1); save it as UTF-8"
     assert found[4].why == "it is nested too deeply"
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe1\x00\n")  # UTF-16 cut in the middle: no line can be told from another
+    ((number, bad),) = json_lines(tmp_path / "a.jsonl")
+    assert (number, str(bad)) == (1, f"{tmp_path / 'a.jsonl'}: it is not UTF-16-LE (byte 0x0a at 4); save it as UTF-8")
 
 
 # images

@@ -114,7 +114,7 @@ BAD_LINES = {
     '{"text": "a", "audio": "broken.png"}': "broken.png: it cannot be read as audio: Format not recognised.",
     '{"label": 3}': "it has no field of prompt, text, image, audio; it has label",
     "{}": "it has no field of prompt, text, image, audio; it has none",
-    '{"text": "a"': "it is not JSON: Expecting ',' delimiter: line 1 column 13 (char 12)",
+    '{"text": "a"': "it is not JSON: Expecting ',' delimiter at character 13",
 }
 
 
