@@ -263,6 +263,7 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch, side):
         (None, "image: it is missing"),
         ({"bytes": None, "path": None}, "image: it is missing"),
         ({"bytes": b"x", "path": "a.png"}, "a.png: it is no image of a known format"),
+        ({"bytes": b"", "path": "a.png"}, "a.png: it is no image of a known format"),
         ("absent.png", "absent.png: file not found"),
         (7, "image: expected a file, got int"),
         (Image.fromarray(np.array([[0, np.nan]], np.float32)), "image: it holds NaN or infinite pixels"),
