@@ -7,7 +7,7 @@ generator that raises is over.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 
 class BadSample(ValueError):
@@ -21,7 +21,7 @@ class BadSample(ValueError):
         return " ".join(f"{self.name}: {self.why}".split())  # one line, whatever a file is called
 
 
-def drawn(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
+def drawn(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:
     """The samples of a source, each bad one as its `BadSample`; in its own order, or at these indices."""
     if not hasattr(source, "__len__"):
         yield from source
@@ -34,7 +34,7 @@ def drawn(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
         yield sample
 
 
-def usable(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
+def usable(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:
     """The samples of a source that can be used; how many were left out on the way is printed at the end."""
     left_out: list[BadSample] = []
     try:
