@@ -1,13 +1,18 @@
 """A sample that cannot be used: named, left out and counted, while all others keep their index, their order and their mask.
 
 An indexable source raises a `BadSample` where it is drawn; one that is iterated over yields it in the sample's place, for a
-generator that raises is over.
+generator that raises is over. Where a sample is drawn (`attempt`), any other exception becomes one too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
+
+MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
+"""Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""
 
 
 class BadSample(ValueError):
@@ -21,17 +26,85 @@ class BadSample(ValueError):
         return " ".join(f"{self.name}: {self.why}".split())  # one line, whatever a file is called
 
 
+class Refused(ValueError):
+    """A sample that ends the run: a setting says so, which is named, or the machine is at fault. `attempt` adds its name."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is told of a sample: it was left out, or `cut` to fit and trained all the same."""
+
+    name: str
+    why: str
+    cut: bool = False
+    stream: str = ""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A sample, and what is told of it or of those that were left out before it."""
+
+    sample: Any
+    notes: Sequence[Note]
+
+
+def attempt(draw: Callable[[], Any], prepare: Callable[[Any], Any], name: str) -> Any:
+    """What `prepare` makes of the sample that `draw` gives, or a BadSample in its place: no sample ends a run by an exception.
+
+    name: of the sample, where nothing else gives it one
+
+    Raises Refused, with the sample's name, where `prepare` does or the machine is at fault and not the sample.
+    """
+    sample = _tried(draw, name)
+    if isinstance(sample, BadSample):
+        return BadSample(sample.name or name, sample.why)
+    made = _tried(lambda: prepare(sample), name)
+    if isinstance(made, BadSample):
+        return BadSample(name, made.why)  # a tokenizer does not know what it is given
+    if isinstance(made, Noted):
+        return Noted(made.sample, [replace(note, name=note.name or name) for note in made.notes])
+    return made
+
+
+def _tried(make: Callable[[], Any], name: str) -> Any:
+    """What it makes, or what was wrong, to be said anew: an exception that was raised holds on to all that it was raised in."""
+    try:
+        return make()
+    except Refused as error:
+        raise Refused(f"{name}: {error}") from error
+    except BadSample as error:
+        return error
+    except OSError as error:
+        if error.errno in MACHINE:
+            raise Refused(f"{name}: {reason(error)}") from error
+        return BadSample(name, reason(error))
+    except Exception as error:  # a decoder's, a tokenizer's, the user's own source's
+        return BadSample(name, reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line; its type is said where that is not the plain one of a wrong value."""
+    said = " ".join(str(error).split())
+    return said if said and type(error) is ValueError else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+def name_of(source: Any, index: int) -> str:
+    """What a source calls its sample (`source.name_of(index)`), else its index."""
+    return source.name_of(index) if hasattr(source, "name_of") else f"sample {index}"
+
+
+def as_it_is(sample: Any) -> Any:
+    """Prepares nothing."""
+    return sample
+
+
 def drawn(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:
     """The samples of a source, each bad one as its `BadSample`; in its own order, or at these indices."""
     if not hasattr(source, "__len__"):
         yield from source
         return
     for index in range(len(source)) if order is None else order:
-        try:
-            sample = source[int(index)]
-        except BadSample as bad:
-            sample = bad
-        yield sample
+        yield attempt(lambda i=int(index): source[i], as_it_is, name_of(source, int(index)))
 
 
 def usable(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:

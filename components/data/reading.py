@@ -13,7 +13,6 @@ a `BadSample` of one line: nothing that a decoder raises comes through.
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from components.data.bad import BadSample
+from components.data.bad import MACHINE, BadSample
 
 BACKGROUND = 255
 """What shows through a transparent pixel: white, as in a viewer."""
@@ -331,8 +330,8 @@ def _opened(source: Any, name: str) -> io.BufferedIOBase:
 
 
 def _unreadable(name: str, kind: str, error: Exception) -> Exception:
-    """A decoder's error as a BadSample; that too many files are open says nothing about the sample."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    """A decoder's error as a BadSample; one of the machine stays what it is."""
+    if isinstance(error, OSError) and error.errno in MACHINE:
         return error
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
     return BadSample(name, f"it cannot be read as {kind}: {' '.join(str(reason).split())}")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from components.data import sources
-from components.data.bad import BadSample, drawn, usable
+from components.data.bad import BadSample, Refused, drawn, name_of, usable
 from components.data.reading import read_image
 from components.data.sources import Folder, Iterated, Jsonl, adapted, hugging_face
 
@@ -340,3 +340,20 @@ def test_the_key_of_a_webdataset_ends_at_its_first_dot(tmp_path, monkeypatch, st
     (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"1.png") + 600])
     with pytest.raises(ValueError, match=r"^webdataset.* cannot be read: unexpected end of data$"):
         list(drawn(hugging_face(text="txt", image="png", data_files=str(tmp_path / "cut.tar"), **ask)))
+
+
+def test_a_sample_that_is_found_bad_later_is_named_by_its_source(photos, dataset, tmp_path):
+    """A tokenizer that refuses a sample does not know what it is given: whoever draws it asks the source."""
+    folder = Folder(str(photos), "image")
+    assert name_of(folder, 8) == str(photos / "8.png") == name_of(adapted(folder, size=8), 8)
+    (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n\n{"text": "b"}')
+    assert name_of(Jsonl(str(tmp_path / "a.jsonl")), 1) == f"{tmp_path / 'a.jsonl'}, line 4"
+    path = dataset([{"text": "a"}])
+    assert name_of(hugging_face(path), 0) == f"{path}, sample 0"
+    assert name_of(adapted([{"text": "a"}]), 0) == "list, sample 0"
+
+
+def test_a_refused_sample_ends_the_draw_of_whoever_leaves_bad_ones_out(dataset):
+    source = hugging_face(dataset([{"text": "a"}, {"text": ""}]), on_corrupt="refuse")
+    with pytest.raises(Refused, match="set, sample 1: text is empty"):
+        list(usable(source))
