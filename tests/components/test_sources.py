@@ -286,6 +286,8 @@ def test_an_adapted_source_passes_bad_samples_on_and_finds_its_own(tmp_path):
         "list, sample 0: it holds NaN or infinite samples",
         "list, sample 1: its audio has no sample_rate",
     ]
+    streamed = adapted(s for s in (*clips, BadSample("mine.wav", "it is cut"), {"text": "t"}))
+    assert [str(s) if isinstance(s, BadSample) else s["text"] for s in streamed] == ["n", "r", "mine.wav: it is cut", "t"]
     pcm = adapted([{"audio": np.array([0, 16384], np.int16), "sample_rate": 8000}], sample_rate=8000)
     assert pcm[0]["audio"].tolist() == [0, 0.5]
 
