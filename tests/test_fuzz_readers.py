@@ -140,9 +140,9 @@ MODES = (
 
 
 @st.composite
-def images(draw):
+def images(draw, smallest=0):
     """A PIL image of any mode and size, with or without transparency and EXIF."""
-    mode, size = draw(st.sampled_from(MODES)), draw(st.tuples(st.integers(0, 20), st.integers(0, 20)))
+    mode, size = draw(st.sampled_from(MODES)), draw(st.tuples(*[st.integers(smallest, 20)] * 2))
     image = Image.new(mode, size, draw(st.sampled_from([0, 1])) if mode not in ("La", "RGBa", "PA", "LAB") else None)
     if draw(st.booleans()) and mode in ("L", "RGB", "F", "I;16", "I") and min(size):
         kind = {"F": np.float32, "I;16": np.uint16, "I": np.int32}.get(mode, np.uint8)
@@ -160,11 +160,11 @@ def images(draw):
 @st.composite
 def pictures(draw):
     """The bytes of an image in any format that takes it."""
-    image, buffer = draw(images()), io.BytesIO()
+    image, buffer = draw(images(smallest=1)), io.BytesIO()
     try:
         image.save(buffer, draw(st.sampled_from(["PNG", "TIFF", "GIF", "WEBP", "BMP", "JPEG", "PPM", "TGA", "ICO"])))
-    except Exception:  # not every format takes every mode
-        return b""
+    except Exception:  # not every format takes every mode, every orientation, every colour that stands for transparent
+        Image.new("RGBA", image.size, (9, 9, 9, 9)).save(buffer, draw(st.sampled_from(["PNG", "TIFF", "WEBP"])))
     return buffer.getvalue()
 
 

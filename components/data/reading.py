@@ -13,17 +13,16 @@ a `BadSample` of one line: nothing that a decoder raises comes through.
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from components.data.bad import BadSample
+from components.data.bad import MACHINE, BadSample
 
 BACKGROUND = 255
 """What shows through a transparent pixel: white, as in a viewer."""
@@ -97,23 +96,30 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     A record ends at \\n or \\r\\n and nowhere else: U+2028, U+0085 and the like may stand inside a string. Empty lines are left
     out. Raises OSError where the file cannot be opened.
     """
-    data = Path(path).read_bytes()
-    if data.startswith(tuple(mark for mark, encoding in BOMS if encoding != "utf-8")):
-        data = decoded(data, str(path)).encode()
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        name = f"{path}, line {number}"
-        try:
-            text = decoded(line, name).removesuffix("\r")
-            if not text.strip():
-                continue
-            value = json.loads(text)
-        except BadSample as bad:
-            value = bad
-        except RecursionError:
-            value = BadSample(name, "it is nested too deeply")
-        except ValueError as error:  # no JSON, or a number of thousands of digits
-            value = BadSample(name, f"it is not JSON: {error}")
-        yield number, value
+    with Path(path).open("rb") as file:
+        lines: Iterable[bytes] = file
+        if file.peek(4).startswith(tuple(mark for mark, encoding in BOMS if encoding != "utf-8")):
+            try:
+                lines = io.BytesIO(decoded(file.read(), str(path)).encode())
+            except BadSample as bad:
+                yield 1, bad
+                return
+        for number, line in enumerate(lines, 1):
+            name = f"{path}, line {number}"
+            try:
+                text = decoded(line, name).rstrip("\r\n")  # a mark may begin each of several files put together
+                if not text.strip():
+                    continue
+                value = json.loads(text)
+            except BadSample as bad:
+                value = bad
+            except RecursionError:
+                value = BadSample(name, "it is nested too deeply")
+            except json.JSONDecodeError as error:
+                value = BadSample(name, f"it is not JSON: {error.msg} at character {error.pos + 1}")
+            except ValueError as error:  # a number of thousands of digits
+                value = BadSample(name, f"it is not JSON: {error}")
+            yield number, value
 
 
 def read_image(source: Any, size: int | None = None, name: str | None = None) -> Image.Image:
@@ -324,8 +330,8 @@ def _opened(source: Any, name: str) -> io.BufferedIOBase:
 
 
 def _unreadable(name: str, kind: str, error: Exception) -> Exception:
-    """A decoder's error as a BadSample; that too many files are open says nothing about the sample."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    """A decoder's error as a BadSample; one of the machine stays what it is."""
+    if isinstance(error, OSError) and error.errno in MACHINE:
         return error
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
     return BadSample(name, f"it cannot be read as {kind}: {' '.join(str(reason).split())}")

@@ -2,7 +2,7 @@
 
 Samples are dicts with any of `text` (str), `image` (PIL, L or RGB), `audio` (a waveform, with its `sample_rate` in Hz), read by
 `components.data.reading`. A sample that cannot be used keeps its place: it is a `BadSample` when it is drawn
-(on_corrupt: skip), or ends the run by name (on_corrupt: refuse).
+(on_corrupt: skip), or ends the run by name (on_corrupt: refuse). An indexable source names each of its samples (`name_of`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from components.data.bad import BadSample
+from components.data.bad import BadSample, Refused, name_of
 from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, resample, waveform
 from components.templates import fill
 
@@ -32,8 +32,8 @@ def _checked(on_corrupt: str) -> str:
     return on_corrupt
 
 
-def _refused(bad: BadSample, what: str = "sample") -> ValueError:
-    return ValueError(f"corrupt {what} {bad} (on_corrupt: skip leaves such {what}s out)")
+def _refused(bad: BadSample, what: str = "sample") -> Refused:
+    return Refused(f"corrupt {what} {bad} (on_corrupt: skip leaves such {what}s out)")
 
 
 class Folder(Sequence):
@@ -85,8 +85,11 @@ class Folder(Sequence):
     def __len__(self) -> int:
         return len(self.files)
 
+    def name_of(self, index: int) -> str:
+        return str(self.files[index])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or ValueError where that is refused."""
+        """Raises BadSample, or Refused."""
         try:
             return self._read(self.files[index])
         except BadSample as bad:
@@ -206,7 +209,7 @@ class _Convert:
                 if modality == "text":
                     sample["text"] = checked_text(row[column], name, column)
                 elif modality == "image":
-                    sample["image"] = read_image(row[column], self.size, f"column {column}")
+                    sample["image"] = read_image(row[column], self.size, name)
                 else:
                     sample["audio"] = read_audio(row[column], self.sample_rate, name)
                     sample["sample_rate"] = self.sample_rate
@@ -296,8 +299,12 @@ class Jsonl(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name_of(self, index: int) -> str:
+        file, number, _ = self.rows[index]
+        return f"{file}, line {number}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or ValueError where that is refused."""
+        """Raises BadSample, or Refused."""
         try:
             return self._read(*self.rows[index])
         except BadSample as bad:
@@ -372,13 +379,16 @@ class Mapped(Sequence):
     def __len__(self) -> int:
         return self._length
 
+    def name_of(self, index: int) -> str:
+        return name_of(self.dataset, index) if hasattr(self.dataset, "name_of") else f"{self.name}, sample {index}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or ValueError where that is refused."""
+        """Raises BadSample, or Refused."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: sample {index} of {len(self)}")
         index %= len(self)
         try:
-            return self.convert(self.dataset[index], f"{self.name}, sample {index}")
+            return self.convert(self.dataset[index], self.name_of(index))
         except BadSample as bad:
             if self.on_corrupt == "refuse":
                 raise _refused(bad) from bad

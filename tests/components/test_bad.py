@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pytest
 
 from components.data.bad import BadSample, drawn, usable
@@ -30,7 +31,7 @@ def test_a_bad_sample_keeps_its_place(source):
 
 
 def test_usable_samples_come_in_the_order_asked_for_and_what_is_left_out_is_counted(capsys):
-    assert list(usable(Drawn(), [7, 2, 3, 9])) == [2, 9]
+    assert list(usable(Drawn(), np.array([7, 2, 3, 9]))) == [2, 9]
     assert capsys.readouterr().out == "left out 2 bad samples, the first is 7.png: it is truncated\n"
     assert list(usable(iter([1, BadSample("a", "b"), 2]))) == [1, 2]
     assert list(usable([1, 2])) == [1, 2]

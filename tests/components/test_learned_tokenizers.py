@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from components.tokenizers import Tokenizer
 from components.tokenizers.audio_neural import NeuralAudioTokenizer, deinterleave, interleave
+from components.tokenizers.fsq import FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
 from components.tokenizers.image_vq import MOVQ, VQImageTokenizer
 from components.tokenizers.sinc import sinc_resample
 
@@ -204,3 +205,43 @@ def test_the_sinc_is_its_formula():
 def test_mistakes_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_learned_image_tokenizer_sees_what_a_viewer_sees():
+    """Noise, shown as what it is: on its side by EXIF, in 16 bits, as transparent black on white, in CMYK."""
+    torch.manual_seed(0)
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    grey = Image.fromarray(levels)
+    sideways = grey.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.info["exif"] = exif.tobytes()
+    on_nothing = Image.merge("LA", (Image.new("L", (32, 32)), Image.fromarray(255 - levels)))
+    fsq = FSQAutoencoder(FSQConfig(kind="image", patch=4, width=8, size=32)).eval()
+    for tokenizer in (VQImageTokenizer(None, 32, config=IMAGES["vq"]), FSQImageTokenizer(fsq)):
+        codes = tokenizer.encode(grey)
+        assert len(codes.unique()) > 2
+        for image in (
+            sideways,
+            Image.fromarray(levels.astype(np.uint16) * 257),
+            on_nothing,
+            grey.convert("RGB").convert("CMYK"),
+        ):
+            assert_close(tokenizer.encode(image), codes)
+
+
+def test_a_learned_audio_tokenizer_hears_integers_as_the_floats_they_stand_for():
+    torch.manual_seed(0)
+    pcm = (np.random.default_rng(0).normal(0, 8000, 4000)).clip(-32768, 32767).astype(np.int16)
+    fsq = FSQAutoencoder(FSQConfig(kind="mel", patch=2, width=8)).eval()
+    for tokenizer in (NeuralAudioTokenizer(None, "dac", config=AUDIO["dac"]), FSQMelTokenizer(fsq)):
+        codes = tokenizer.encode(pcm)
+        assert len(codes.unique()) > 2
+        assert_close(tokenizer.encode(pcm.astype(np.float64) / 32768), codes)
+        for raw, why in (
+            (pcm.reshape(-1, 2), "one dimension"),
+            (np.full(4000, np.nan), "NaN"),
+            (np.zeros(9, bool), "got bool"),
+        ):
+            with pytest.raises(ValueError, match=f"audio tokenizer: .*{why}"):
+                tokenizer.encode(raw)

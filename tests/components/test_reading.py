@@ -28,6 +28,8 @@ def test_a_record_ends_at_a_line_end_alone(tmp_path, end):
     lines = [json.dumps({"text": inside}, ensure_ascii=False), "", json.dumps([1])]
     (tmp_path / "a.jsonl").write_bytes(end.join(lines).encode())
     assert list(json_lines(tmp_path / "a.jsonl")) == [(1, {"text": inside}), (3, [1])]
+    (tmp_path / "c.jsonl").write_bytes(b'{"a":\r1}\n\xef\xbb\xbf2')  # nor at \r alone; and files may have been put together
+    assert list(json_lines(tmp_path / "c.jsonl")) == [(1, {"a": 1}), (2, 2)]
     (tmp_path / "b.jsonl").write_bytes(b'"a\x0bb"\n"a\x0cb"\n2')  # JSON forbids them raw: one bad line each, not two
     found = list(json_lines(tmp_path / "b.jsonl"))
     assert [number for number, _ in found] == [1, 2, 3]
@@ -86,6 +88,9 @@ def test_lines_that_are_no_json_are_named_in_their_place(tmp_path):
     assert str(found[1]).startswith(f"{tmp_path / 'a.jsonl'}, line 1: it is not JSON: Expecting property name")
     assert found[3].why == "it is not UTF-8 (byte 0xff at 1); save it as UTF-8"
     assert found[4].why == "it is nested too deeply"
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe1\x00\n")  # UTF-16 cut in the middle: no line can be told from another
+    ((number, bad),) = json_lines(tmp_path / "a.jsonl")
+    assert (number, str(bad)) == (1, f"{tmp_path / 'a.jsonl'}: it is not UTF-16-LE (byte 0x0a at 4); save it as UTF-8")
 
 
 # images
@@ -192,6 +197,7 @@ def test_sixteen_bits_are_scaled_from_their_range():
         (np.array([[0.0, 257.0, 65535.0]], np.float32), [0, 1, 255]),
         (np.array([[-1.0, 0.0, 1.0]], np.float32), [0, 128, 255]),
         (np.array([[0.0, 5e8, 1e9]], np.float32), [0, 128, 255]),
+        (np.array([[1e9, 2e9, 2e9]], np.float32), [128, 255, 255]),
         (np.array([[-5.0, -5.0, -5.0]], np.float32), [0, 0, 0]),
         (np.array([[0, 1, 255]], np.int32), [0, 1, 255]),
         (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
@@ -257,6 +263,7 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path, monkeypatch, side):
         (None, "image: it is missing"),
         ({"bytes": None, "path": None}, "image: it is missing"),
         ({"bytes": b"x", "path": "a.png"}, "a.png: it is no image of a known format"),
+        ({"bytes": b"", "path": "a.png"}, "a.png: it is no image of a known format"),
         ("absent.png", "absent.png: file not found"),
         (7, "image: expected a file, got int"),
         (Image.fromarray(np.array([[0, np.nan]], np.float32)), "image: it holds NaN or infinite pixels"),

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from components.data import sources
-from components.data.bad import BadSample, drawn, usable
+from components.data.bad import BadSample, Refused, drawn, name_of, usable
 from components.data.reading import read_image
 from components.data.sources import Folder, Iterated, Jsonl, adapted, hugging_face
 
@@ -114,7 +114,7 @@ BAD_LINES = {
     '{"text": "a", "audio": "broken.png"}': "broken.png: it cannot be read as audio: Format not recognised.",
     '{"label": 3}': "it has no field of prompt, text, image, audio; it has label",
     "{}": "it has no field of prompt, text, image, audio; it has none",
-    '{"text": "a"': "it is not JSON: Expecting ',' delimiter: line 1 column 13 (char 12)",
+    '{"text": "a"': "it is not JSON: Expecting ',' delimiter at character 13",
 }
 
 
@@ -286,6 +286,8 @@ def test_an_adapted_source_passes_bad_samples_on_and_finds_its_own(tmp_path):
         "list, sample 0: it holds NaN or infinite samples",
         "list, sample 1: its audio has no sample_rate",
     ]
+    streamed = adapted(s for s in (*clips, BadSample("mine.wav", "it is cut"), {"text": "t"}))
+    assert [str(s) if isinstance(s, BadSample) else s["text"] for s in streamed] == ["n", "r", "mine.wav: it is cut", "t"]
     pcm = adapted([{"audio": np.array([0, 16384], np.int16), "sample_rate": 8000}], sample_rate=8000)
     assert pcm[0]["audio"].tolist() == [0, 0.5]
 
@@ -340,3 +342,20 @@ def test_the_key_of_a_webdataset_ends_at_its_first_dot(tmp_path, monkeypatch, st
     (tmp_path / "cut.tar").write_bytes(whole[: whole.index(b"1.png") + 600])
     with pytest.raises(ValueError, match=r"^webdataset.* cannot be read: unexpected end of data$"):
         list(drawn(hugging_face(text="txt", image="png", data_files=str(tmp_path / "cut.tar"), **ask)))
+
+
+def test_a_sample_that_is_found_bad_later_is_named_by_its_source(photos, dataset, tmp_path):
+    """A tokenizer that refuses a sample does not know what it is given: whoever draws it asks the source."""
+    folder = Folder(str(photos), "image")
+    assert name_of(folder, 8) == str(photos / "8.png") == name_of(adapted(folder, size=8), 8)
+    (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n\n{"text": "b"}')
+    assert name_of(Jsonl(str(tmp_path / "a.jsonl")), 1) == f"{tmp_path / 'a.jsonl'}, line 4"
+    path = dataset([{"text": "a"}])
+    assert name_of(hugging_face(path), 0) == f"{path}, sample 0"
+    assert name_of(adapted([{"text": "a"}]), 0) == "list, sample 0"
+
+
+def test_a_refused_sample_ends_the_draw_of_whoever_leaves_bad_ones_out(dataset):
+    source = hugging_face(dataset([{"text": "a"}, {"text": ""}]), on_corrupt="refuse")
+    with pytest.raises(Refused, match="set, sample 1: text is empty"):
+        list(usable(source))
