@@ -99,6 +99,12 @@ def test_the_pipeline_resumes_at_the_very_next_sample_among_bad_ones(vocabulary,
     again = make()
     again.load_state_dict(state)
     assert plain(itertools.islice(iter(again), 6)) == expected
+    idle = pipeline(vocabulary, (0, 3, 5, 17), (1, 4), pairs)
+    for _ in range(stop):
+        next(idle)
+    state = idle.state_dict()
+    idle.reset(state)
+    assert idle.state_dict() == state
 
 
 def test_packing_passes_over_a_bad_document_and_the_row_tells_of_it(vocabulary):
