@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
 """Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""
@@ -98,7 +98,7 @@ def as_it_is(sample: Any) -> Any:
     return sample
 
 
-def drawn(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
+def drawn(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:
     """The samples of a source, each bad one as its `BadSample`; in its own order, or at these indices."""
     if not hasattr(source, "__len__"):
         yield from source
@@ -107,7 +107,7 @@ def drawn(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
         yield attempt(lambda i=int(index): source[i], as_it_is, name_of(source, int(index)))
 
 
-def usable(source: Any, order: Iterable[int] | None = None) -> Iterator[Any]:
+def usable(source: Any, order: Iterable[SupportsIndex] | None = None) -> Iterator[Any]:
     """The samples of a source that can be used; how many were left out on the way is printed at the end."""
     left_out: list[BadSample] = []
     try:
