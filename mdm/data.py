@@ -381,10 +381,10 @@ class PairBuilder:
 
     def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
         """The ids of all that the tasks need, each as it goes onto its canvas."""
-        parts, notes = self.fitting.processor.encode_sample(sample), []
-        for modality in {m: None for t in self.tasks for m in find_task(t).given + find_task(t).generated}:
-            parts[modality], cut = self.fitting.fit(modality, _part(parts, modality))
-            notes += cut
+        encoded = self.fitting.processor.encode_sample(sample)
+        parts = {m: _part(encoded, m) for t in self.tasks for m in find_task(t).given + find_task(t).generated}
+        fits = {m: self.fitting.fit(m, ids) for m, ids in parts.items()}
+        parts, notes = {m: ids for m, (ids, _) in fits.items()}, [note for _, own in fits.values() for note in own]
         return Noted(parts, notes) if notes else parts
 
     def __call__(self, prepared: Mapping[str, torch.Tensor], rng: np.random.Generator) -> list[TokenSequence]:

@@ -130,7 +130,7 @@ class Streamed(Source):
         if self._samples is None:
             self._open(self._before, self.first)
             self._read_block()
-        elif self.place >= len(self._samples):
+        if self.place >= len(self._samples):
             self._before, self.first = self.dataset.state_dict(), self.first + len(self._samples)
             self.block, self.place = self.block + 1, 0
             self._read_block()

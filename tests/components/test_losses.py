@@ -192,11 +192,14 @@ def test_a_target_outside_a_range_in_chunks_is_an_infinite_loss(target):
 
 
 def test_a_batch_without_a_masked_token_has_a_loss_and_a_gradient_of_zero(vocabulary):
+    """Of every weight, or ranks that had some would wait for one that had none."""
     hidden = torch.randn(1, 4, WIDTH, requires_grad=True)
-    sums = loss_from_hidden(hidden, torch.randn(vocabulary.size, WIDTH), [], vocabulary)
+    unembedding = torch.randn(vocabulary.size, WIDTH, requires_grad=True)
+    sums = loss_from_hidden(hidden, unembedding, [], vocabulary)
     sums.loss.backward()
     assert sums.loss.item() == 0
     assert (hidden.grad == 0).all()
+    assert (unembedding.grad == 0).all()
 
 
 def test_no_masked_token_is_dropped(vocabulary, make_batch):
