@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from components.maskers import BernoulliMasker
 from mdm.config import UserError
 from mdm.data import LossSettings, micro_batch
 from mdm.hardware import Hardware
@@ -14,15 +15,20 @@ from mdm.run import History, NonFinite, read_history
 HERE = Hardware(torch.device("cpu"), 0, 1, False)
 
 
-def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary):
+@pytest.fixture
+def micro(vocabulary, make_batch):
+    batch = make_batch(first_index=7)  # of samples 7 to 10: captions given, images generated
+    return micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
+
+
+def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary, micro):
     history = History(tmp_path / "history.jsonl", HERE, None, 0)
     state = {"step": 0, "tokens": 0, "seconds": 0.0}
-    ranges = len(vocabulary.ranges)
+    (image,) = vocabulary.ranges_of("image")
     for loss, norm in ((1.0, 1.0), (2.0, 3.0)):
-        nelbo, maskable = torch.zeros(ranges), [0] * ranges
-        image = vocabulary.ranges_of("image")[0]
-        nelbo[image], maskable[image] = 4 * loss * math.log(2), 4
-        history.accumulate(nelbo, maskable)
+        nelbo = torch.zeros(len(vocabulary.ranges))
+        nelbo[image] = loss * 4 * 4 * math.log(2)  # four images of four tokens: so many bits a token
+        history.accumulate(nelbo, micro.maskable)
         history.count(torch.tensor(loss), torch.tensor(norm), 50, 1.0)
         state |= {"step": state["step"] + 1, "tokens": state["tokens"] + 50}
     history.write(state, vocabulary, 0.1)
@@ -32,7 +38,7 @@ def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary):
     assert (line["loss"], line["grad_norm"], line["squared_grad_norm"]) == (1.5, 2.0, 5.0)
     assert line["tokens_per_second"] == pytest.approx(50, rel=0.05)  # 100 in 2 seconds, and what the sums took
     assert line["train_bits/image"] == pytest.approx(1.5)
-    assert "train_bits/text" not in line  # none was seen
+    assert "train_bits/text" not in line  # none was predicted
 
 
 def test_a_resume_keeps_the_lines_up_to_its_step(tmp_path):
@@ -43,14 +49,10 @@ def test_a_resume_keeps_the_lines_up_to_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(("loss", "norm", "what"), [(math.nan, 1.0, "loss is nan"), (1.0, math.inf, "gradient norm is inf")])
-def test_a_loss_or_a_gradient_that_is_not_finite_names_its_step_and_samples(tmp_path, make_batch, vocabulary, loss, norm, what):
-    from components.maskers import BernoulliMasker
-
-    masker = BernoulliMasker(vocabulary.mask_id)
-    batch = micro_batch(make_batch(first_index=7), masker, LossSettings(), len(vocabulary.ranges))
+def test_a_loss_or_a_gradient_that_is_not_finite_names_its_step_and_samples(tmp_path, micro, loss, norm, what):
     watch = NonFinite(HERE)
-    watch.record(4, [batch], torch.tensor(1.0), torch.tensor(1.0))
+    watch.record(4, [micro], torch.tensor(1.0), torch.tensor(1.0))
     watch.check(tmp_path)
-    watch.record(5, [batch], torch.tensor(loss), torch.tensor(norm))
+    watch.record(5, [micro], torch.tensor(loss), torch.tensor(norm))
     with pytest.raises(UserError, match=f"step 5: the {what}, on the batch of samples 7 to 10; stopped"):
         watch.check(tmp_path)
