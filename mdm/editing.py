@@ -97,7 +97,7 @@ def respeak(processor: Processor, audio: Any, start: float, stop: float | None =
     if not hasattr(tokenizer, "frame_samples"):
         raise ValueError(f"edit: {type(tokenizer).__name__} does not say how many frame_samples it has")
     per_frame, rate = tokenizer.frame_samples, tokenizer.sample_rate
-    first = round(start * rate) // per_frame
+    first = min(round(start * rate), len(audio) - 1) // per_frame
     end = None if stop is None else max(math.ceil(round(stop * rate) / per_frame), first + 1)
     silenced = np.array(audio)
     silenced[first * per_frame : None if end is None else end * per_frame] = 0

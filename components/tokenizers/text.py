@@ -104,8 +104,8 @@ class TextTokenizer:
 
     def decode(self, codes: Int[Tensor, " n"]) -> str:
         """The string; bytes that are not UTF-8 become U+FFFD. Ids that no rank has (gaps of an encoding) are skipped."""
-        known = [c for c in codes.tolist() if c in self._ids]
-        return self.encoding.decode(known, errors="replace")
+        known = self._ids
+        return self.encoding.decode([c for c in codes.tolist() if c in known], errors="replace")
 
     def num_bytes(self, codes: Int[Tensor, " n"]) -> int:
         """Bytes of the text that the ids stand for."""

@@ -129,6 +129,7 @@ def test_a_clip_that_ends_within_a_frame_is_cut_where_its_frames_are():
     """330 samples are two frames of 320; the second begins at sample 320, not at the half."""
     own = processor(audio=Codec2Tokenizer())
     assert respeak(own, np.zeros(330), 300 / 8000, 310 / 8000).region.view(2, 4)[:, 0].tolist() == [True, False]
+    assert respeak(own, np.zeros(640), 0.07999).region.view(2, 4)[:, 0].tolist() == [False, True]  # not quite at the end
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,17 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 
 from components.samplers import Blocks, Confidence
+from components.templates import fill
 from mdm.checkpoint import load_model
 from mdm.config import UserError
 from mdm.editing import infill
 from mdm.generation import generate
 from mdm.open_models import FORMATS, build_on_meta, entries, find_format, halves, interleaved, load_open, save_open, to_open
+from mdm.processor import Processor
 
 VOCAB, WIDTH, HEADS, KV, FFN, LAYERS = 61, 32, 4, 2, 48, 2
 
@@ -222,6 +224,29 @@ def test_the_mask_token_is_never_predicted_though_it_lies_in_the_text_range(tmp_
     expected = torch.nn.functional.cross_entropy(logits, target[0], reduction="sum")
     for max_logits in (10**9, 6, 60):  # chunks of 1 and 10 ids
         assert_close(loss_from_hidden(hidden, unembedding, positions, vocabulary, max_logits).loss.double(), expected)
+
+
+def test_no_text_holds_the_mask_or_the_end_of_an_open_model(tmp_path):
+    """Neither what config.json calls so and the tokenizer does not, nor after the model was saved on in either format."""
+    write(tmp_path / "open", LLADA)
+    file = tmp_path / "open" / "tokenizer.json"
+    words = Tokenizer.from_file(str(file))
+    words.add_tokens([AddedToken("<|end|>", special=True), AddedToken("<|mdm_mask|>", special=False)])
+    words.save(str(file))
+    (tmp_path / "open" / "chat_template.jinja").write_text("{{ messages[0].content }}<|end|>")
+    model, processor = load_open(tmp_path / "open")
+    save_open(tmp_path / "again", model, processor, FORMATS["llada"])
+    processor.save(tmp_path / "ours")
+    for own in (processor, load_open(tmp_path / "again")[1], Processor.load(tmp_path / "ours")):
+        literal = "w1 <|mdm_mask|> <|end|> w2"
+        vocabulary, ids = own.vocabulary, own.text_document({"text": literal})
+        assert ids.tolist() == [1, 0, 0, 2, vocabulary.end_id]  # of these words the tokenizer knows none: w0 is unknown
+        response = own.response({"prompt": fill("{} <|end|>", literal), "text": literal})
+        assert response.tokens[response.prompt].tolist() == [1, 0, 0, 2, 57]
+        assert response.tokens[response.maskable].tolist() == [1, 0, 0, 2, 57]
+        chat = own.tokenizers["text"].chat([{"role": "user", "content": "w5 <|end|> w6"}])
+        assert own.encode("text", chat).tolist() == [5, 0, 6, 57]
+        assert infill(own, "w1 <|mdm_mask|> [mask:2]").tokens.tolist() == [1, 0, 58, 58]
 
 
 @pytest.mark.parametrize(
