@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import os
 import re
 import runpy
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from mdm.config import UserError, find_config, load, recipe_root
+from mdm.stopping import Stopped
 
 
 def find_recipe(name: str) -> Path:
@@ -47,10 +50,17 @@ def load_recipe(name: str) -> ModuleType:
     return sys.modules[module_name]
 
 
-def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[Any], None], config: str) -> None:
+def run_recipe(
+    settings: type,
+    validate: Callable[[Any], None],
+    main: Callable[[Any], None],
+    config: str,
+    again: str = "begins anew",
+) -> None:
     """What stands at the end of every recipe: read the config, check all of it, then work.
 
     config: the config that is used where `--config` is absent
+    again:  what the same command does after it was interrupted: nothing else is promised
     """
     parser = argparse.ArgumentParser(
         prog=f"mdm run {Path(sys.argv[0]).stem}",
@@ -67,31 +77,55 @@ def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[
         validate(filled)
         main(filled)
 
-    exit_on_user_error(work)
+    exit_on_user_error(work, again)
     leave(0)
 
 
-def exit_on_user_error(work: Callable[[], None]) -> None:
-    """Runs `work`; a UserError becomes one line on stderr and exit code 2."""
+def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> None:
+    """Runs `work`; a UserError becomes one line on stderr and exit code 2, a signal 128 + its number.
+
+    again: see `run_recipe`
+    """
     try:
         work()
+        sys.stdout.flush()  # while a reader that is gone can still be told from any other trouble
     except UserError as error:
-        print(f"mdm: {error}", file=sys.stderr, flush=True)
-        leave(2)
+        _end(str(error), 2)
+    except Stopped as stopped:
+        _end(str(stopped), stopped.code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        leave(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"mdm: no space left on the device: {error.filename or 'output_dir'}", file=sys.stderr, flush=True)
-        leave(2)
+        _end(f"no space left on the device: {error.filename or 'output_dir'}", 2)
     except KeyboardInterrupt:
-        print("mdm: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
-        leave(130)
+        _end(f"interrupted; the same command {again}", 128 + signal.SIGINT)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"mdm: {message}", file=sys.stderr, flush=True)
+    leave(code)
+
+
+def _reader_gone() -> bool:
+    """Whether what is printed has no reader any more, as with `mdm ls | head -1`."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            return True
+    return False
 
 
 def leave(code: int) -> NoReturn:
     """Exits at once: threads that prefetch data would otherwise be waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)
 
 

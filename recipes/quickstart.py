@@ -231,4 +231,4 @@ def settings_section(cfg: Settings, hw: Hardware) -> Section:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on from the last checkpoint, where one was written")

@@ -205,4 +205,4 @@ def cost(cfg: Settings, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished cell")

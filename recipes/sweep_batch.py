@@ -116,4 +116,4 @@ def main(cfg: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished run")

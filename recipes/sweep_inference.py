@@ -216,4 +216,4 @@ def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> N
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished setting")

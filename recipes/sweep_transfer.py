@@ -187,4 +187,4 @@ def finding(cfg: Settings, s: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished run")

@@ -106,4 +106,4 @@ def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path)
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on with the shards that are missing")
