@@ -180,7 +180,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
         standalone = [] if any("rdzv" in w for w in arguments.launcher) else ["--standalone"]
-        torchrun([*standalone, *arguments.launcher, str(recipe), *words])
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        try:
+            torchrun([*standalone, *arguments.launcher, str(recipe), *words])
+        except SignalException as error:  # it was passed on to every process
+            leave(128 + error.sigval)
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise
+            leave(code)  # the process has said why
         return
     sys.argv = [str(recipe), *words]
     runpy.run_path(str(recipe), run_name="__main__")

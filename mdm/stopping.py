@@ -7,6 +7,7 @@ with StopRequest() as stop:      the first SIGTERM or Ctrl-C asks for the end, a
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -53,5 +54,7 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.signum = signum
+        if os.environ.get("RANK", "0") != "0":  # one process speaks for all
+            return
         with contextlib.suppress(RuntimeError):  # it came while stderr was written to
             print("\nmdm: stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True)
