@@ -154,10 +154,15 @@ def _close(name: str, known: Sequence[str]) -> str:
 
 def at_least_one(settings: Any, *keys: str) -> None:
     """Raises UserError for a key under 1; null is whatever null means there."""
+    at_least(1, settings, *keys)
+
+
+def at_least(least: float, settings: Any, *keys: str) -> None:
+    """Raises UserError for a key under `least`; null is whatever null means there."""
     for key in keys:
         value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1, got {value}")
+        if value is not None and not value >= least:
+            raise UserError(f"{key} must be at least {least}, got {value}")
 
 
 def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:

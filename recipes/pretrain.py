@@ -49,6 +49,7 @@ from mdm.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
+from mdm.prompts import example, shown
 from mdm.run import History, NonFinite, check_run, find_resume, kept_processor, open_history, output_folder, restore_or_start
 from mdm.stopping import StopRequest
 
@@ -150,6 +151,7 @@ class Pretrain:
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
+        self.example = example(self.folder, *shown(cfg.data, sources, self.processor, self.model.config.max_length))
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
         self.scaled_to: int | None = None
@@ -217,7 +219,7 @@ class Pretrain:
             self.ema.swap(self.model)
         self.export()
         self.history.close()
-        hw.say(f"The model is in {self.folder / 'model'}. Try: mdm generate checkpoint={self.folder} task=text_to_image")
+        hw.say(f"The model is in {self.folder / 'model'}. Try: {self.example}")
 
     def step(self, micros: list) -> int:
         """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
