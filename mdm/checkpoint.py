@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mdm.config import UserError
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.open_models import find_format, load_open, open_folder
+from mdm.open_models import find_format, load_open, open_folder, open_processor
 from mdm.optim import EMA
 from mdm.processor import Processor
 from mdm.quantization import load_quantized
@@ -226,6 +226,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
+
+
+def load_processor(checkpoint: str | Path) -> Processor:
+    """The tokenizers and the vocabulary of a model, without its weights. Raises UserError as `load_model` does."""
+    folder = model_folder(checkpoint)
+    if not (folder / "processor.json").is_file():
+        return open_processor(folder)
+    try:
+        return Processor.load(folder)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: {error}") from error
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[MaskedDiffusionModel, Processor]:

@@ -197,19 +197,26 @@ def _run(arguments: argparse.Namespace) -> None:
     runpy.run_path(str(recipe), run_name="__main__")
 
 
-def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
+def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
+    """The recipe, and its settings, whose keys are right."""
     module = load_recipe(str(recipe))
     parser = argparse.ArgumentParser(prog=f"mdm validate {recipe.stem}")
     parser.add_argument("--config", default=module.CONFIG)
     parser.add_argument("overrides", nargs="*")
     parsed = parser.parse_intermixed_args(words)
-    module.validate(load(module.Settings, find_config(parsed.config), parsed.overrides))
+    filled = load(module.Settings, find_config(parsed.config), parsed.overrides)
+    module.validate(filled)
+    return module, filled
 
 
 def _validate(arguments: argparse.Namespace) -> None:
+    """All keys, and then a trial of what they name (mdm/trial.py): the recipe's own `trial`, where it has one."""
+    from mdm.trial import attempt
+
     sys.path.insert(0, os.getcwd())
-    recipe = find_recipe(arguments.recipe)
-    _validate_arguments(recipe, arguments.arguments)
+    module, filled = _validate_arguments(find_recipe(arguments.recipe), arguments.arguments)
+    for line in getattr(module, "trial", attempt)(filled).lines():
+        print(line)
     print("The config is valid.")
 
 

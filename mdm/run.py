@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -49,11 +50,12 @@ def check_output_dir(output_dir: str) -> None:
         probe = folder / ".writable"
         probe.write_text("")
         probe.unlink()
-        for parent in made:
-            parent.rmdir()
     except OSError as error:
-        if not any(folder.iterdir() if folder.is_dir() else ()):
-            raise UserError(f"output_dir={output_dir} cannot be written to: {error.strerror or error}") from error
+        raise UserError(f"output_dir={output_dir} cannot be written to: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # another run has begun to write there
+            for parent in made:
+                parent.rmdir()
 
 
 def check_run(cfg: Any) -> None:

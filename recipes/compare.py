@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from mdm.cli import run_recipe
 from mdm.comparison import figures, markdown, page, table
 from mdm.config import UserError
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 
 CONFIG = "compare"
 
@@ -44,7 +44,7 @@ def validate(cfg: Settings) -> None:
 
 
 def main(cfg: Settings) -> None:
-    runs, folder = named(cfg.runs), Path(cfg.output_dir)
+    runs, folder = named(cfg.runs), output_folder(cfg.output_dir)
     text = markdown(*table(figures(runs)))
     (folder / "compare.md").write_text(text)
     page(folder / "compare.html", " and ".join(runs), runs)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from mdm.judges import accuracy, class_in_text, coded, train_judge
 from mdm.media import save_outputs
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
 
 CONFIG = "evaluate"
@@ -143,7 +142,7 @@ def main(cfg: Settings) -> None:
             given, made, figures = score(name, task, scorers[name], model, processor, hw, cfg.samples, cfg.seed)
             results.samples[name] = given, made
             results.metrics |= {f"{name}_{figure}": value for figure, value in figures.items()}
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     path = folder / "metrics.json"
     path.write_text(json.dumps(results.metrics, indent=1))
     for name, value in results.metrics.items():

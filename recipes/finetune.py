@@ -27,8 +27,8 @@ from components.sequences import TASKS
 from mdm import checkpoint
 from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.cli import load_recipe, run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
-from mdm.data import corpus
+from mdm.config import UserError, at_least_one
+from mdm.data import corpus, tokenizers
 from mdm.hardware import Hardware, hardware
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
@@ -137,10 +137,7 @@ class Finetune(pretrain.Pretrain):
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The checkpoint's tokenizers and ids, and those of new modalities behind them."""
-        new = {}
-        for modality, node in self.cfg.tokenizers.items():
-            check(node, f"tokenizers.{modality}", supplied=("corpus",))
-            new[modality] = instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
+        new = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
         return self.base[1].grown(new, self.cfg.canvas)
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:

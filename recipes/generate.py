@@ -28,15 +28,17 @@ from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
 from components.sequences import TASKS
 from mdm import film
-from mdm.checkpoint import load_model, model_folder
+from mdm.checkpoint import load_model, load_processor, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least, at_least_one, check, instantiate
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.media import next_number, save_outputs
 from mdm.prompts import check_prompt, read_jsonl, read_prompt, spelled_out
+from mdm.protocols import conforming
 from mdm.run import check_output_dir
+from mdm.trial import Trial, attempt
 
 CONFIG = "generate"
 
@@ -93,6 +95,16 @@ def validate(cfg: Settings) -> None:
     check_output_dir(cfg.output_dir)
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys: the prompts are read, by the model's own tokenizers."""
+    found = attempt(cfg)
+    processor = load_processor(cfg.checkpoint)
+    for prompt, where in asked(cfg):
+        read_prompt(prompt, cfg.task, processor, where, cfg.length)
+    found.tried.append("the prompts")
+    return found
+
+
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
@@ -147,7 +159,7 @@ def check_length(cfg: Settings, prompt: Mapping[str, str], where: str) -> None:
 def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
     defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, modalities)
-    sampler = defaults.sampler if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
     if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:
         raise UserError(

@@ -17,11 +17,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from components.samplers import Sampler
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.config import UserError, at_least_one, check
 from mdm.hardware import check_hardware, hardware
-from mdm.run import check_output_dir
+from mdm.protocols import conforming
+from mdm.run import check_output_dir, output_folder
 
 CONFIG = "harness"
 
@@ -83,7 +85,7 @@ def main(cfg: Settings) -> None:
 
     from mdm.harness import HarnessModel
 
-    sampler = None if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    sampler = None if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     with hardware(cfg.device, cfg.precision) as hw, hw.autocast():
         model, processor = load_model(cfg.checkpoint, hw.device)
         own = HarnessModel(
@@ -93,7 +95,7 @@ def main(cfg: Settings) -> None:
             own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
             random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,
         )  # fmt: skip
-    path = Path(cfg.output_dir) / "results.json"
+    path = output_folder(cfg.output_dir) / "results.json"
     kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
     path.write_text(json.dumps({"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, **kept}, indent=1, default=str))
     print(make_table(results))

@@ -40,6 +40,7 @@ from mdm.data import (
     next_step,
     open_source,
     streams,
+    tokenizers,
     training_loader,
     validation_batches,
 )
@@ -52,6 +53,7 @@ from mdm.processor import Processor
 from mdm.prompts import example, shown
 from mdm.run import History, NonFinite, check_run, find_resume, kept_processor, open_history, output_folder, restore_or_start
 from mdm.stopping import StopRequest
+from mdm.trial import glance
 
 CONFIG = "pretrain"
 MODEL_SUPPLIED = ("vocab_size", "residual_multiplier")
@@ -119,7 +121,7 @@ class Pretrain:
         torch.manual_seed(cfg.seed)
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
-        sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
+        sources = {name: open_source(s.train, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
         self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
@@ -127,6 +129,7 @@ class Pretrain:
             self.vocabulary = self.processor.vocabulary
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
+            glance(cfg, sources, self.processor, masker)
             self.loader = training_loader(
                 streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout),
                 masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
@@ -160,11 +163,7 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        tokenizers = {
-            modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
-            for modality, node in self.cfg.tokenizers.items()
-        }
-        return Processor.build(tokenizers, self.cfg.canvas)
+        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas)
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
 from mdm.data import row_length
 from mdm.model import MaskedDiffusionModel
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import settings_of, write_results
 from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
 from mdm.study_page import write_page
@@ -106,7 +105,7 @@ def validate(cfg: Settings) -> None:
 
 
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     question = importlib.import_module(f"mdm.studies.{cfg.question}")
     claim(folder, {"question": cfg.question, "run": cfg.run})
     if cfg.rebuild:

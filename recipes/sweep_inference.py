@@ -35,7 +35,7 @@ from mdm.generation import Generated, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.judges import Judged, train_judge
 from mdm.quality import NGram, distinct, unigram_entropy
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import write_csv
 from mdm.studies import inference as study
 
@@ -115,7 +115,7 @@ def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def main(cfg: Settings) -> None:
-    folder, rows = Path(cfg.output_dir), table(cfg)
+    folder, rows = output_folder(cfg.output_dir), table(cfg)
     summary, finding = study.conclude(rows)
     write_csv(folder / "cells.csv", [{**r, "setting": r["cell"]} for r in rows if r["part"] != "real"])
     for name, parts in study.cells(rows).items():
@@ -135,7 +135,7 @@ def main(cfg: Settings) -> None:
 def table(cfg: Settings) -> list[dict[str, Any]]:
     """A row for each setting, and one of each modality's held-out samples: see mdm/studies/inference.py."""
     cells = sweep.Cells(
-        Path(cfg.output_dir),
+        output_folder(cfg.output_dir),
         {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed},
     )
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from omegaconf import MISSING
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.report import figure_png
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
 
 CONFIG = "sweep_transfer_cpu"
@@ -77,7 +76,7 @@ def changes(cfg: Settings, size: int, ruled: bool, lr: float, seed: int) -> dict
 
 
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     runs = Runs(folder, cfg.run, cfg.set, cfg.workers)
     rows: list[dict[str, Any]] = []
 

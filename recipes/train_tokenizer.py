@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from mdm.data import open_source
 from mdm.hardware import check_hardware, hardware
 from mdm.media import image_grid
 from mdm.report import figure_png
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
+from mdm.trial import Trial, attempt
 
 CONFIG = "train_tokenizer"
 
@@ -71,12 +71,23 @@ def fsq_config(cfg: Settings) -> FSQConfig:
         raise UserError(f"tokenizer: {error}; it has {known}") from error
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys: samples through an autoencoder that knows nothing yet."""
+    tokenizer = tokenizer_of(FSQAutoencoder(fsq_config(cfg)))
+    return attempt(cfg, {"image" if isinstance(tokenizer, FSQImageTokenizer) else "audio": tokenizer})
+
+
+def tokenizer_of(model: FSQAutoencoder) -> FSQImageTokenizer | FSQMelTokenizer:
+    """The autoencoder as a tokenizer of what it is made for."""
+    return (FSQImageTokenizer if model.config.kind == "image" else FSQMelTokenizer)(model)
+
+
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     torch.manual_seed(cfg.seed)
     with hardware(cfg.device, "fp32") as hw:
         model = FSQAutoencoder(fsq_config(cfg)).to(hw.device)
-        tokenizer = (FSQImageTokenizer if model.config.kind == "image" else FSQMelTokenizer)(model)
+        tokenizer = tokenizer_of(model)
         train(cfg, model, features(tokenizer, open_source(cfg.train, "train")))
         model.cpu().eval().requires_grad_(False)
     model.save(folder / "tokenizer")
