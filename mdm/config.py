@@ -34,7 +34,9 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     from_file = read_yaml(path)
     try:
         merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides)
-        return typing.cast(T, OmegaConf.to_object(merged))
+        filled = typing.cast(T, OmegaConf.to_object(merged))
+        refuse_nan(filled)
+        return filled
     except ConfigKeyError as error:
         raise UserError(_unknown_key(schema, error)) from error
     except MissingMandatoryValue as error:
@@ -150,6 +152,17 @@ def _unknown_key(schema: type, error: ConfigKeyError) -> str:
 def _close(name: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(name, known, 1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def refuse_nan(value: Any, key: str = "") -> None:
+    """Raises UserError for a nan, wherever it stands: it passes every comparison that a setting is checked by."""
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{key}: nan is no value")
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        refuse_nan(part, f"{key}.{name}" if key else str(name))
 
 
 def at_least_one(settings: Any, *keys: str) -> None:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from components.types import PAD_DOCUMENT
 from components.vocabulary import Vocabulary
 from mdm import checkpoint
-from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.config import UserError, at_least, at_least_one, check, instantiate
 from mdm.data import MicroBatch, check_data
 from mdm.hardware import Hardware, check_compile, check_hardware
 from mdm.memory import check_memory
@@ -73,6 +73,7 @@ def check_run(cfg: Any) -> None:
         check(cfg.metric_logger, "metric_logger")
     if not 0 <= cfg.prompt_dropout < 1:
         raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
+    at_least(0, cfg, "seed")
     at_least_one(
         cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
         "sample_every_tokens",
@@ -84,6 +85,11 @@ def output_folder(output_dir: str) -> Path:
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def in_place_of(path: Path) -> str:
+    """What to say behind the name of a result that replaces one of an earlier run: to be asked before it is written."""
+    return ", in place of the one that was there" if path.exists() else ""
 
 
 def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path | None:

@@ -108,7 +108,7 @@ def sources(cfg: Any) -> dict[str, Mapping[str, Any]]:
     for name, stream in (getattr(cfg, "data", None) or {}).items():
         found |= {f"data.{name}.train": stream.train, f"data.{name}.validation": stream.validation}
     found |= {key: getattr(cfg, key, None) for key in ("source", "train", "validation")}
-    for table in ("judged", "crossed", "scored"):
+    for table in ("judged", "crossed", "scored", "modalities"):
         found |= {f"{table}.{name}.test": task.test for name, task in (getattr(cfg, table, None) or {}).items()}
     return {key: node for key, node in found.items() if isinstance(node, Mapping) and "_component_" in node}
 

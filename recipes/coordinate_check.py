@@ -29,6 +29,7 @@ from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
 from mdm.run import check_output_dir, output_folder
 from mdm.runs import settings_of, write_csv, write_results
+from mdm.trial import Trial, attempt
 
 CONFIG = "coordinate_check_cpu"
 
@@ -123,6 +124,11 @@ def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck
         build, lambda model: current.step(next_step(batches)), probe, watch, sizes, range(cfg.seeds), cfg.steps,
         on_model=lambda size, seed: bar.update(1),
     )  # fmt: skip
+
+
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {"output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

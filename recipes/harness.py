@@ -20,10 +20,10 @@ from omegaconf import MISSING
 from components.samplers import Sampler
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.hardware import check_hardware, hardware
 from mdm.protocols import conforming
-from mdm.run import check_output_dir, output_folder
+from mdm.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "harness"
 
@@ -61,6 +61,7 @@ def validate(cfg: Settings) -> None:
         raise UserError(f"likelihood: {cfg.likelihood!r} is not one of nelbo, left_to_right")
     if cfg.include_path is not None and not Path(cfg.include_path).is_dir():
         raise UserError(f"include_path: folder not found: {cfg.include_path}")
+    at_least(0, cfg, "seed", "num_fewshot")
     at_least_one(cfg, "limit", "max_tokens", "batch_size")
     if cfg.draws < 2:
         raise UserError(f"draws must be at least 2, got {cfg.draws}")
@@ -97,9 +98,10 @@ def main(cfg: Settings) -> None:
         )  # fmt: skip
     path = output_folder(cfg.output_dir) / "results.json"
     kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
+    replaced = in_place_of(path)
     path.write_text(json.dumps({"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, **kept}, indent=1, default=str))
     print(make_table(results))
-    print(f"Written to {path}")
+    print(f"Written to {path}{replaced}")
 
 
 if __name__ == "__main__":

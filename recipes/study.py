@@ -32,6 +32,7 @@ from mdm.run import check_output_dir, output_folder
 from mdm.runs import settings_of, write_results
 from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
 from mdm.study_page import write_page
+from mdm.trial import Trial, attempt
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -102,6 +103,16 @@ def validate(cfg: Settings) -> None:
         check(node, f"measure.{name}")
     for cell in cells(cfg):
         pretrain.validate(run_settings(cfg, cell))
+
+
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the study's first cell."""
+    if cfg.rebuild:
+        return Trial()
+    if cfg.question in SWEEPS:
+        sweep, own = load_recipe(SWEEPS[cfg.question]), sweep_settings(cfg)
+        return getattr(sweep, "trial", attempt)(own)
+    return attempt(run_settings(cfg, cells(cfg)[0]))
 
 
 def main(cfg: Settings) -> None:

@@ -21,6 +21,7 @@ from mdm.config import UserError
 from mdm.run import check_output_dir, output_folder
 from mdm.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
 from mdm.studies import batch as study
+from mdm.trial import Trial, attempt
 
 CONFIG = "sweep_batch_cpu"
 
@@ -105,6 +106,11 @@ def table(cfg: Settings, tolerant: bool = False) -> list[dict[str, Any]]:
 def row(group: str, batch: int, seed: int, lr: float, name: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
     own = {"cell": name, "group": group, "status": status_of(outcome), "batch": batch, "seed": seed, "lr": lr}
     return {**own, **outcome}
+
+
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

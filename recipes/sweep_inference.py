@@ -28,7 +28,7 @@ from components.sequences import TASKS
 from mdm import sweep
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, check, instantiate
+from mdm.config import UserError, at_least, check, instantiate
 from mdm.data import open_source
 from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
@@ -86,6 +86,7 @@ def validate(cfg: Settings) -> None:
     check_compile(cfg.compile, cfg.device)
     model_folder(cfg.checkpoint)
     check_output_dir(cfg.output_dir)
+    at_least(0, cfg, "seed")
     if cfg.samples < 2:
         raise UserError(f"samples must be at least 2, got {cfg.samples}")
     for name, swept in cfg.modalities.items():

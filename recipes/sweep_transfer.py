@@ -23,6 +23,7 @@ from mdm.config import UserError
 from mdm.report import figure_png
 from mdm.run import check_output_dir, output_folder
 from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
+from mdm.trial import Trial, attempt
 
 CONFIG = "sweep_transfer_cpu"
 AXES = {  # axis -> the key that grows, and the key that holds its base
@@ -73,6 +74,11 @@ def changes(cfg: Settings, size: int, ruled: bool, lr: float, seed: int) -> dict
     """The keys of a run of a size: with the rule its base is the first size, without it the size itself."""
     grows, base = AXES[cfg.axis]
     return {grows: size, base: cfg.sizes[0] if ruled else size, "optimizer.lr": lr, "seed": seed}
+
+
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

@@ -23,12 +23,12 @@ from tqdm import tqdm
 from components.sde import warmup_cosine
 from components.tokenizers.fsq import FLOOR_DB, FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data import open_source
 from mdm.hardware import check_hardware, hardware
 from mdm.media import image_grid
 from mdm.report import figure_png
-from mdm.run import check_output_dir, output_folder
+from mdm.run import check_output_dir, in_place_of, output_folder
 from mdm.trial import Trial, attempt
 
 CONFIG = "train_tokenizer"
@@ -57,6 +57,9 @@ def validate(cfg: Settings) -> None:
     check(cfg.train, "train")
     check(cfg.validation, "validation")
     at_least_one(cfg, "steps", "batch", "frames")
+    at_least(0, cfg, "seed")
+    if not 0 < cfg.lr < float("inf"):
+        raise UserError(f"lr must be positive, got {cfg.lr}")
     config = fsq_config(cfg)
     if config.kind == "mel" and cfg.frames % config.patch:
         raise UserError(f"frames = {cfg.frames} is not a multiple of tokenizer.patch = {config.patch}")
@@ -90,6 +93,7 @@ def main(cfg: Settings) -> None:
         tokenizer = tokenizer_of(model)
         train(cfg, model, features(tokenizer, open_source(cfg.train, "train")))
         model.cpu().eval().requires_grad_(False)
+    replaced = in_place_of(folder / "tokenizer")
     model.save(folder / "tokenizer")
     held_out = open_source(cfg.validation, "validation")
     metrics, picture = evaluate(tokenizer, held_out)
@@ -97,7 +101,7 @@ def main(cfg: Settings) -> None:
     (folder / "reconstructions.png").write_bytes(picture)
     for name, value in metrics.items():
         print(f"{name:<24}{value:,.4g}")
-    print(f"Written to {folder}")
+    print(f"Written to {folder}{replaced}")
 
 
 def features(tokenizer: Any, source: Any) -> list[Tensor]:
