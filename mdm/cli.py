@@ -159,8 +159,11 @@ def _cp(arguments: argparse.Namespace) -> None:
         if to.exists() and not arguments.force:
             raise UserError(f"{to} exists; choose another path, or --force to replace it")
     for source, to in copies:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
+        except OSError as error:
+            raise UserError(f"{to} cannot be written ({error.strerror or error}); choose another path") from error
         print(f"{source.name} -> {to}")
     if len(copies) == 2:
         print(f"Run it with: mdm run {copies[0][1]} --config {copies[1][1]}")

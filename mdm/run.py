@@ -315,11 +315,9 @@ def open_history(cfg: Any, hw: Hardware, resumed_step: int) -> History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of a history; one that was being written when the run was killed is left out."""
+    """The lines of a history; one that was being written when the run was killed is left out, and so is what is none."""
     lines = []
     for line in path.read_text().splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict) and "step" in line]

@@ -168,3 +168,25 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):
     assert "cannot write the checkpoint" in line
     assert "there is no earlier checkpoint" in line
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, tmp_path):
+    for name, metrics in (("whole", '{"a": 1}'), ("cut", "{"), ("list", "[1]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(metrics)
+    (tmp_path / "whole" / "history.jsonl").write_text('{\n[]\n3\n{"step": 1, "bits/text": 2.0}\n')
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "whole" / "metrics.json", tmp_path / "second")
+
+    def compare(*names, **options):
+        runs = "runs=[" + ", ".join(str(tmp_path / name) for name in names) + "]"
+        return run("run", "compare", runs, f"output_dir={tmp_path / 'out'}", **options)
+
+    assert "cut/metrics.json is no JSON" in one_line(compare("whole", "cut", check=False))
+    assert "must hold figures by name, got list" in one_line(compare("whole", "list", check=False))
+    assert "in place of the one that was there" not in compare("whole", "second").stdout
+    assert "compare.html, in place of the one that was there" in compare("whole", "second").stdout
+    assert "data: name at least one source" in one_line(run("plan", "data=null", check=False))
+    assert "vocab must be at least 1, got -5" in one_line(run("plan", "vocab=-5", check=False))
+    assert "no table of a study" in one_line(run("study", tmp_path / "whole", check=False))
+    assert "cannot be written" in one_line(run("cp", "pretrain", "/proc/absent/my.py", check=False))
