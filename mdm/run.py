@@ -122,8 +122,8 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
     for path, why in damaged.items():
         pass_over(path, why, hw)
     history = folder / "history.jsonl"
-    if newest is None and history.is_file() and history.stat().st_size:
-        steps = max((line["step"] for line in read_history(history)), default=0)
+    if newest is None and (history.is_file() or (folder / "config.yaml").is_file()):
+        steps = max((line["step"] for line in read_history(history)), default=0) if history.is_file() else 0
         hw.say(f"{folder} holds a run of {steps:,} steps that left no checkpoint: it and its history begin again at zero.")
     if hw.main:
         checkpoint.remove_partial(checkpoints)

@@ -80,6 +80,8 @@ def attempt(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     for key, node in sources(cfg).items():
         source = trial.reach(key, lambda node=node, key=key: open_source(node, key, key.endswith(".train")))
         samples = None if source is None else trial.reach(key, lambda source=source, key=key: draw(source, key))
+        if samples is not None and samples.bad and not samples:
+            raise UserError(f"{key}: none of {len(samples.bad)} samples can be used; the first: {samples.bad[0]}")
         if samples is not None:
             opened[key], drawn[key] = source, samples
             of = f" of {len(source):,}" if hasattr(source, "__len__") else ""
@@ -136,7 +138,7 @@ class Drawn(list):
 def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) -> Drawn:
     """A few samples, from the first to the last, or the first ones of a stream.
 
-    Raises UserError where none can be used, or one is no mapping of parts.
+    Raises UserError where one is no mapping of parts.
     """
     started, kept = time.perf_counter(), Drawn()
     found = None if hasattr(source, "__len__") else iter(source)
@@ -160,18 +162,17 @@ def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) 
         else:
             kept.append(sample)
             kept.names.append(name)
-    if kept.bad and not kept:
-        raise UserError(f"{key}: none of {len(kept.bad)} samples can be used; the first: {kept.bad[0]}")
     return kept
 
 
 def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mapping[str, Masker]) -> None:
-    """A training's own look, before long work, at sources that are read as they are drawn: a few samples are made rows of.
+    """A training's own look, before long work, at sources that are read as they are drawn: rows are made of a few samples.
 
-    Raises UserError, or ValueError, for what would end it later.
+    What a stream leaves out and counts is no reason to end. Raises UserError, or ValueError, for what would end it later.
     """
     lazy = {n: s for n, s in opened.items() if hasattr(s, "__len__") and not isinstance(s, list)}
     few = {name: draw(source, f"data.{name}.train", 4, 5.0) for name, source in lazy.items()}
+    few = {name: drawn for name, drawn in few.items() if drawn and getattr(cfg.data[name], "on_long", "refuse") != "skip"}
     streams({name: cfg.data[name] for name in few}, few, processor, by, cfg.seed, cfg.prompt_dropout)
 
 

@@ -7,8 +7,9 @@
 A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
 an AdamW step on the weighted cross-entropy. The optimizer's settings are those tuned at `batch.logical` sequences and at the
 base width and depth: the SDE scaler carries them to the physical batch, CompleteP to the model's shape, and the learning rate
-is a function of tokens seen. Run it again with the same output_dir to resume from its last checkpoint, at the very next
-sample, on as many processes and with as large a physical batch as you have now.
+is a function of tokens seen. Ctrl-C or SIGTERM saves after the step that is being done. Run it again with the same output_dir
+to resume from its last whole checkpoint, at the very next sample, with the tokenizers that it began with, on as many processes
+and with as large a physical batch as you have now.
 """
 
 from __future__ import annotations

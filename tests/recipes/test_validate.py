@@ -210,6 +210,26 @@ def test_a_training_looks_at_sources_that_it_reads_as_it_draws(config, run, tmp_
     assert "parameters" not in done.stdout
 
 
+def test_a_source_of_which_no_sample_can_be_used_is_named_and_the_samples_it_leaves_out_are(config, folder):
+    (folder / "mine.py").write_text(
+        MINE + "class Broken:\n"
+        "    def __init__(self, good):\n"
+        "        self.good = good\n"
+        "    def __len__(self):\n"
+        "        return 71\n"
+        "    def __getitem__(self, i):\n"
+        "        if i in self.good:\n"
+        "            return {'text': 'good'}\n"
+        "        return {'text': open('/absent')}\n"
+    )
+    node = "data.text.validation={{_component_: mine.Broken, good: {}}}"
+    line = one_line(validate(config, folder, node.format([]), check=False))
+    assert "data.text.validation: none of 8 samples can be used; the first: sample 0: FileNotFoundError" in line
+    assert "mine.py, line " in line
+    done = validate(config, folder, node.format([0, 10, 20, 30, 40, 50, 70]))
+    assert "tried: 7 of 71 samples of data.text.validation, 1 more cannot be used (sample 60: " in done.stdout
+
+
 def test_draw_spreads_over_a_source_names_bad_samples_and_stops_in_time():
     from components.data.bad import BadSample
 
@@ -231,4 +251,7 @@ def test_draw_spreads_over_a_source_names_bad_samples_and_stops_in_time():
     assert kept.bad == ["photo.png: broken"]
     assert kept.name_of(3) == "sample 400"
     assert len(trial.draw(Source(), "source", seconds=0.0)) == 1
+
+
+def test_a_stream_is_tried_by_its_first_samples():
     assert [s["n"] for s in trial.draw(({"n": n} for n in range(100)), "source")] == list(range(8))
