@@ -2,9 +2,11 @@
 
     output_dir/
       checkpoints/step_00000200/   weights, optimizer (DCP) and state.json; written under another name, then renamed
+      processor/                   the tokenizers and the vocabulary of the run: a resume takes them from here
       model/                       model.safetensors, config.json, vocabulary.json, processor.json and tokenizer files
 
-A checkpoint that was being written when the run was killed still has its other name: it is never the one resumed from.
+A checkpoint that was being written when the run was killed still has its other name: it is never the one resumed from. Nor is
+one whose files were damaged later: it is set aside, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from components.files import read_json
 from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.open_models import find_format, load_open, open_folder
+from mdm.open_models import find_format, load_open, open_folder, open_processor
 from mdm.optim import EMA
 from mdm.processor import Processor
 from mdm.quantization import SCHEMES, load_quantized
@@ -74,7 +76,7 @@ def save(
         if hw.main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        _barrier(hw)
+        barrier(hw)
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
         if hw.main:
@@ -91,7 +93,7 @@ def save(
         kept = complete(folder)
         last = f"the last complete checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
         raise UserError(f"cannot write the checkpoint {final} ({_reason(error)}); {last}") from error
-    _barrier(hw)
+    barrier(hw)
     return final
 
 
@@ -104,6 +106,40 @@ def _reason(error: BaseException) -> str:
 def complete(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+
+
+class Damaged(Exception):
+    """A checkpoint that was finished, and whose files are no longer whole; the message says which."""
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a finished checkpoint, after a look at its files: each is as long as DCP's metadata says. Raises Damaged."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text())
+        if not isinstance(state, dict) or "step" not in state:
+            raise ValueError("it holds no state")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{checkpoint / 'state.json'}: {error}") from error
+    try:
+        metadata = dcp.FileSystemReader(checkpoint).read_metadata()
+    except Exception as error:  # it is a pickle: a cut one raises anything
+        raise Damaged(f"{checkpoint / '.metadata'} cannot be read ({_reason(error)})") from error
+    ends: dict[str, int] = {}
+    for part in metadata.storage_data.values():
+        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+    for name, end in ends.items():
+        size = (checkpoint / name).stat().st_size if (checkpoint / name).is_file() else 0
+        if size < end:
+            raise Damaged(f"{checkpoint / name} has {size:,} bytes of {end:,}")
+    return state
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Gives a damaged checkpoint another name, under which it is neither resumed from nor counted; nothing is deleted."""
+    aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+    if checkpoint.is_dir() and not aside.exists():
+        os.replace(checkpoint, aside)
+    return aside
 
 
 def remove_partial(folder: Path) -> None:
@@ -123,23 +159,26 @@ def check_space(folder: Path, num_parameters: int, ema: bool, keep: int = 2) -> 
         )
 
 
-def restore(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware
-) -> dict[str, Any]:
-    """Loads a checkpoint in place, on any number of ranks; returns its state. Raises UserError where shapes do not match."""
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware) -> None:
+    """Loads a checkpoint in place, on any number of ranks.
+
+    Raises UserError where it is of another model, ema or optimizer, Damaged where what it holds cannot be read.
+    """
     tensors, whole = _tensors(model, optimizer, ema)
     try:
         dcp.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
-    except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
-        raise UserError(f"{checkpoint} is not a checkpoint of this model: {_reason(error)}") from error
+    except (Exception, dcp.api.CheckpointException) as error:  # a file of tensors is a zip of pickles: it raises anything
+        if any(word in _reason(error) for word in ("Missing key", "Size mismatch")):
+            raise UserError(f"{checkpoint} is not a checkpoint of this model: {_reason(error)}") from error
+        raise Damaged(f"{checkpoint} cannot be read ({_reason(error)})") from error
     set_optimizer_state_dict(
         model, optimizer, {"state": tensors["optimizer"], "param_groups": whole["param_groups"]}, options=StateDictOptions()
     )
     torch.set_rng_state(tensors["rng"])
-    return json.loads((checkpoint / "state.json").read_text())
 
 
-def _barrier(hw: Hardware) -> None:
+def barrier(hw: Hardware) -> None:
+    """Waits for all ranks."""
     if hw.world_size > 1:
         dist.barrier()
 
@@ -203,6 +242,17 @@ def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -
             f"{where}: weights and config.json do not match: the embedding is of shape {embedding}, vocab_size = "
             f"{config.vocab_size}, width = {config.width}"
         )
+
+
+def load_processor(checkpoint: str | Path, trust: bool = False) -> Processor:
+    """The tokenizers and the vocabulary of a model, without its weights. Raises UserError as `load_model` does."""
+    folder = model_folder(checkpoint)
+    if not (folder / "processor.json").is_file():
+        return open_processor(folder)
+    try:
+        return Processor.load(folder, trust)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: {error}") from error
 
 
 def load_model(

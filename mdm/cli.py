@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import os
 import re
 import runpy
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,6 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from mdm.config import UserError, find_config, load, recipe_root
+from mdm.stopping import Stopped
 from mdm.trust import trust_run
 
 
@@ -49,10 +52,17 @@ def load_recipe(name: str) -> ModuleType:
     return sys.modules[module_name]
 
 
-def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[Any], None], config: str) -> None:
+def run_recipe(
+    settings: type,
+    validate: Callable[[Any], None],
+    main: Callable[[Any], None],
+    config: str,
+    again: str = "begins anew",
+) -> None:
     """What stands at the end of every recipe: read the config, check all of it, then work.
 
     config: the config that is used where `--config` is absent
+    again:  what the same command does after it was interrupted: nothing else is promised
     """
     parser = argparse.ArgumentParser(
         prog=f"mdm run {Path(sys.argv[0]).stem}",
@@ -70,31 +80,55 @@ def run_recipe(settings: type, validate: Callable[[Any], None], main: Callable[[
         validate(filled)
         main(filled)
 
-    exit_on_user_error(work)
+    exit_on_user_error(work, again)
     leave(0)
 
 
-def exit_on_user_error(work: Callable[[], None]) -> None:
-    """Runs `work`; a UserError becomes one line on stderr and exit code 2."""
+def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> None:
+    """Runs `work`; a UserError becomes one line on stderr and exit code 2, a signal 128 + its number.
+
+    again: see `run_recipe`
+    """
     try:
         work()
+        sys.stdout.flush()  # while a reader that is gone can still be told from any other trouble
     except UserError as error:
-        print(f"mdm: {error}", file=sys.stderr, flush=True)
-        leave(2)
+        _end(str(error), 2)
+    except Stopped as stopped:
+        _end(str(stopped), stopped.code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        leave(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"mdm: no space left on the device: {error.filename or 'output_dir'}", file=sys.stderr, flush=True)
-        leave(2)
+        _end(f"no space left on the device: {error.filename or 'output_dir'}", 2)
     except KeyboardInterrupt:
-        print("mdm: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
-        leave(130)
+        _end(f"interrupted; the same command {again}", 128 + signal.SIGINT)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"mdm: {message}", file=sys.stderr, flush=True)
+    leave(code)
+
+
+def _reader_gone() -> bool:
+    """Whether what is printed has no reader any more, as with `mdm ls | head -1`."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            return True
+    return False
 
 
 def leave(code: int) -> NoReturn:
     """Exits at once: threads that prefetch data would otherwise be waited for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)
 
 
@@ -128,8 +162,11 @@ def _cp(arguments: argparse.Namespace) -> None:
         if to.exists() and not arguments.force:
             raise UserError(f"{to} exists; choose another path, or --force to replace it")
     for source, to in copies:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
+        except OSError as error:
+            raise UserError(f"{to} cannot be written ({error.strerror or error}); choose another path") from error
         print(f"{source.name} -> {to}")
     if len(copies) == 2:
         print(f"Run it with: mdm run {copies[0][1]} --config {copies[1][1]}")
@@ -149,13 +186,25 @@ def _run(arguments: argparse.Namespace) -> None:
 
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
         standalone = [] if any("rdzv" in w for w in arguments.launcher) else ["--standalone"]
-        torchrun([*standalone, *arguments.launcher, str(recipe), *words])
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        try:
+            torchrun([*standalone, *arguments.launcher, str(recipe), *words])
+        except SignalException as error:  # it was passed on to every process
+            leave(128 + error.sigval)
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+                raise
+            leave(code)  # the process has said why
         return
     sys.argv = [str(recipe), *words]
     runpy.run_path(str(recipe), run_name="__main__")
 
 
-def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
+def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
+    """The recipe, and its settings, whose keys are right."""
     module = load_recipe(str(recipe))
     parser = argparse.ArgumentParser(prog=f"mdm validate {recipe.stem}")
     parser.add_argument("--config", default=module.CONFIG)
@@ -164,12 +213,17 @@ def _validate_arguments(recipe: Path, words: Sequence[str]) -> None:
     filled = load(module.Settings, find_config(parsed.config), parsed.overrides)
     trust_run(asdict(filled), getattr(filled, "trust", False))
     module.validate(filled)
+    return module, filled
 
 
 def _validate(arguments: argparse.Namespace) -> None:
+    """All keys, and then a trial of what they name (mdm/trial.py): the recipe's own `trial`, where it has one."""
+    from mdm.trial import attempt
+
     sys.path.insert(0, os.getcwd())
-    recipe = find_recipe(arguments.recipe)
-    _validate_arguments(recipe, arguments.arguments)
+    module, filled = _validate_arguments(find_recipe(arguments.recipe), arguments.arguments)
+    for line in getattr(module, "trial", attempt)(filled).lines():
+        print(line)
     print("The config is valid.")
 
 

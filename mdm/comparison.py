@@ -22,13 +22,19 @@ from mdm.run import read_history
 
 
 def figures(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """The figures of each run's metrics.json. Raises UserError where there is none."""
+    """The figures of each run's metrics.json. Raises UserError where there is none, or it is something else."""
     found = {}
     for name, folder in runs.items():
         path = folder / "metrics.json"
         if not path.is_file():
             raise UserError(f"runs: {folder} has no metrics.json; mdm run evaluate writes one")
-        found[name] = {k: float(v) for k, v in json.loads(path.read_text()).items() if isinstance(v, (int, float))}
+        try:
+            metrics = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"runs: {path} is no JSON: {error}") from error
+        if not isinstance(metrics, dict):
+            raise UserError(f"runs: {path} must hold figures by name, got {type(metrics).__name__}")
+        found[name] = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     return found
 
 
@@ -119,7 +125,7 @@ def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for name, history in histories.items():
-            points = [(line["tokens"] / 1e6, line[task]) for line in history if task in line]
+            points = [(line["tokens"] / 1e6, line[task]) for line in history if task in line and "tokens" in line]
             if points:
                 axis.plot(*zip(*points, strict=True), marker=".", label=name)
         axis.set(title=task.removeprefix("bits/").replace("_", " "), xlabel="tokens seen (millions)")

@@ -45,6 +45,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         filled = typing.cast(T, OmegaConf.to_object(merged))
         for key, value in said.items():
             setattr(filled, key, value)
+        refuse_nan(filled)
         return filled
     except ConfigKeyError as error:
         raise UserError(_unknown_key(schema, error)) from error
@@ -245,12 +246,28 @@ def _unknown_key(schema: type, error: ConfigKeyError) -> str:
     return f"unknown key {error.full_key!r}{close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
 
 
+def refuse_nan(value: Any, key: str = "") -> None:
+    """Raises UserError for a nan, wherever it stands: it passes every comparison that a setting is checked by."""
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{key}: nan is no value")
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        refuse_nan(part, f"{key}.{name}" if key else str(name))
+
+
 def at_least_one(settings: Any, *keys: str) -> None:
     """Raises UserError for a key under 1; null is whatever null means there."""
+    at_least(1, settings, *keys)
+
+
+def at_least(least: float, settings: Any, *keys: str) -> None:
+    """Raises UserError for a key under `least`; null is whatever null means there."""
     for key in keys:
         value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1, got {value}")
+        if value is not None and not value >= least:
+            raise UserError(f"{key} must be at least {least}, got {value}")
 
 
 def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:

@@ -18,10 +18,12 @@ from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker, NextToken
 from components.noise import sample_rng
 from components.sequences import INSTRUCT, TASKS, TokenSequence, collate, content, find_task, response_sequence
+from components.tokenizers import Tokenizer
 from components.types import Batch, Movable, NoisyBatch
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, check, instantiate
 from mdm.processor import Processor
+from mdm.protocols import conforming, require_members, source_members
 
 ON_LONG = ("refuse", "skip", "cut")
 MASKER_SUPPLIED = ("mask_id", "modalities", "seed")
@@ -209,9 +211,10 @@ def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], lo
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")
 
 
-def open_source(node: Mapping[str, Any], key: str) -> Any:
-    """The source of a node. Raises UserError where it is empty."""
+def open_source(node: Mapping[str, Any], key: str, endless: bool = False) -> Any:
+    """The source of a node. endless: it is trained on. Raises UserError where it is none, or empty."""
     source = instantiate(node, key)
+    require_members(source, node, key, source_members(source, endless))
     if hasattr(source, "__len__") and len(source) == 0:
         raise UserError(f"{key}: the dataset is empty ({', '.join(f'{k}={v}' for k, v in node.items())})")
     return source
@@ -234,9 +237,16 @@ def maskers(
 ) -> dict[str, Masker]:
     """What masks each stream's rows: its own masker, or that of the node `default`."""
     supplied = dict(zip(MASKER_SUPPLIED, (processor.vocabulary.mask_id, processor.vocabulary.modalities, seed), strict=True))
-    of_run = instantiate(default, "masker", **supplied)
-    own = {name: instantiate(s.masker, f"data.{name}.masker", **supplied) for name, s in data.items() if s.masker is not None}
+
+    of_run = conforming(default, "masker", Masker, **supplied)
+    masked = {name: s.masker for name, s in data.items() if s.masker is not None}
+    own = {name: conforming(node, f"data.{name}.masker", Masker, **supplied) for name, node in masked.items()}
     return {name: own.get(name, of_run) for name in data}
+
+
+def tokenizers(nodes: Mapping[str, Mapping[str, Any]], texts: Callable[[], Iterator[str]]) -> dict[str, Tokenizer]:
+    """The tokenizers of a config by modality, some of them trained. texts: what they are trained on, from its beginning"""
+    return {m: conforming(node, f"tokenizers.{m}", Tokenizer, corpus=texts()) for m, node in nodes.items()}
 
 
 def streams(

@@ -9,6 +9,7 @@ A key is a modality, or a task that needs settings of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,6 @@ def build_scale(node: Any, key: str) -> Scale:
         return instantiate(node, f"{key}.guidance_scale")
     if isinstance(node, str):  # a short name, written on the command line
         return instantiate({"_component_": node}, f"{key}.guidance_scale")
-    if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or node < 0):
+    if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < math.inf):
         raise UserError(f"guidance_scale must be at least 0 (0 is off), or the _component_ of a schedule; got {node!r}")
     return float(node or 0.0)

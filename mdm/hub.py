@@ -13,8 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from components.sequences import TASKS
 from mdm.checkpoint import model_folder
 from mdm.config import UserError
+from mdm.prompts import easiest, example
 from mdm.run import read_history
 
 PICTURES = ("overview.png", "film.png")
@@ -27,6 +29,8 @@ def model_card(run: Path, name: str, license: str) -> str:
     modalities = list(json.loads((folder / "processor.json").read_text())["tokenizers"])
     settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
+    trained = [task for stream in settings.get("data", {}).values() for task in stream["tasks"]]
+    possible = [task for task, t in TASKS.items() if {*t.given, *t.generated} <= set(modalities)]
     lines = [
         "---",
         f"license: {license}",
@@ -39,7 +43,7 @@ def model_card(run: Path, name: str, license: str) -> str:
         f"{shape['num_heads']} heads, {shape['vocab_size']:,} ids, {shape['max_length']} positions.",
         "",
         "```bash",
-        f'mdm generate checkpoint=hub:{name} task={"text_to_image" if "image" in modalities else "text"} prompt="..."',
+        example(f"hub:{name}", easiest(trained or possible)),
         "```",
         "",
     ]

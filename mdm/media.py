@@ -36,24 +36,40 @@ def write_wav(file: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) 
         opened.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
 
 
+def next_number(folder: Path) -> int:
+    """The number of the next output of a folder: behind its lines and its files."""
+    lines = folder / "outputs.jsonl"
+    found = [len(lines.read_text().splitlines()) if lines.is_file() else 0]
+    found += [int(file.name[:4]) + 1 for file in folder.glob("[0-9][0-9][0-9][0-9]*.*")]
+    return max(found)
+
+
 def save_outputs(
-    folder: Path, prompts: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]], sample_rate: int
+    folder: Path,
+    prompts: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    sample_rate: int,
+    first: int = 0,
 ) -> list[dict[str, Any]]:
     """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, texts, file names. Returns its lines.
 
     Images and clips among the prompts are written too, as `0000_given.png` and `0000_given.wav`.
+
+    first: number of the first one; from 1 on they are added to those that are there
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     try:
-        for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), first):
             line = {f"given_{m}": _saved(v, folder / f"{i:04d}_given", sample_rate) for m, v in prompt.items()}
             line |= {m: _saved(v, folder / f"{i:04d}", sample_rate) for m, v in output.items()}
             lines.append({key: value for key, value in line.items() if value is not None})
-        (folder / "outputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with (folder / "outputs.jsonl").open("a" if first else "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
         images = [o["image"] for o in outputs if "image" in o]
         if images:
-            image_grid(images, columns=min(10, len(images))).save(folder / "grid.png")
+            grid = folder / (f"grid_{first:04d}.png" if first else "grid.png")
+            image_grid(images, columns=min(10, len(images))).save(grid)
     except OSError as error:
         raise UserError(f"output_dir {folder}: cannot write the outputs ({error})") from error
     return lines

@@ -312,14 +312,20 @@ def load_open(
     weights = from_open(form, config, dict(_tensors(folder)), str(folder))
     model.load_state_dict({k: v if dtype is None else v.to(dtype) for k, v in weights.items()}, assign=True)
     model.restore_buffers()
+    return model.to(device).eval(), open_processor(folder)
+
+
+def open_processor(folder: Path) -> Processor:
+    """The tokenizer and the ids of an open model's folder, without its weights. Raises UserError as `load_open` does."""
+    theirs = json.loads((folder / "config.json").read_text())
+    size = build_on_meta(theirs, str(folder)).config.vocab_size
     try:
-        tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), config.vocab_size)
+        tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), size)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
     vocabulary = _vocabulary(theirs, tokenizer, str(folder))
     tokenizer.reserve(vocabulary.special_ids)
-    processor = Processor(vocabulary, {"text": tokenizer}, {})
-    return model.to(device).eval(), processor
+    return Processor(vocabulary, {"text": tokenizer}, {})
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

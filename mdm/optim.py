@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class OptimizerSettings:
             raise UserError(f"optimizer.state: {self.state!r} is not one of {', '.join(STATES)}")
         if self.state == "float8" and not torch.cuda.is_available():
             raise UserError("optimizer.state: float8 needs a GPU; int8 runs anywhere")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr must be positive, got {self.lr}")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"optimizer.betas must be two numbers in [0, 1), got {self.betas}")
@@ -77,8 +78,9 @@ class OptimizerSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"optimizer.{name} must be positive, got {value}")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+        for name in ("weight_decay", "final_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
 
     def scaler(self, batch: BatchSettings, physical: int, tokens: int) -> SDEScaler:
         """These settings at a physical batch, for a horizon of `tokens`."""

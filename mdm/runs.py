@@ -14,6 +14,7 @@ import math
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from mdm.config import UserError, find_config, load, read_yaml
 from mdm.run import read_history
+from mdm.stopping import Stopped
 
 
 def settings_of(schema: type, config: str, changes: Mapping[str, Any]) -> Any:
@@ -148,6 +150,8 @@ def run_one(
         ).returncode
     text = (folder / f"{name}.log").read_text().splitlines()
     error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
+    if abs(code) in (signal.SIGINT, signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM):  # it has saved what it had
+        raise Stopped(f"the run {name} was stopped; the same command goes on with it", abs(code) % 128)
     if code == 2 and ("loss is" in error or "gradient norm is" in error):
         outcome: dict[str, Any] = {"loss": float("inf"), "error": error}
     elif code and not tolerant:

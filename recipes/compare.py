@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from mdm.cli import run_recipe
 from mdm.comparison import figures, markdown, page, table
 from mdm.config import UserError
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "compare"
 
@@ -44,12 +44,13 @@ def validate(cfg: Settings) -> None:
 
 
 def main(cfg: Settings) -> None:
-    runs, folder = named(cfg.runs), Path(cfg.output_dir)
+    runs, folder = named(cfg.runs), output_folder(cfg.output_dir)
     text = markdown(*table(figures(runs)))
+    replaced = in_place_of(folder / "compare.html")
     (folder / "compare.md").write_text(text)
     page(folder / "compare.html", " and ".join(runs), runs)
     print(text)
-    print(f"Page: {(folder / 'compare.html').resolve()}")
+    print(f"Page: {(folder / 'compare.html').resolve()}{replaced}")
 
 
 if __name__ == "__main__":

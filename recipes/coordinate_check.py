@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ from mdm.config import UserError, at_least_one
 from mdm.data import MicroBatch, next_step
 from mdm.hardware import check_hardware, hardware
 from mdm.report import figure_png
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import settings_of, write_csv, write_results
+from mdm.trial import Trial, attempt
 
 CONFIG = "coordinate_check_cpu"
 
@@ -126,8 +126,13 @@ def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck
     )  # fmt: skip
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {"output_dir": cfg.output_dir}))
+
+
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     found: dict[tuple[str, str], CoordinateCheck] = {}
     total = 2 * cfg.seeds * (len(cfg.widths) + len(cfg.depths))
     with tqdm(total=total, unit="model", dynamic_ncols=True) as bar:

@@ -11,9 +11,9 @@ Writes metrics.json, samples/, and gallery.html to look at; `mdm run compare` la
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from components.sequences import TASKS, find_task
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
 from mdm.comparison import page
-from mdm.config import UserError, at_least_one, check
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data import StreamSettings, open_source, validation_batches
 from mdm.editing import Edit, inpaint, respeak
 from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
@@ -37,7 +37,7 @@ from mdm.judges import accuracy, class_in_text, coded, train_judge
 from mdm.media import save_outputs
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, in_place_of, output_folder
 from mdm.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
 
 CONFIG = "evaluate"
@@ -132,7 +132,8 @@ def validate_judged(cfg: Any) -> None:
             raise UserError(f"crossed.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
-    at_least_one(cfg, "samples")
+    at_least_one(cfg, "samples", "nelbo_repeats")
+    at_least(0, cfg, "seed")
 
 
 def main(cfg: Settings) -> None:
@@ -145,12 +146,14 @@ def main(cfg: Settings) -> None:
             given, made, figures = score(name, task, scorers[name], model, processor, hw, cfg.samples, cfg.seed)
             results.samples[name] = given, made
             results.metrics |= {f"{name}_{figure}": value for figure, value in figures.items()}
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     path = folder / "metrics.json"
+    replaced = in_place_of(path)
     path.write_text(json.dumps(results.metrics, indent=1))
     for name, value in results.metrics.items():
         print(f"{name:<32}{value:.4f}")
-    print(f"Written to {path}")
+    print(f"Written to {path}{replaced}")
+    shutil.rmtree(folder / "samples", ignore_errors=True)  # of an evaluation that these figures replace
     rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
     for name, (given, made) in results.samples.items():
         save_outputs(folder / "samples" / name, given[: cfg.shown], made[: cfg.shown], rate)

@@ -10,6 +10,7 @@ before and after, on the same inputs with the same noise. Writes adapter/ (what 
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -26,11 +27,12 @@ from components.sequences import TASKS
 from mdm import checkpoint
 from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.cli import load_recipe, run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
-from mdm.data import corpus
+from mdm.config import UserError, at_least_one
+from mdm.data import corpus, tokenizers
 from mdm.hardware import Hardware, hardware
 from mdm.model import MaskedDiffusionModel
 from mdm.processor import Processor
+from mdm.run import check_run
 
 CONFIG = "finetune"
 METHODS = ("full", "lora", "qlora")
@@ -68,7 +70,7 @@ def validate(cfg: Settings) -> None:
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
     checkpoint.model_folder(cfg.checkpoint)
-    pretrain.validate_run(cfg)
+    check_run(cfg)
     evaluate.validate_judged(cfg)
 
 
@@ -76,7 +78,7 @@ def main(cfg: Settings) -> None:
     folder = Path(cfg.output_dir)
     with hardware(cfg.device, cfg.precision) as hw:
         run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
-        before = score_base(cfg, hw, folder)
+        before = score_base(cfg, hw, folder, run.resumed is not None)
         started = time.perf_counter()
         run.train()
         seconds = time.perf_counter() - started
@@ -94,10 +96,10 @@ def main(cfg: Settings) -> None:
     print(f"Written to {folder / 'metrics.json'}")
 
 
-def score_base(cfg: Settings, hw: Hardware, folder: Path) -> dict[str, float]:
+def score_base(cfg: Settings, hw: Hardware, folder: Path, resumed: bool) -> dict[str, float]:
     """What the model can do before: of `judged`, all that its modalities allow. Kept in before.json for a resumed run."""
     path = folder / "before.json"
-    if path.is_file():
+    if resumed and path.is_file():
         return json.loads(path.read_text())
     if not cfg.judged or not hw.main:
         return {}
@@ -129,18 +131,20 @@ def compare(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
 class Finetune(pretrain.Pretrain):
     """Pretraining that starts from a checkpoint, with what its method trains."""
 
+    @functools.cached_property
+    def base(self) -> tuple[MaskedDiffusionModel, Processor]:
+        """The checkpoint's model, which becomes this run's, and its processor."""
+        return checkpoint.load_model(self.cfg.checkpoint)
+
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The checkpoint's tokenizers and ids, and those of new modalities behind them."""
-        self.base, processor = checkpoint.load_model(self.cfg.checkpoint)
-        new = {}
-        for modality, node in self.cfg.tokenizers.items():
-            check(node, f"tokenizers.{modality}", supplied=("corpus",))
-            new[modality] = instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
-        return processor.grown(new, self.cfg.canvas)
+        new = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
+        return self.base[1].grown(new, self.cfg.canvas)
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The checkpoint's weights, the vocabulary's new rows, and LoRA's matrices."""
-        cfg, model = self.cfg, self.base.float() if self.cfg.method != "qlora" else self.base
+        cfg, (model, _) = self.cfg, self.base
+        model = model if cfg.method == "qlora" else model.float()
         generator = torch.Generator().manual_seed(cfg.seed)
         model.grow(self.vocabulary.size, cfg.max_length, generator)
         if cfg.method != "full":
@@ -172,4 +176,4 @@ class Finetune(pretrain.Pretrain):
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on from the last checkpoint, where one was written")

@@ -8,13 +8,15 @@
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
     mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32
 
-Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text. A prompt of several
-parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds the same keys.
+Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text; what an earlier command
+wrote there stays, the numbers go on. A prompt of several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL
+file holds the same keys.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +28,19 @@ from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
 from components.sequences import TASKS
 from mdm import film
-from mdm.checkpoint import load_model, model_folder
+from mdm.checkpoint import load_model, load_processor, model_folder
 from mdm.cli import run_recipe
-from mdm.config import WORDS, UserError, at_least_one, check, instantiate
+from mdm.config import WORDS, UserError, at_least, at_least_one, check
 from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.media import save_outputs
-from mdm.prompts import check_prompt, read_jsonl, read_prompt
+from mdm.media import next_number, save_outputs
+from mdm.prompts import check_prompt, read_jsonl, read_prompt, spelled_out
+from mdm.protocols import conforming
 from mdm.run import check_output_dir
+from mdm.trial import Trial, attempt
 
 CONFIG = "generate"
-CONTINUED = 64  # tokens that go on with a text
 
 
 @dataclass
@@ -77,6 +80,7 @@ def validate(cfg: Settings) -> None:
     if cfg.task not in TASKS:
         raise UserError(f"task: {cfg.task!r} is not one of {', '.join(TASKS)}")
     at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
+    at_least(0, cfg, "seed")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
     if cfg.guidance_scale and not TASKS[cfg.task].given:
@@ -88,7 +92,18 @@ def validate(cfg: Settings) -> None:
         raise UserError(str(error)) from error
     for prompt, where in asked(cfg):
         check_prompt(prompt, cfg.task, where)
+        check_length(cfg, prompt, where)
     check_output_dir(cfg.output_dir)
+
+
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys: the prompts are read, by the model's own tokenizers."""
+    found = attempt(cfg)
+    processor = load_processor(cfg.checkpoint)
+    for prompt, where in asked(cfg):
+        read_prompt(prompt, cfg.task, processor, where, cfg.length)
+    found.tried.append("the prompts")
+    return found
 
 
 def main(cfg: Settings) -> None:
@@ -96,14 +111,11 @@ def main(cfg: Settings) -> None:
         model, processor = load_model(cfg.checkpoint, hw.device)
         compile_blocks(model, cfg.compile, hw)
         written = [prompt for prompt, _ in asked(cfg) for _ in range(cfg.count)]
-        read = [read_prompt(prompt, cfg.task, processor, where) for prompt, where in asked(cfg)]
+        room = min(model.config.max_length // 2, 256)
+        read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
         sampler, scale = choose(cfg, processor.vocabulary.modalities)
-        length = cfg.length
-        if cfg.task == "text":
-            length = (
-                None if cfg.prompt is not None or cfg.edit is not None else length or min(model.config.max_length // 2, 256)
-            )
+        length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
         with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
@@ -112,43 +124,43 @@ def main(cfg: Settings) -> None:
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(str(error)) from error
-    folder = Path(cfg.output_dir)
-    rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
-    for line in save_outputs(folder, written, made.outputs, rate):
+    folder, rate = Path(cfg.output_dir), getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
+    first = next_number(folder)
+    for line in save_outputs(folder, written, made.outputs, rate, first):
         print("  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")))
     if cfg.film:
         shown = min(10, len(made.steps[0].tokens))
         frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
-        (folder / "film.gif").write_bytes(film.gif(frames))
-    print(f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}")
+        (folder / (f"film_{first:04d}.gif" if first else "film.gif")).write_bytes(film.gif(frames))
+    before = f", as {first:04d} and on: what was there stays" if first else ""
+    print(f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}{before}")
 
 
 def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
     """The prompts as they are written, each with where it stands."""
     if cfg.prompts is not None:
-        if cfg.prompt is not None or cfg.edit is not None:
-            raise UserError("prompts: a file of prompts takes no prompt or edit beside it")
-        return [(prompt, f"prompts: line {k}") for k, prompt in enumerate(read_jsonl(cfg.prompts), 1)]
-    given = TASKS[cfg.task].given
-    if isinstance(cfg.prompt, dict):
-        prompt = {key: str(value) for key, value in cfg.prompt.items()}
-    elif cfg.prompt is None:
-        prompt = {}
-    elif cfg.task == "text" and cfg.edit is None:  # a text is gone on with
-        return [({"edit": f"{cfg.prompt}[mask:{cfg.length or CONTINUED}]"}, "prompt")]
-    elif len(given) != 1:
-        parts = " ".join(f"prompt.{m}=..." for m in given) or "no prompt"
-        raise UserError(f"prompt: task {cfg.task} is given {' and '.join(given) or 'nothing'}; write {parts}")
-    else:
-        prompt = {given[0]: str(cfg.prompt)}
-    extra = {key: value for key, value in (("edit", cfg.edit), ("region", cfg.region)) if value is not None}
-    return [({**prompt, **extra}, "prompt")]
+        if not cfg.prompt is cfg.edit is cfg.region is None:
+            raise UserError("prompts: a file of prompts takes no prompt, edit or region beside it")
+        lines = [(prompt, f"prompts: line {number}") for number, prompt in read_jsonl(cfg.prompts)]
+        return [(spelled_out(prompt, cfg.task, where), where) for prompt, where in lines]
+    parts = cfg.prompt if isinstance(cfg.prompt, dict) else {"prompt": cfg.prompt}
+    keys = {**parts, "edit": cfg.edit, "region": cfg.region}
+    return [(spelled_out({key: str(value) for key, value in keys.items() if value is not None}, cfg.task, "prompt"), "prompt")]
+
+
+def check_length(cfg: Settings, prompt: Mapping[str, str], where: str) -> None:
+    """Raises UserError for a length of what has none, or has its own."""
+    if cfg.length is not None and "text" not in TASKS[cfg.task].generated:
+        made = " and ".join(TASKS[cfg.task].generated)
+        raise UserError(f"length={cfg.length} is the length of a text, and task {cfg.task} generates {made}")
+    if cfg.length is not None and cfg.task == "text" and "edit" in prompt:
+        raise UserError(f"{where}: length={cfg.length} beside an edit, whose length is that of its text and its gaps")
 
 
 def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
     defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, modalities)
-    sampler = defaults.sampler if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
     if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:
         raise UserError(

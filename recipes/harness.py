@@ -18,11 +18,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from components.samplers import Sampler
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.hardware import check_hardware, hardware
-from mdm.run import check_output_dir
+from mdm.protocols import conforming
+from mdm.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "harness"
 
@@ -62,6 +64,7 @@ def validate(cfg: Settings) -> None:
         raise UserError(f"likelihood: {cfg.likelihood!r} is not one of nelbo, left_to_right")
     if cfg.include_path is not None and not Path(cfg.include_path).is_dir():
         raise UserError(f"include_path: folder not found: {cfg.include_path}")
+    at_least(0, cfg, "seed", "num_fewshot")
     at_least_one(cfg, "limit", "max_tokens", "batch_size")
     if cfg.draws < 2:
         raise UserError(f"draws must be at least 2, got {cfg.draws}")
@@ -86,7 +89,7 @@ def main(cfg: Settings) -> None:
 
     from mdm.harness import HarnessModel
 
-    sampler = None if cfg.sampler is None else instantiate(cfg.sampler, "sampler")
+    sampler = None if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     with hardware(cfg.device, cfg.precision) as hw, hw.autocast():
         model, processor = load_model(cfg.checkpoint, hw.device)
         own = HarnessModel(
@@ -100,15 +103,16 @@ def main(cfg: Settings) -> None:
             )  # fmt: skip
         except StopIteration as error:  # what an empty file is to `datasets`
             raise UserError(f"tasks: of {', '.join(cfg.tasks)}, one has a file without any document") from error
-    path = Path(cfg.output_dir) / "results.json"
+    path = output_folder(cfg.output_dir) / "results.json"
     kept = {key: results[key] for key in ("results", "n-samples", "n-shot", "versions") if key in results}
     asked = {"checkpoint": cfg.checkpoint, "likelihood": cfg.likelihood, "apply_chat_template": cfg.apply_chat_template}
     notes = {task: dict(note) for task, note in own.notes.items() if note}
+    replaced = in_place_of(path)
     path.write_text(json.dumps({**asked, **kept, "notes": notes}, indent=1, default=str))
     print(make_table(results))
     for task, note in notes.items():
         print(f"{task}: {', '.join(f'{what} {count}' for what, count in note.items())}")
-    print(f"Written to {path}")
+    print(f"Written to {path}{replaced}")
 
 
 if __name__ == "__main__":

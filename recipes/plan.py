@@ -13,8 +13,8 @@ from typing import Any
 
 from components.sequences import TASKS
 from mdm.cli import load_recipe, run_recipe
-from mdm.config import UserError, check, instantiate
-from mdm.data import row_length
+from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.data import check_streams, row_length
 from mdm.memory import CHECKPOINTING
 from mdm.planner import MEASURED_MFU, Plan, parse_gpu, plan
 
@@ -36,6 +36,8 @@ def validate(cfg: Settings) -> None:
     parse_gpu(cfg.gpu)
     check(cfg.model, "model", supplied=pretrain.MODEL_SUPPLIED)
     pretrain.model_shape(cfg)
+    check_streams(cfg.data)
+    at_least_one(cfg, "vocab", "tokens")
 
 
 def main(cfg: Settings) -> None:

@@ -7,7 +7,9 @@
 A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
 an AdamW step on the weighted cross-entropy. The optimizer's settings are those tuned at `batch.logical` sequences and at the
 base width and depth: the SDE scaler carries them to the physical batch, CompleteP to the model's shape, and the learning rate
-is a function of tokens seen. Run it again to resume at the very next sample: on any number of processes, with any batch.
+is a function of tokens seen. Ctrl-C or SIGTERM saves after the step that is being done. Run it again with the same output_dir
+to resume from its last whole checkpoint, at the very next sample, with the tokenizers that it began with, on as many processes
+and with as large a physical batch as you have now.
 """
 
 from __future__ import annotations
@@ -28,38 +30,31 @@ from components.parameterization import CompleteP
 from components.sde import rescale_moments
 from mdm import checkpoint
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.config import UserError, check, instantiate
 from mdm.data import (
     BatchSettings,
     LossSettings,
     StreamSettings,
-    check_data,
     check_tasks,
     corpus,
     maskers,
     next_step,
     open_source,
     streams,
+    tokenizers,
     training_loader,
     validation_batches,
 )
 from mdm.evaluation import forward_loss, nelbo, task_bits, write_samples
-from mdm.hardware import (
-    Hardware,
-    check_compile,
-    check_hardware,
-    compile_blocks,
-    hardware,
-    reshard,
-    shard,
-    sync_gradients,
-    whole,
-)
-from mdm.memory import check_memory, checkpoint_blocks, offloaded, to_float8
+from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
+from mdm.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
-from mdm.run import History, NonFinite, check_output_dir, open_history, restore_or_start
+from mdm.prompts import example, shown
+from mdm.run import History, NonFinite, check_run, find_resume, kept_processor, open_history, output_folder, restore_or_start
+from mdm.stopping import StopRequest
+from mdm.trial import glance
 
 CONFIG = "pretrain"
 MODEL_SUPPLIED = ("vocab_size", "residual_multiplier")
@@ -102,29 +97,8 @@ def validate(cfg: Settings) -> None:
     check(cfg.model, "model", supplied=MODEL_SUPPLIED)
     shape = model_shape(cfg)
     cfg.parameterization.of(shape)
-    validate_run(cfg)
+    check_run(cfg)
     check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
-
-
-def validate_run(cfg: Settings) -> None:
-    """All but the model: what `finetune` checks too."""
-    cfg.canvas = {modality: length for modality, length in cfg.canvas.items() if length is not None}
-    check_output_dir(cfg.output_dir)
-    check_hardware(cfg.device, cfg.precision)
-    check_compile(cfg.compile)
-    check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
-    for modality, node in cfg.tokenizers.items():
-        check(node, f"tokenizers.{modality}", supplied=("corpus",))
-    check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
-    cfg.optimizer.validate()
-    if cfg.metric_logger is not None:
-        check(cfg.metric_logger, "metric_logger")
-    if not 0 <= cfg.prompt_dropout < 1:
-        raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
-    at_least_one(
-        cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
-        "sample_every_tokens",
-    )  # fmt: skip
 
 
 def model_shape(cfg: Settings) -> ModelConfig:
@@ -142,19 +116,23 @@ class Pretrain:
     """setup in __init__, then `train`, which calls `step`, `validate`, `sample` and `save`."""
 
     def __init__(self, cfg: Settings, hw: Hardware) -> None:
-        self.cfg, self.hw, self.folder = cfg, hw, Path(cfg.output_dir)
+        self.cfg, self.hw, self.folder = cfg, hw, output_folder(cfg.output_dir)
+        self.resumed = find_resume(self.folder, asdict(cfg), hw)
+        self.stop = StopRequest()
         torch.manual_seed(cfg.seed)
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
-        sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
+        sources = {name: open_source(s.train, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
+        self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
-            self.processor = self.make_processor(sources)
+            self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
             self.vocabulary = self.processor.vocabulary
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
             self.model, scaled = self.make_model()
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, self.model.config.max_length)
+            glance(cfg, sources, self.processor, masker)
             self.loader = training_loader(
                 mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
@@ -177,6 +155,7 @@ class Pretrain:
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
+        self.example = example(self.folder, *shown(cfg.data, sources, self.processor, self.model.config.max_length))
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
         self.scaled_to: int | None = None
@@ -185,11 +164,7 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        tokenizers = {
-            modality: instantiate(node, f"tokenizers.{modality}", corpus=corpus(sources))
-            for modality, node in self.cfg.tokenizers.items()
-        }
-        return Processor.build(tokenizers, self.cfg.canvas)
+        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas)
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""
@@ -220,35 +195,39 @@ class Pretrain:
         batches = iter(self.loader)
         due = {"validate": state["tokens"], "save": state["tokens"] + cfg.checkpoint_every_tokens}
         due["sample"] = state["tokens"] + (cfg.sample_every_tokens or math.inf)
-        while state["tokens"] < cfg.tokens:
-            if state["tokens"] >= due["validate"]:
-                self.validate()
-                due["validate"] += cfg.validate_every_tokens
-            seen = self.step(next_step(batches))
-            bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
-            if state["step"] % cfg.log_every_steps == 0:
-                bar.set_postfix_str(self.log())
-            if state["tokens"] >= due["save"]:
-                self.save()
-                due["save"] += cfg.checkpoint_every_tokens
-            if state["tokens"] >= due["sample"]:
-                self.sample()
-                due["sample"] += cfg.sample_every_tokens
+        with self.stop:
+            while state["tokens"] < cfg.tokens:
+                if state["tokens"] >= due["validate"]:
+                    self.validate()
+                    due["validate"] += cfg.validate_every_tokens
+                seen = self.step(next_step(batches))
+                bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
+                last = self.stopping or state["tokens"] >= cfg.tokens
+                if last or state["step"] % cfg.log_every_steps == 0:
+                    bar.set_postfix_str(self.log())
+                if last or state["tokens"] >= due["save"]:
+                    saved = self.save()
+                    due["save"] += cfg.checkpoint_every_tokens
+                if self.stopping:
+                    raise self.stop.stopped(f"at step {state['step']:,}: saved as {saved}; the same command goes on from there")
+                if state["tokens"] >= due["sample"]:
+                    self.sample()
+                    due["sample"] += cfg.sample_every_tokens
         bar.close()
-        self.log()
         self.validate()
-        self.save()
         if self.ema is not None:
             self.ema.swap(self.model)
         self.export()
         self.history.close()
-        hw.say(f"The model is in {self.folder / 'model'}. Try: mdm generate checkpoint={self.folder} task=text_to_image")
+        hw.say(f"The model is in {self.folder / 'model'}. Try: {self.example}")
 
     def step(self, micros: list) -> int:
         """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
         hw, started = self.hw, time.perf_counter()
-        totals = hw.sum(torch.tensor([[m.denominator, m.num_tokens] for m in micros], dtype=torch.float64).sum(0))
-        denominator, seen = max(totals[0].item(), 1.0), int(totals[1].item())  # made on the CPU: nothing waits for the device
+        counts = torch.tensor([[m.denominator, m.num_tokens, 0.0] for m in micros], dtype=torch.float64).sum(0)
+        counts[2] = self.stop.asked
+        denominator, seen, asked = hw.sum(counts).tolist()  # made on the CPU: nothing waits for the device
+        denominator, seen, self.stopping = max(denominator, 1.0), int(seen), asked > 0
         self.follow_batch(seen)
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
@@ -309,12 +288,15 @@ class Pretrain:
         folder = self.folder / "samples" / f"step_{self.state['step']:08d}"
         write_samples(folder, self.model, self.processor, self.cfg.data, self.held_out, self.hw)
 
-    def save(self) -> None:
+    def save(self) -> Path:
+        """A checkpoint to resume from."""
         self.finite.check(self.folder)
         self.history.notes.gather(self.state["step"])
         state = {**self.state, "data": self.loader.state_dict(), "vocabulary": self.vocabulary.to_dict()}
-        checkpoint.save(self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw)
+        return checkpoint.save(
+            self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw
+        )
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on from the last checkpoint, where one was written")

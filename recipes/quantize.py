@@ -20,7 +20,7 @@ from mdm.cli import run_recipe
 from mdm.config import UserError
 from mdm.hardware import check_hardware, hardware
 from mdm.quantization import check_scheme, flattened, in_dtype, linears, num_bytes, quantize
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, in_place_of
 
 CONFIG = "quantize"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -63,10 +63,11 @@ def main(cfg: Settings) -> None:
         weights = {name: value.cpu() for name, value in flattened(model.state_dict()).items()}
         about = {"scheme": cfg.scheme, "dtype": str(DTYPES[cfg.dtype]).removeprefix("torch."), "device": hw.device.type}
         folder = Path(cfg.output_dir) / "model"
+        replaced = in_place_of(folder / "model.safetensors")
         checkpoint.export(folder, model, processor, hw, weights, about)
     print(
         f"{cfg.scheme}: the blocks' linear layers take {after / 2**20:.2f} MiB, {after / before:.3f} of bfloat16's "
-        f"{before / 2**20:.2f} MiB. Written to {folder}"
+        f"{before / 2**20:.2f} MiB. Written to {folder}{replaced}"
     )
 
 

@@ -32,6 +32,7 @@ from mdm.config import UserError
 from mdm.generation import generate
 from mdm.hardware import Hardware, can_compile, cpu_name, hardware
 from mdm.media import image_grid
+from mdm.prompts import example
 from mdm.report import Section
 from mdm.run import read_history
 
@@ -98,8 +99,8 @@ def main(cfg: Settings) -> None:
     for name in (*TARGETS, *(f"{task}_accuracy" for task in cfg.crossed)):
         print(f"  {name:<30}{results.metrics[name]:.3f}")
     print(f"\nReport: {path.resolve()}\nGo on with:")
-    print(f'  mdm generate checkpoint={folder} task=text_to_image prompt="a handwritten seven"')
-    print(f'  mdm generate checkpoint={folder} task=text_to_speech prompt="a spoken seven"')
+    for task in cfg.judged.values():
+        print(f"  {example(folder, task.write, task.caption.format('seven'))}")
     print("  mdm cp pretrain my.py      # then edit my.py and my.yaml, and: mdm run my.py --config my.yaml")
 
 
@@ -231,4 +232,4 @@ def settings_section(cfg: Settings, hw: Hardware) -> Section:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on from the last checkpoint, where one was written")

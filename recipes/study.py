@@ -18,7 +18,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +28,11 @@ from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
 from mdm.data import row_length
 from mdm.model import MaskedDiffusionModel
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import settings_of, write_results
 from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
 from mdm.study_page import write_page
+from mdm.trial import Trial, attempt
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -105,8 +105,18 @@ def validate(cfg: Settings) -> None:
         pretrain.validate(run_settings(cfg, cell))
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the study's first cell."""
+    if cfg.rebuild:
+        return Trial()
+    if cfg.question in SWEEPS:
+        sweep, own = load_recipe(SWEEPS[cfg.question]), sweep_settings(cfg)
+        return getattr(sweep, "trial", attempt)(own)
+    return attempt(run_settings(cfg, cells(cfg)[0]))
+
+
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     question = importlib.import_module(f"mdm.studies.{cfg.question}")
     claim(folder, {"question": cfg.question, "run": cfg.run})
     if cfg.rebuild:
@@ -205,4 +215,4 @@ def cost(cfg: Settings, cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished cell")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from omegaconf import MISSING
 
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
 from mdm.studies import batch as study
+from mdm.trial import Trial, attempt
 
 CONFIG = "sweep_batch_cpu"
 
@@ -74,7 +74,7 @@ def fixed(batch: int, lr: float, seed: int) -> dict[str, Any]:
 def table(cfg: Settings, tolerant: bool = False) -> list[dict[str, Any]]:
     """All runs, each once: of group `tuning`, then `sde` and `fixed`; see mdm/studies/batch.py. tolerant: see `Runs`."""
     base = max(cfg.batches)
-    runs = Runs(Path(cfg.output_dir), cfg.run, cfg.set, cfg.workers, tolerant)
+    runs = Runs(output_folder(cfg.output_dir), cfg.run, cfg.set, cfg.workers, tolerant)
 
     # 1. The learning rate at the base batch.
     rows: list[dict[str, Any]] = []
@@ -108,12 +108,17 @@ def row(group: str, batch: int, seed: int, lr: float, name: str, outcome: Mappin
     return {**own, **outcome}
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
+
+
 def main(cfg: Settings) -> None:
-    folder, rows = Path(cfg.output_dir), table(cfg)
+    folder, rows = output_folder(cfg.output_dir), table(cfg)
     summary, finding = study.conclude(rows, cfg.tolerance)
     write_csv(folder / "runs.csv", rows)
     write_results(folder, summary, study.draw(rows, summary), "Batch size", finding)
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished run")

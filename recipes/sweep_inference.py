@@ -29,14 +29,14 @@ from components.sequences import TASKS
 from mdm import sweep
 from mdm.checkpoint import load_model, model_folder
 from mdm.cli import run_recipe
-from mdm.config import UserError, check, instantiate
+from mdm.config import UserError, at_least, check, instantiate
 from mdm.data import open_source
 from mdm.defaults import build_scale
 from mdm.generation import Generated, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.judges import Judged, train_judge
 from mdm.quality import NGram, distinct, unigram_entropy
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import write_csv
 from mdm.studies import inference as study
 
@@ -88,6 +88,7 @@ def validate(cfg: Settings) -> None:
     check_compile(cfg.compile, cfg.device)
     model_folder(cfg.checkpoint)
     check_output_dir(cfg.output_dir)
+    at_least(0, cfg, "seed")
     if cfg.samples < 2:
         raise UserError(f"samples must be at least 2, got {cfg.samples}")
     for name, swept in cfg.modalities.items():
@@ -117,7 +118,7 @@ def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def main(cfg: Settings) -> None:
-    folder, rows = Path(cfg.output_dir), table(cfg)
+    folder, rows = output_folder(cfg.output_dir), table(cfg)
     summary, finding = study.conclude(rows)
     write_csv(folder / "cells.csv", [{**r, "setting": r["cell"]} for r in rows if r["part"] != "real"])
     for name, parts in study.cells(rows).items():
@@ -137,7 +138,7 @@ def main(cfg: Settings) -> None:
 def table(cfg: Settings) -> list[dict[str, Any]]:
     """A row for each setting, and one of each modality's held-out samples: see mdm/studies/inference.py."""
     cells = sweep.Cells(
-        Path(cfg.output_dir),
+        output_folder(cfg.output_dir),
         {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed},
     )
     rows: list[dict[str, Any]] = []
@@ -218,4 +219,4 @@ def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> N
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished setting")

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ from omegaconf import MISSING
 from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
 from mdm.report import figure_png
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
+from mdm.trial import Trial, attempt
 
 CONFIG = "sweep_transfer_cpu"
 AXES = {  # axis -> the key that grows, and the key that holds its base
@@ -76,8 +76,13 @@ def changes(cfg: Settings, size: int, ruled: bool, lr: float, seed: int) -> dict
     return {grows: size, base: cfg.sizes[0] if ruled else size, "optimizer.lr": lr, "seed": seed}
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
+    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
+
+
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     runs = Runs(folder, cfg.run, cfg.set, cfg.workers)
     rows: list[dict[str, Any]] = []
 
@@ -187,4 +192,4 @@ def finding(cfg: Settings, s: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on, and repeats no finished run")

@@ -20,10 +20,10 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check, instantiate
-from mdm.data import corpus, open_source
+from mdm.config import UserError, at_least_one, check
+from mdm.data import corpus, open_source, tokenizers
 from mdm.processor import Processor
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, output_folder
 from mdm.tokenizing import ShardWriter, ray_shards, record_of, stream_shards, write_index
 
 CONFIG = "tokenize_data"
@@ -53,10 +53,10 @@ def validate(cfg: Settings) -> None:
 
 
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     same_work(cfg, folder)
     source = open_source(cfg.source, "source")
-    processor = tokenizers(cfg, source, folder)
+    processor = kept_tokenizers(cfg, source, folder)
     records = []
     total = len(source) if hasattr(source, "__len__") else None
     with tqdm(total=total, desc="tokenizing", unit="sample", dynamic_ncols=True) as bar:
@@ -79,11 +79,10 @@ def same_work(cfg: Settings, folder: Path) -> None:
     header.write_text(json.dumps(work, indent=1))
 
 
-def tokenizers(cfg: Settings, source: Any, folder: Path) -> Processor:
+def kept_tokenizers(cfg: Settings, source: Any, folder: Path) -> Processor:
     """Those of the config, saved beside the shards; of an earlier start, as they were saved then (one may be trained)."""
     if not (folder / "processor.json").is_file():
-        built = {m: instantiate(n, f"tokenizers.{m}", corpus=corpus({"source": source})) for m, n in cfg.tokenizers.items()}
-        Processor.build(built, {}).save(folder)
+        Processor.build(tokenizers(cfg.tokenizers, lambda: corpus({"source": source})), {}).save(folder)
     return Processor.load(folder)
 
 
@@ -106,4 +105,4 @@ def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path)
 
 
 if __name__ == "__main__":
-    run_recipe(Settings, validate, main, CONFIG)
+    run_recipe(Settings, validate, main, CONFIG, again="goes on with the shards that are missing")

@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,13 @@ from components.data.bad import usable
 from components.sde import warmup_cosine
 from components.tokenizers.fsq import FLOOR_DB, FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
 from mdm.cli import run_recipe
-from mdm.config import UserError, at_least_one, check
+from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data import open_source
 from mdm.hardware import check_hardware, hardware
 from mdm.media import image_grid
 from mdm.report import figure_png
-from mdm.run import check_output_dir
+from mdm.run import check_output_dir, in_place_of, output_folder
+from mdm.trial import Trial, attempt
 
 CONFIG = "train_tokenizer"
 
@@ -59,6 +59,9 @@ def validate(cfg: Settings) -> None:
     check(cfg.train, "train")
     check(cfg.validation, "validation")
     at_least_one(cfg, "steps", "batch", "frames")
+    at_least(0, cfg, "seed")
+    if not 0 < cfg.lr < float("inf"):
+        raise UserError(f"lr must be positive, got {cfg.lr}")
     config = fsq_config(cfg)
     if config.kind == "mel" and cfg.frames % config.patch:
         raise UserError(f"frames = {cfg.frames} is not a multiple of tokenizer.patch = {config.patch}")
@@ -73,14 +76,26 @@ def fsq_config(cfg: Settings) -> FSQConfig:
         raise UserError(f"tokenizer: {error}; it has {known}") from error
 
 
+def trial(cfg: Settings) -> Trial:
+    """What `mdm validate` does after all keys: samples through an autoencoder that knows nothing yet."""
+    tokenizer = tokenizer_of(FSQAutoencoder(fsq_config(cfg)))
+    return attempt(cfg, {"image" if isinstance(tokenizer, FSQImageTokenizer) else "audio": tokenizer})
+
+
+def tokenizer_of(model: FSQAutoencoder) -> FSQImageTokenizer | FSQMelTokenizer:
+    """The autoencoder as a tokenizer of what it is made for."""
+    return (FSQImageTokenizer if model.config.kind == "image" else FSQMelTokenizer)(model)
+
+
 def main(cfg: Settings) -> None:
-    folder = Path(cfg.output_dir)
+    folder = output_folder(cfg.output_dir)
     torch.manual_seed(cfg.seed)
     with hardware(cfg.device, "fp32") as hw:
         model = FSQAutoencoder(fsq_config(cfg)).to(hw.device)
-        tokenizer = (FSQImageTokenizer if model.config.kind == "image" else FSQMelTokenizer)(model)
+        tokenizer = tokenizer_of(model)
         train(cfg, model, features(tokenizer, open_source(cfg.train, "train")))
         model.cpu().eval().requires_grad_(False)
+    replaced = in_place_of(folder / "tokenizer")
     model.save(folder / "tokenizer")
     held_out = open_source(cfg.validation, "validation")
     metrics, picture = evaluate(tokenizer, held_out)
@@ -88,7 +103,7 @@ def main(cfg: Settings) -> None:
     (folder / "reconstructions.png").write_bytes(picture)
     for name, value in metrics.items():
         print(f"{name:<24}{value:,.4g}")
-    print(f"Written to {folder}")
+    print(f"Written to {folder}{replaced}")
 
 
 def features(tokenizer: Any, source: Any) -> list[Tensor]:

@@ -19,6 +19,11 @@ BAD = {
     "unknown component": (["model._component_=mdm.builders.huge"], "unknown component 'mdm.builders.huge'"),
     "wrong type": (["tokens=many"], "tokens: Value 'many' of type 'str' could not be converted to Integer"),
     "wrong type in a component": (["model.width=wide"], "model.width must be int, got 'wide'"),
+    "nan": (["optimizer.lr=.nan"], "optimizer.lr: nan is no value"),
+    "nan in a component": (["masker.t_min=.nan"], "masker.t_min: nan is no value"),
+    "infinite learning rate": (["optimizer.lr=.inf"], "optimizer.lr must be positive, got inf"),
+    "negative end": (["optimizer.final_lr=-1"], "optimizer.final_lr must be at least 0, got -1.0"),
+    "negative seed": (["seed=-1"], "seed must be at least 0, got -1"),
     "not an override": (["tokens"], "'tokens' is not an override; write key=value"),
     "width and heads": (["model.num_heads=3"], "model.width 32 does not divide into model.num_heads = 3"),
     "longer than the model": (["data.text.pack=65"], "data.text.pack = 65 is longer than the model"),
@@ -104,7 +109,7 @@ def test_a_sample_that_turns_out_unusable_is_one_line(config, run, tmp_path):
     node = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: image}}"
     no_validation = "data.digits.validation=null"
     line = one_line_of_many(run("run", "pretrain", "--config", config, node, no_validation, check=False))
-    assert "data.digits: sample 7: its text of" in line
+    assert "/images/7.png: its text of" in line
     assert "does not fit canvas.text = 12 (data.digits.on_long = refuse; skip leaves such samples out, cut" in line
     text = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: text}}"
     line = one_line_of_many(run("run", "pretrain", "--config", config, text, no_validation, check=False))
@@ -164,3 +169,25 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):
     assert "cannot write the checkpoint" in line
     assert "there is no earlier checkpoint" in line
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, tmp_path):
+    for name, metrics in (("whole", '{"a": 1}'), ("cut", "{"), ("list", "[1]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(metrics)
+    (tmp_path / "whole" / "history.jsonl").write_text('{\n[]\n3\n{"step": 1, "bits/text": 2.0}\n')
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "whole" / "metrics.json", tmp_path / "second")
+
+    def compare(*names, **options):
+        runs = "runs=[" + ", ".join(str(tmp_path / name) for name in names) + "]"
+        return run("run", "compare", runs, f"output_dir={tmp_path / 'out'}", **options)
+
+    assert "cut/metrics.json is no JSON" in one_line(compare("whole", "cut", check=False))
+    assert "must hold figures by name, got list" in one_line(compare("whole", "list", check=False))
+    assert "in place of the one that was there" not in compare("whole", "second").stdout
+    assert "compare.html, in place of the one that was there" in compare("whole", "second").stdout
+    assert "data: name at least one source" in one_line(run("plan", "data=null", check=False))
+    assert "vocab must be at least 1, got -5" in one_line(run("plan", "vocab=-5", check=False))
+    assert "no table of a study" in one_line(run("study", tmp_path / "whole", check=False))
+    assert "cannot be written" in one_line(run("cp", "pretrain", "/proc/absent/my.py", check=False))

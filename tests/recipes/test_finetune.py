@@ -103,6 +103,19 @@ def test_a_finetuning_resumes_bit_exactly(base, run, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_what_a_base_could_do_is_not_taken_from_a_run_that_kept_nothing(tmp_path):
+    """Its before.json may be of another checkpoint."""
+    from types import SimpleNamespace
+
+    from mdm.cli import load_recipe
+
+    (tmp_path / "before.json").write_text('{"a": 1.0}')
+    score = load_recipe("finetune").score_base
+    cfg, hw = SimpleNamespace(judged={}), SimpleNamespace(main=True)
+    assert score(cfg, hw, tmp_path, resumed=True) == {"a": 1.0}
+    assert score(cfg, hw, tmp_path, resumed=False) == {}
+
+
 def test_a_modality_is_added_behind_the_ids_there_are(base, run, tmp_path):
     out = tmp_path / "out"
     speech = "{train: {_component_: components.data.speech.spoken_words, split: test, voices: 1}, tasks: {text_to_speech: 1.0}}"

@@ -11,6 +11,8 @@ from components.sequences import TASKS
 from mdm.checkpoint import load_model
 from mdm.cli import load_recipe
 from mdm.config import UserError, find_config, load
+from mdm.editing import infill
+from mdm.generation import generate
 from mdm.media import write_wav
 
 TEXTS = {"text": "a seven"}
@@ -55,6 +57,71 @@ def test_prompts_come_from_a_file_and_each_is_sampled_count_times(untrained, tmp
     )
     assert [line["given_text"] for line in lines] == ["a seven"] * 3 + ["nine"] * 3
     assert len(list((tmp_path / "out").glob("0*.png"))) == 6
+
+
+WRITTEN = {
+    "a text to go on with": ("text", {"prompt": "The value"}, ["length=9"]),
+    "a text to go on with, at its own length": ("text", {"prompt": "The value of"}, []),
+    "a text from nothing": ("text", {}, ["length=20"]),
+    "a text with gaps": ("text", {"edit": "The [mask:5] of the [mask] is"}, []),
+    "a caption by its name": ("text_to_image", {"text": "a seven"}, []),
+    "the one thing that is given": ("text_to_image", {"prompt": "a seven"}, []),
+    "an image to read": ("image_to_text", {"prompt": "{picture}"}, ["length=6"]),
+    "an edit with a caption": ("text_to_image", {"text": "a nine", "edit": "{picture}", "region": "0,4,8,8"}, []),
+    "a clip in part": ("text_to_speech", {"prompt": "a nine", "edit": "{clip}", "region": "0.05-"}, []),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids=lambda c: c.replace(" ", "_"))
+def test_a_line_of_a_file_and_the_same_words_on_the_command_line_are_one_prompt(untrained, files, tmp_path, case):
+    task, keys, more = WRITTEN[case]
+    keys = {k: v.format(picture=files / "picture.png", clip=files / "clip.wav") for k, v in keys.items()}
+    (tmp_path / "one.jsonl").write_text(json.dumps(keys) + "\n")
+    words = [f"{k if k in ('prompt', 'edit', 'region') else 'prompt.' + k}={v}" for k, v in keys.items()]
+    common = [f"task={task}", "count=2", *more]
+    typed = make(untrained, tmp_path / "typed", *common, *words)
+    read = make(untrained, tmp_path / "read", *common, f"prompts={tmp_path / 'one.jsonl'}")
+    assert typed == read
+    for file in (tmp_path / "typed").iterdir():
+        other = tmp_path / "read" / file.name
+        assert file.stat().st_size == other.stat().st_size
+        assert file.suffix == ".wav" or file.read_bytes() == other.read_bytes()  # codec2's decoder draws noise of its own
+
+
+def test_a_text_from_nothing_and_one_gone_on_with_are_those_of_the_api(untrained, tmp_path):
+    """As `generate` makes them: on a canvas of `length`; and the prompt's tokens with as many masks behind them."""
+    model, processor = load_model(untrained)
+    expected = generate(model, processor, "text", [{}] * 3, seed=4, length=20).outputs
+    lines = make(untrained, tmp_path / "a", "task=text", "length=20", "count=3", "seed=4")
+    assert [line["text"] for line in lines] == [o["text"] for o in expected]
+    expected = generate(model, processor, "text", [{"text": infill(processor, "The value[mask:9]")}] * 3, seed=4).outputs
+    lines = make(untrained, tmp_path / "b", "task=text", "prompt=The value", "length=9", "count=3", "seed=4")
+    assert [line["text"] for line in lines] == [o["text"] for o in expected]
+
+
+def test_lines_of_several_kinds_do_not_change_one_another(untrained, tmp_path):
+    """Each has its own length: a text with gaps keeps it beside one from nothing."""
+    lines = [{"edit": "The [mask:5] statement"}, {}, {"prompt": "The [mask] is"}]
+    (tmp_path / "many.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    gaps, _, on = make(untrained, tmp_path / "all", "task=text", f"prompts={tmp_path / 'many.jsonl'}", "count=1")
+    (alone,) = make(untrained, tmp_path / "one", "task=text", "edit=The [mask:5] statement", "count=1")
+    assert gaps["text"] == alone["text"]
+    assert on["text"].startswith("The [mask] is")  # what is gone on with is text, gaps and all
+
+
+def test_what_an_earlier_command_wrote_stays(untrained, tmp_path, capsys):
+    arguments = ["task=text_to_image", "prompt=a seven", "count=2", "film=true"]
+    make(untrained, tmp_path, *arguments)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert set(before) == {"0000.png", "0001.png", "film.gif", "grid.png", "outputs.jsonl"}
+    assert "what was there stays" not in capsys.readouterr().out
+    lines = make(untrained, tmp_path, *arguments, "seed=1")
+    assert "as 0002 and on: what was there stays" in capsys.readouterr().out
+    assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert set(after) - set(before) == {"0002.png", "0003.png", "film_0002.gif", "grid_0002.png"}
+    assert {name for name in before if before[name] != after[name]} == {"outputs.jsonl"}
+    assert after["outputs.jsonl"].startswith(before["outputs.jsonl"])
 
 
 def test_edits_of_every_modality(untrained, files, tmp_path):
@@ -123,6 +190,15 @@ MISTAKES = {
         "is neither left,top,right,bottom",
     ),
     "region outside": (["task=text_to_image", "prompt=a", "edit={picture}", "region=0,0,9,9"], "inside 0..8"),
+    "a length beside an edit": (
+        ["task=text", "edit=The [mask] is", "length=9"],
+        "whose length is that of its text and its gaps",
+    ),
+    "a length of an image": (["task=text_to_image", "prompt=a", "length=9"], "and task text_to_image generates image"),
+    "a negative length": (["task=text", "length=-4"], "length must be at least 1, got -4"),
+    "no sample": (["task=text", "count=0"], "count must be at least 1, got 0"),
+    "a negative seed": (["task=text", "seed=-1"], "seed must be at least 0, got -1"),
+    "a prompt beside an edit": (["task=text", "prompt=a", "edit=The [mask]"], "task text is given nothing; write no prompt"),
     "edit without a gap": (["task=text", "edit=The statement"], "has no gap; write [mask]"),
     "guidance of nothing": (["task=text", "guidance_scale=1"], "task text is given nothing that could be left out"),
     "negative guidance": (["task=text_to_image", "prompt=a", "guidance_scale=-1"], "guidance_scale must be at least 0"),
@@ -167,7 +243,14 @@ def test_a_mistake_is_one_sentence(untrained, files, tmp_path, case):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 1 of"), ('{"text": 3}', "must be like"), ('{"txt": "a"}', "'txt' has no place here"), ("", "holds no line")],
+    [
+        ("\n\n{", "line 3 of"),
+        ("\n{}", "prompts: line 2: task text_to_image is given text"),
+        ("{", "line 1 of"),
+        ('{"text": 3}', "must be like"),
+        ('{"txt": "a"}', "'txt' has no place here"),
+        ("", "holds no line"),
+    ],
 )
 def test_a_line_that_is_no_prompt_is_named(untrained, tmp_path, line, message):
     (tmp_path / "many.jsonl").write_text(line + "\n")
