@@ -172,9 +172,7 @@ class JsonTokenizer:
         tokens = [token for i in sorted(self.reserved) if (token := self.tokenizer.id_to_token(i)) is not None]
         added = {a.content: a for a in self.tokenizer.get_added_tokens_decoder().values()}
         for token in tokens:
-            own = added.get(token, AddedToken(token, normalized=False))
-            own.special = True
-            self.tokenizer.add_special_tokens([own])
+            self.tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False))])
         self.tokenizer.encode_special_tokens = True
         self.control = {a.content: i for i, a in self.tokenizer.get_added_tokens_decoder().items() if a.special}
         self.__dict__.pop("_parsing", None)

@@ -54,6 +54,7 @@ def written(tokenizer, raw):
         ("{}", "<s>x", ["<s>x"]),
         ("{} or {}<|end|>", "<s>", ["<s> or <s>", "{<|end|>}"]),
         ("{} <|sep|>", "a<s>", ["a<s>", "{<|sep|>}"]),
+        ("{}<|sep|>", "a<s> ", ["a<s>", "{<|sep|>}"]),
         ("Q: {} A:", "<|user|>", ["Q: <|user|> A:"]),
         ("no prompt<s>", "<s>", ["no prompt", "{<s>}"]),
     ],

@@ -209,8 +209,10 @@ def test_a_control_token_that_is_a_word_of_the_vocabulary_becomes_what_unknown_w
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.save(str(tmp_path / "tokenizer.json"))
     own = JsonTokenizer(str(tmp_path / "tokenizer.json"), reserved=[1, 2, 3, 77])  # 77: a model's id without a word
-    assert own.encode("a [MASK] b").tolist() == [0, 2, 2, 2]
-    assert own.encode(fill("[MASK] {}", "[MASK]")).tolist() == [1, 2, 2]
+    assert own.save(tmp_path)["reserved"] == [1, 2, 3, 77]
+    for one in (own, JsonTokenizer(str(tmp_path / "tokenizer.json"), reserved=own.save(tmp_path)["reserved"])):
+        assert one.encode("a [MASK] b").tolist() == [0, 2, 2, 2]
+        assert one.encode(fill("[MASK] {}", "[MASK]")).tolist() == [1, 2, 2]
     with pytest.raises(ValueError, match="'#' is a control token, and there is no other that spells it"):
         own.encode("a #")
 
