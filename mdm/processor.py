@@ -56,12 +56,13 @@ class Processor:
 
         Raises ValueError for a modality that it has, and as `build` does.
         """
+        new = {m: t.codebooks for m, t in tokenizers.items()}
+        vocabulary = (
+            self.vocabulary.grown(new, tasks=possible_tasks({**self.tokenizers, **tokenizers})) if new else self.vocabulary
+        )
         every, lengths = {**self.tokenizers, **tokenizers}, {**self.canvas, **canvas}
         check_canvas(every, lengths)
-        if not tokenizers:
-            return Processor(self.vocabulary, every, lengths)
-        new = {m: t.codebooks for m, t in tokenizers.items()}
-        return Processor(self.vocabulary.grown(new, tasks=possible_tasks(every)), every, lengths)
+        return Processor(vocabulary, every, lengths)
 
     @_own_precision
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:

@@ -64,7 +64,7 @@ class Trial:
                 return None
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{key}: {said(error)}") from error
+            raise UserError(said(error) if str(error).startswith(f"{key}:") else f"{key}: {said(error)}") from error
 
     def lines(self) -> list[str]:
         return [*(f"tried: {what}" for what in self.tried), *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]

@@ -113,7 +113,7 @@ def test_a_sample_that_turns_out_unusable_is_one_line(config, run, tmp_path):
     assert "does not fit canvas.text = 12 (data.digits.on_long = refuse; skip leaves such samples out, cut" in line
     text = f"data.digits.train={{_component_: components.data.sources.Folder, path: {tmp_path / 'images'}, kind: text}}"
     line = one_line_of_many(run("run", "pretrain", "--config", config, text, no_validation, check=False))
-    assert "data.digits: 20 samples in a row cannot be used; the first is sample" in line
+    assert "data.digits: none of its samples can be used; the first is" in line
     assert "it has no image; it has text" in line
 
 
