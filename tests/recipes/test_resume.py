@@ -242,7 +242,7 @@ def test_a_stopped_run_of_a_sweep_is_no_crash(tmp_path, monkeypatch):
     from mdm import runs
 
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
-    for code in (130, 143, -signal.SIGTERM):
+    for code in (130, 143, -signal.SIGINT, -signal.SIGTERM):
         monkeypatch.setattr(runs.subprocess, "run", lambda *a, code=code, **k: SimpleNamespace(returncode=code))
         with pytest.raises(Stopped, match="the run a"):
             runs.run_one(tmp_path, "a", "pretrain_pico", {}, {}, tolerant=True)
