@@ -140,7 +140,7 @@ def pass_over(damaged: Path, why: str, hw: Hardware) -> None:
 def kept_processor(folder: Path, resumed: Path | None) -> Processor | None:
     """The tokenizers that the run has had from its start, so that mended data changes none of them; None for a new run."""
     kept = folder / "processor"
-    if True:
+    if resumed is None or not kept.is_dir():
         return None
     try:
         return Processor.load(kept)
