@@ -150,8 +150,9 @@ def run_one(
         ).returncode
     text = (folder / f"{name}.log").read_text().splitlines()
     error = next((line for line in reversed(text) if line.startswith("mdm: ")), (text or ["no output"])[-1])
-    if abs(code) in (signal.SIGINT, signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM):  # it has saved what it had
-        raise Stopped(f"the run {name} was stopped; the same command goes on with it", abs(code) % 128)
+    signum = -code if code < 0 else code - 128
+    if signum in (signal.SIGINT, signal.SIGTERM):  # it has saved what it had
+        raise Stopped(f"the run {name} was stopped; the same command goes on with it", signum)
     if code == 2 and ("loss is" in error or "gradient norm is" in error):
         outcome: dict[str, Any] = {"loss": float("inf"), "error": error}
     elif code and not tolerant:
