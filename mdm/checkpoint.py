@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -33,10 +33,11 @@ from torch.distributed.checkpoint.state_dict import (
 from mdm.config import UserError
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.open_models import find_format, load_open, open_folder
+from mdm.open_models import is_open, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
-from mdm.quantization import load_quantized
+from mdm.quantization import check_scheme, load_quantized
+from mdm.weights import digests, one_precision, read_json, read_weights
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
@@ -166,7 +167,7 @@ def export(
         if quantization is not None:
             (folder / QUANTIZED).write_text(json.dumps(quantization))
         partial = folder / "model.safetensors.partial"
-        tag = {"vocabulary": processor.vocabulary.digest()}
+        tag = {"vocabulary": processor.vocabulary.digest(), "files": json.dumps(digests(folder, _files(folder)))}
         safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial, metadata=tag)
         os.replace(partial, folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -182,50 +183,85 @@ def model_folder(checkpoint: str | Path) -> Path:
     raise UserError(f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
-
-
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tuple[MaskedDiffusionModel, Processor]:
     """Model and processor from what `export` wrote, or from an open model's folder (see mdm/open_models.py).
 
     Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
     """
     folder = model_folder(checkpoint)
-    if find_format(_read_config(folder)) is not None:
+    raw = read_json(folder / "config.json")
+    if is_open(raw):
         return load_open(folder, device)
     try:
+        config = ModelConfig.of(raw)
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    try:
         processor = Processor.load(folder)
-        config = ModelConfig(**_read_config(folder))
-        with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
-            digest = (file.metadata() or {}).get("vocabulary")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        packed = json.loads((folder / QUANTIZED).read_text()) if (folder / QUANTIZED).is_file() else None
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: {error}") from error
-    if processor.vocabulary.size != config.vocab_size or digest not in (None, processor.vocabulary.digest()):
+    weights, about = read_weights(folder)
+    if processor.vocabulary.size != config.vocab_size or about.get("vocabulary") not in (None, processor.vocabulary.digest()):
         raise UserError(
             f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
             f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
         )
+    _check_written(folder, about)
+    if (folder / QUANTIZED).is_file():
+        model = _quantized(folder, config, weights, torch.device(device))
+    else:
+        with torch.device("meta"):
+            model = MaskedDiffusionModel(config)
+        try:
+            model.load_state_dict(one_precision(weights, f"checkpoint {folder}"), assign=True)
+        except RuntimeError as error:
+            raise _mismatch(folder, error) from error
+    model.restore_buffers()
+    return model.to(device).eval(), processor
+
+
+def _quantized(
+    folder: Path, config: ModelConfig, weights: dict[str, torch.Tensor], device: torch.device
+) -> MaskedDiffusionModel:
+    """The model that `quantization.json` describes, packed as its file holds it."""
+    packed = read_json(folder / QUANTIZED)
+    scheme, made, dtype = (packed.get(key) for key in ("scheme", "device", "dtype"))
+    if dtype not in ("bfloat16", "float32") or made not in ("cpu", "cuda"):
+        raise UserError(
+            f"{folder / QUANTIZED}: dtype must be bfloat16 or float32 and device cpu or cuda, got {dtype!r} and {made!r}"
+        )
+    check_scheme(scheme, device, str(folder / QUANTIZED))
+    if scheme == "int4_weight_only" and made != device.type:
+        raise UserError(
+            f"checkpoint {folder}: its int4 weights are packed for {made}, not for {device.type}; "
+            f"run `mdm run quantize` with device={device.type}"
+        )
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)
     try:
-        if packed is None:
-            model.load_state_dict(weights, assign=True)
-        else:
-            device = torch.device(device)
-            if packed["scheme"] == "int4_weight_only" and packed["device"] != device.type:
-                raise UserError(
-                    f"checkpoint {folder}: its int4 weights are packed for {packed['device']}, not for {device.type}; "
-                    f"run `mdm run quantize` with device={device.type}"
-                )
-            weights = {name: w.to(device) for name, w in weights.items()}
-            load_quantized(model, packed["scheme"], weights, getattr(torch, packed["dtype"]))
+        load_quantized(model, scheme, {name: w.to(device) for name, w in weights.items()}, getattr(torch, dtype))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
-    model.restore_buffers()
-    return model.to(device).eval(), processor
+        raise _mismatch(folder, error) from error
+    return model
+
+
+def _mismatch(folder: Path, error: Exception) -> UserError:
+    return UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}")
+
+
+def _files(folder: Path) -> list[str]:
+    """What was written with the weights and decides what they compute, beside the vocabulary: shapes do not tell it apart."""
+    nodes = read_json(folder / "processor.json")["tokenizers"].values()
+    return ["config.json", QUANTIZED, *(node["path"] for node in nodes if "path" in node)]
+
+
+def _check_written(folder: Path, about: Mapping[str, str]) -> None:
+    """Raises UserError, naming it, where a file is not the one that was written with the weights (older ones do not say)."""
+    if "files" not in about:
+        return
+    written, found = json.loads(about["files"]), digests(folder, _files(folder))
+    for name in sorted(set(written) | set(found)):
+        if written.get(name) != found.get(name):
+            gone = "is missing, and was" if name not in found else "is not the one that was"
+            how = gone if name in written else "was not"
+            raise UserError(f"checkpoint {folder}: {name} {how} written with model.safetensors; they are of different runs")

@@ -10,7 +10,8 @@ The blocks grow what open models need (see mdm/open_models.py): biases, other no
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ RULES = {
     r"\.attn\..*bias$": "vector",
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
+
+LARGEST = {"vocab_size": 2**24, "max_length": 2**21, "num_layers": 2**12, "num_heads": 2**12, "num_experts": 2**12}
+"""Of a config: beyond, a damaged file would take the memory before its weights are looked at. All else: 2^20."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +67,51 @@ class ModelConfig:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        for name in self.__dataclass_fields__:
+            complaint = self.complaint(name, getattr(self, name))
+            if complaint is not None:
+                raise ValueError(f"model.{name} {complaint}")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"
             )
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
+        if self.num_experts and self.experts_per_token > self.num_experts:
+            raise ValueError(f"model.experts_per_token {self.experts_per_token} is more than num_experts = {self.num_experts}")
+
+    @classmethod
+    def complaint(cls, name: str, value: Any) -> str | None:
+        """What is wrong with a value of a key, as the end of a sentence; None where it may be. Files of others bring any."""
+        kind = str(cls.__dataclass_fields__[name].type)
+        if value is None and "None" in kind:
+            return None
+        if kind == "bool":
+            return None if isinstance(value, bool) else f"must be true or false, got {value!r}"
+        if kind == "float":
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
+            return None if fits else f"must be a positive number, got {str(value)[:60]!r}"
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"must be a whole number, got {value!r}"
+        if value < 1:
+            return f"must be at least 1, got {value}"
+        return (
+            None
+            if value <= LARGEST.get(name, 2**20)
+            else f"must be at most {LARGEST.get(name, 2**20):,}, got {str(value)[:60]}"
+        )
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> ModelConfig:
+        """From what `config_dict` gives. Raises ValueError, naming the key, where one is unknown, absent or impossible."""
+        fields = cls.__dataclass_fields__
+        unknown = sorted(set(plain) - set(fields))
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}; a model has {', '.join(fields)}")
+        absent = [name for name, f in fields.items() if f.default is MISSING and name not in plain]
+        if absent:
+            raise ValueError(f"it has no {absent[0]}")
+        return cls(**plain)
 
     @property
     def hidden_ffn(self) -> int:
