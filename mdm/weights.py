@@ -30,10 +30,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object, in UTF-8 (with a byte order mark or without). Raises UserError, naming the file."""
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold an object of keys and values, and holds {short(value)}")
+        raise UserError(f"{path} must hold keys and values, got {type(value).__name__}")
     return value
 
 
