@@ -259,7 +259,11 @@ def _check_written(folder: Path, about: Mapping[str, str]) -> None:
     """Raises UserError, naming it, where a file is not the one that was written with the weights (older ones do not say)."""
     if "files" not in about:
         return
-    written, found = json.loads(about["files"]), digests(folder, _files(folder))
+    try:
+        written = dict(json.loads(about["files"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: what model.safetensors says of the other files cannot be read") from error
+    found = digests(folder, _files(folder))
     for name in sorted(set(written) | set(found)):
         if written.get(name) != found.get(name):
             gone = "is missing, and was" if name not in found else "is not the one that was"
