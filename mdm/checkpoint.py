@@ -30,13 +30,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from mdm.config import UserError
+from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.open_models import is_open, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
-from mdm.quantization import check_scheme, load_quantized
+from mdm.quantization import SCHEMES, check_scheme, load_quantized
 from mdm.weights import digests, one_precision, read_json, read_weights
 
 QUANTIZED = "quantization.json"
@@ -192,10 +192,11 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
     raw = read_json(folder / "config.json")
     if is_open(raw):
         return load_open(folder, device)
+    check({**raw, "_component_": "mdm.model.ModelConfig"}, f"checkpoint {folder}: config.json")
     try:
-        config = ModelConfig.of(raw)
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
+        config = ModelConfig(**raw)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
     try:
         processor = Processor.load(folder)
     except (OSError, TypeError, ValueError) as error:
@@ -206,47 +207,35 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
             f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
             f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
         )
+    is_packed = (folder / QUANTIZED).is_file()
+    packed = check_packed(read_json(folder / QUANTIZED), torch.device(device), folder) if is_packed else None
     _check_written(folder, about)
-    if (folder / QUANTIZED).is_file():
-        model = _quantized(folder, config, weights, torch.device(device))
-    else:
+    try:
         with torch.device("meta"):
             model = MaskedDiffusionModel(config)
-        try:
+        if packed is None:
             model.load_state_dict(one_precision(weights, f"checkpoint {folder}"), assign=True)
-        except RuntimeError as error:
-            raise _mismatch(folder, error) from error
+        else:
+            load_quantized(model, packed[0], {name: w.to(device) for name, w in weights.items()}, packed[1])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
     model.restore_buffers()
     return model.to(device).eval(), processor
 
 
-def _quantized(
-    folder: Path, config: ModelConfig, weights: dict[str, torch.Tensor], device: torch.device
-) -> MaskedDiffusionModel:
-    """The model that `quantization.json` describes, packed as its file holds it."""
-    packed = read_json(folder / QUANTIZED)
-    scheme, made, dtype = (packed.get(key) for key in ("scheme", "device", "dtype"))
-    if dtype not in ("bfloat16", "float32") or made not in ("cpu", "cuda"):
+def check_packed(packed: dict[str, Any], device: torch.device, folder: Path) -> tuple[str, torch.dtype]:
+    """Scheme and type of a quantized model. Raises UserError for what does not exist, or is packed for another device."""
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    for key, known in (("scheme", SCHEMES), ("dtype", dtypes)):
+        if packed.get(key) not in tuple(known):
+            raise UserError(f"{folder / QUANTIZED}: {key} {packed.get(key)!r} is not one of {', '.join(known)}")
+    check_scheme(packed["scheme"], device, f"{folder / QUANTIZED}: scheme")
+    if packed["scheme"] == "int4_weight_only" and packed.get("device") != device.type:
         raise UserError(
-            f"{folder / QUANTIZED}: dtype must be bfloat16 or float32 and device cpu or cuda, got {dtype!r} and {made!r}"
-        )
-    check_scheme(scheme, device, str(folder / QUANTIZED))
-    if scheme == "int4_weight_only" and made != device.type:
-        raise UserError(
-            f"checkpoint {folder}: its int4 weights are packed for {made}, not for {device.type}; "
+            f"checkpoint {folder}: its int4 weights are packed for {packed.get('device')}, not for {device.type}; "
             f"run `mdm run quantize` with device={device.type}"
         )
-    with torch.device("meta"):
-        model = MaskedDiffusionModel(config)
-    try:
-        load_quantized(model, scheme, {name: w.to(device) for name, w in weights.items()}, getattr(torch, dtype))
-    except (RuntimeError, ValueError) as error:
-        raise _mismatch(folder, error) from error
-    return model
-
-
-def _mismatch(folder: Path, error: Exception) -> UserError:
-    return UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}")
+    return packed["scheme"], dtypes[packed["dtype"]]
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,8 +10,7 @@ The blocks grow what open models need (see mdm/open_models.py): biases, other no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +33,10 @@ RULES = {
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
-LARGEST = {"vocab_size": 2**24, "max_length": 2**21, "num_layers": 2**12, "num_heads": 2**12, "num_experts": 2**12}
-"""Of a config: beyond, a damaged file would take the memory before its weights are looked at. All else: 2^20."""
+MAX_MODULES = 2**20  # layers, times experts
+MAX_ROTATIONS = 2**29  # numbers of the table of rotations: 2 GB
+MAX_SIZE = 2**40
+"""Beyond any model's. What a config says so is made before a tensor can vouch for it, and a config may be a stranger's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class ModelConfig:
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
                 raise ValueError(f"model.{name} {complaint}")
+        if self.num_layers * (self.num_experts or 1) > MAX_MODULES:
+            raise ValueError(f"model.num_layers {self.num_layers} (x {self.num_experts or 1} experts) is more than any model's")
+        if self.max_length * (self.width // self.num_heads) > MAX_ROTATIONS:
+            raise ValueError(f"model.max_length {self.max_length} is more than any model's")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"
@@ -95,23 +100,7 @@ class ModelConfig:
             return f"must be a whole number, got {value!r}"
         if value < 1:
             return f"must be at least 1, got {value}"
-        return (
-            None
-            if value <= LARGEST.get(name, 2**20)
-            else f"must be at most {LARGEST.get(name, 2**20):,}, got {str(value)[:60]}"
-        )
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> ModelConfig:
-        """From what `config_dict` gives. Raises ValueError, naming the key, where one is unknown, absent or impossible."""
-        fields = cls.__dataclass_fields__
-        unknown = sorted(set(plain) - set(fields))
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; a model has {', '.join(fields)}")
-        absent = [name for name, f in fields.items() if f.default is MISSING and name not in plain]
-        if absent:
-            raise ValueError(f"it has no {absent[0]}")
-        return cls(**plain)
+        return f"{str(value)[:30]} is more than any model's" if value > MAX_SIZE else None
 
     @property
     def hidden_ffn(self) -> int:

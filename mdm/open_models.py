@@ -336,8 +336,11 @@ def from_open(form: Format, config: ModelConfig, state: Mapping[str, Tensor], wh
     for what, some in (("lacks", names - set(state)), ("has extra", set(state) - names)):
         if some:
             raise UserError(f"{where} {what} tensors: {listed(some)}; config.json describes a {form.architecture} without that")
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in MaskedDiffusionModel(config).named_parameters()}
+    try:
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in MaskedDiffusionModel(config).named_parameters()}
+    except RuntimeError as error:  # a tensor of more numbers than can be counted
+        raise UserError(f"{where}: config.json describes a {form.architecture} larger than any") from error
     ours = {}
     for entry in wanted:
         parts = [state[name] for name in entry.theirs]
