@@ -209,7 +209,6 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
         )
     is_packed = (folder / QUANTIZED).is_file()
     packed = check_packed(read_json(folder / QUANTIZED), torch.device(device), folder) if is_packed else None
-    _check_written(folder, about)
     try:
         with torch.device("meta"):
             model = MaskedDiffusionModel(config)
@@ -219,6 +218,7 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
             load_quantized(model, packed[0], {name: w.to(device) for name, w in weights.items()}, packed[1])
     except (RuntimeError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+    _check_written(folder, about)
     model.restore_buffers()
     return model.to(device).eval(), processor
 
