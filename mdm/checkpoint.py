@@ -37,7 +37,7 @@ from mdm.open_models import is_open, load_open, open_folder
 from mdm.optim import EMA
 from mdm.processor import Processor
 from mdm.quantization import SCHEMES, check_scheme, load_quantized
-from mdm.weights import digests, one_precision, read_json, read_weights
+from mdm.weights import digests, one_line, one_precision, read_json, read_weights
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
@@ -197,11 +197,12 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
         config = ModelConfig(**raw)
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
-    try:
+    with one_line(f"checkpoint {folder}"):
         processor = Processor.load(folder)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: {error}") from error
     weights, about = read_weights(folder)
+    if set(processor.tokenizers) != set(processor.vocabulary.modalities):
+        have, want = (", ".join(names) or "nothing" for names in (processor.tokenizers, processor.vocabulary.modalities))
+        raise UserError(f"checkpoint {folder}: processor.json has tokenizers of {have}, and vocabulary.json is of {want}")
     if processor.vocabulary.size != config.vocab_size or about.get("vocabulary") not in (None, processor.vocabulary.digest()):
         raise UserError(
             f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
@@ -252,7 +253,8 @@ def _check_written(folder: Path, about: Mapping[str, str]) -> None:
         written = dict(json.loads(about["files"]))
     except (TypeError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: what model.safetensors says of the other files cannot be read") from error
-    found = digests(folder, _files(folder))
+    with one_line(f"checkpoint {folder}"):
+        found = digests(folder, _files(folder))
     for name in sorted(set(written) | set(found)):
         if written.get(name) != found.get(name):
             gone = "is missing, and was" if name not in found else "is not the one that was"

@@ -26,7 +26,7 @@ from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.processor import Processor
-from mdm.weights import listed, one_precision, read_json, read_weights, short
+from mdm.weights import listed, one_line, one_precision, read_json, read_weights, short
 
 HUB = "hub:"
 MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "[MASK]")
@@ -435,10 +435,8 @@ def load_open(
         model = MaskedDiffusionModel(config)
     model.load_state_dict({k: v if dtype is None else v.to(dtype) for k, v in weights.items()}, assign=True)
     model.restore_buffers()
-    try:
+    with one_line(f"checkpoint {folder}"):
         tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), config.vocab_size)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: {error}") from error
     processor = Processor(_vocabulary(theirs, tokenizer, str(folder)), {"text": tokenizer}, {})
     return model.to(device).eval(), processor
 

@@ -9,9 +9,10 @@ names lies in the folder itself (as a link, in the hub's cache, where the conten
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold keys and values, got {type(value).__name__}")
     return value
+
+
+@contextlib.contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Around what reads files of others: what it raises, a library's panic too (no Exception), is a UserError of one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        said = " ".join(str(error).split())
+        plain = isinstance(error, (ValueError, FileNotFoundError))
+        raise UserError(f"{where}: {said}" if plain else f"{where}: {type(error).__name__}: {said}") from error
 
 
 def short(value: Any, most: int = 60) -> str:
