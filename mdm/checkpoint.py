@@ -197,17 +197,10 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
         config = ModelConfig(**raw)
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    weights, about = read_weights(folder)
     with one_line(f"checkpoint {folder}"):
         processor = Processor.load(folder)
-    weights, about = read_weights(folder)
-    if set(processor.tokenizers) != set(processor.vocabulary.modalities):
-        have, want = (", ".join(names) or "nothing" for names in (processor.tokenizers, processor.vocabulary.modalities))
-        raise UserError(f"checkpoint {folder}: processor.json has tokenizers of {have}, and vocabulary.json is of {want}")
-    if processor.vocabulary.size != config.vocab_size or about.get("vocabulary") not in (None, processor.vocabulary.digest()):
-        raise UserError(
-            f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
-            f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
-        )
+        _check_processor(processor, config, about, folder)
     is_packed = (folder / QUANTIZED).is_file()
     packed = check_packed(read_json(folder / QUANTIZED), torch.device(device), folder) if is_packed else None
     try:
@@ -222,6 +215,19 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> tu
     _check_written(folder, about)
     model.restore_buffers()
     return model.to(device).eval(), processor
+
+
+def _check_processor(processor: Processor, config: ModelConfig, about: Mapping[str, str], folder: Path) -> None:
+    """Raises UserError where tokenizers, vocabulary and model are not of one run."""
+    vocabulary = processor.vocabulary
+    if set(processor.tokenizers) != set(vocabulary.modalities):
+        have, want = (", ".join(names) or "nothing" for names in (processor.tokenizers, vocabulary.modalities))
+        raise UserError(f"checkpoint {folder}: processor.json has tokenizers of {have}, and vocabulary.json is of {want}")
+    if vocabulary.size != config.vocab_size or about.get("vocabulary") not in (None, vocabulary.digest()):
+        raise UserError(
+            f"checkpoint {folder}: its vocabulary ({vocabulary.size} ids) is not the one the model was trained with "
+            f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
+        )
 
 
 def check_packed(packed: dict[str, Any], device: torch.device, folder: Path) -> tuple[str, torch.dtype]:
