@@ -59,7 +59,11 @@ class NormedProjection(nn.Linear):
         self.norm = RMSNorm(head_dim, eps=norm_eps)
 
     def forward(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out"]:
-        return self.norm(super().forward(x).unflatten(-1, (self.heads, -1))).flatten(-2)
+        return self.normed(super().forward(x))
+
+    def normed(self, projected: Float[Tensor, "batch seq out"]) -> Float[Tensor, "batch seq out"]:
+        """What is done to the product, whoever computes it."""
+        return self.norm(projected.unflatten(-1, (self.heads, -1))).flatten(-2)
 
 
 class ResidualMultiplier(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 
 class MixtureOfExperts(nn.Module):
@@ -18,7 +18,11 @@ class MixtureOfExperts(nn.Module):
 
     width, ffn_width: of the model, and inside an expert
     num_experts, experts_per_token: how many there are, and how many a token goes through
+
+    `gate`, `up` and `down` hold a matrix for each expert: one tensor, or a list of them (`split`).
     """
+
+    EXPERTS = ("gate", "up", "down")
 
     def __init__(self, width: int, ffn_width: int, num_experts: int, experts_per_token: int) -> None:
         super().__init__()
@@ -39,8 +43,17 @@ class MixtureOfExperts(nn.Module):
         token = order // self.experts_per_token
         counts = torch.bincount(expert.flatten(), minlength=len(self.gate)).tolist()
         parts = [
-            (silu(own @ self.gate[e].T) * (own @ self.up[e].T)) @ self.down[e].T
+            linear(silu(linear(own, self.gate[e])) * linear(own, self.up[e]), self.down[e])
             for e, own in enumerate(flat[token].split(counts))
+            if len(own)  # products of packed integers are not defined for no rows
         ]
         weighted = torch.cat(parts) * chosen.flatten()[order, None].to(x.dtype)
         return torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, token, weighted).view_as(x)
+
+    def split(self) -> None:
+        """Makes each expert's matrices parameters of their own, in place, as quantizing needs them; it computes the same."""
+        for name in self.EXPERTS:
+            whole = getattr(self, name)
+            if isinstance(whole, nn.Parameter):
+                delattr(self, name)
+                setattr(self, name, nn.ParameterList(nn.Parameter(w, whole.requires_grad) for w in whole.detach()))

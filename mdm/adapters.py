@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchtune.modules.peft import LoRALinear, get_merged_lora_ckpt
 
+from components.blocks import NormedProjection
 from mdm.config import UserError
 
 BLOCK = 64  # weights that share a scale in NF4
@@ -35,12 +36,31 @@ class LoraSettings:
             raise UserError("lora.modules: name at least one, e.g. q_proj")
 
 
+class NormedLoRA(LoRALinear):
+    """LoRA in the place of a `NormedProjection`: its heads are normalised as before."""
+
+    def __init__(self, projection: NormedProjection, settings: LoraSettings) -> None:
+        bias = projection.bias is not None
+        super().__init__(projection.in_features, projection.out_features, settings.rank, settings.alpha, use_bias=bias)
+        self.heads, self.norm = projection.heads, projection.norm
+
+    normed = NormedProjection.normed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normed(super().forward(x))
+
+
 def add_lora(
-    model: nn.Module, settings: LoraSettings, quantize_base: bool = False, generator: torch.Generator | None = None
+    model: nn.Module,
+    settings: LoraSettings,
+    quantize_base: bool = False,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Replaces the linear layers that `settings.modules` names, in place; all else is frozen, but for `settings.train`.
 
     quantize_base: QLoRA; the frozen weights of these layers are kept in NF4
+    dtype:         of what is frozen, and what NF4 stands for: float32, or bfloat16 where the run multiplies that (autocast)
 
     Raises UserError for a name that no linear layer has, or parameters that none has.
     """
@@ -53,20 +73,34 @@ def add_lora(
     for name, linear in found.items():
         if name.rsplit(".", 1)[-1] in settings.modules:
             parent = model.get_submodule(name.rsplit(".", 1)[0])
-            setattr(parent, name.rsplit(".", 1)[-1], _lora(linear, settings, quantize_base, generator))
+            setattr(parent, name.rsplit(".", 1)[-1], _lora(linear, settings, quantize_base, dtype, generator))
     for part in settings.train:
         own = [p for name, p in model.named_parameters() if part in name]
         if not own:
             raise UserError(f"lora.train: no parameter has {part!r} in its name")
         for p in own:
             p.requires_grad_(True)
+    for p in model.parameters():
+        if not is_nf4(p):
+            p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
 
 
-def _lora(linear: nn.Linear, settings: LoraSettings, quantize_base: bool, generator: torch.Generator | None) -> LoRALinear:
-    weight, bias = linear.weight.detach(), linear.bias
-    layer = LoRALinear(
-        linear.in_features, linear.out_features, settings.rank, settings.alpha, use_bias=bias is not None
-    )  # quantized below: what it makes itself is thrown away
+def is_nf4(value: Tensor) -> bool:
+    return hasattr(value, "get_original_weight")
+
+
+def _lora(
+    linear: nn.Linear, settings: LoraSettings, quantize_base: bool, dtype: torch.dtype, generator: torch.Generator | None
+) -> LoRALinear:
+    weight, bias = linear.weight.detach().to(dtype), linear.bias
+    if isinstance(linear, NormedProjection):
+        layer = NormedLoRA(linear, settings)
+    elif type(linear) is nn.Linear:
+        layer = LoRALinear(
+            linear.in_features, linear.out_features, settings.rank, settings.alpha, use_bias=bias is not None
+        )  # quantized below: what it makes itself is thrown away
+    else:  # its forward pass would be lost
+        raise UserError(f"method: no LoRA is known for a layer of {type(linear).__name__}")
     if quantize_base:
         from torchao.dtypes.nf4tensor import to_nf4
 
@@ -86,11 +120,14 @@ def _lora(linear: nn.Linear, settings: LoraSettings, quantize_base: bool, genera
 
 
 def merged(model: nn.Module, settings: LoraSettings) -> dict[str, Tensor]:
-    """The state dict of an ordinary model that computes the same: W + (alpha / rank) B A in the place of the three."""
+    """The state dict of an ordinary model that computes the same: W + (alpha / rank) B A in the place of the three.
+
+    In float32, whatever W is kept in.
+    """
     state = {}
     for name, value in model.state_dict().items():
-        whole = value.get_original_weight() if hasattr(value, "get_original_weight") else value
-        state[name] = whole.detach().cpu().clone()
+        whole = value.get_original_weight() if is_nf4(value) else value
+        state[name] = whole.detach().cpu().float().clone()
     return get_merged_lora_ckpt(state, settings.rank, settings.alpha)
 
 

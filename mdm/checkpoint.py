@@ -15,10 +15,10 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -32,14 +32,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from components.files import read_json
 from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.open_models import find_format, load_open, open_folder, open_processor
+from mdm.open_models import is_open, load_open, open_folder, open_processor
 from mdm.optim import EMA
 from mdm.processor import Processor
-from mdm.quantization import SCHEMES, load_quantized
+from mdm.quantization import SCHEMES, check_scheme, load_quantized
+from mdm.weights import digests, one_line, one_precision, read_json, read_weights
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
@@ -206,7 +206,7 @@ def export(
         if quantization is not None:
             (folder / QUANTIZED).write_text(json.dumps(quantization))
         partial = folder / "model.safetensors.partial"
-        tag = {"vocabulary": processor.vocabulary.digest()}
+        tag = {"vocabulary": processor.vocabulary.digest(), "files": json.dumps(digests(folder, _files(folder)))}
         safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial, metadata=tag)
         os.replace(partial, folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -220,13 +220,6 @@ def model_folder(checkpoint: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise UserError(f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
 
 
 def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -> None:
@@ -247,12 +240,10 @@ def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -
 def load_processor(checkpoint: str | Path, trust: bool = False) -> Processor:
     """The tokenizers and the vocabulary of a model, without its weights. Raises UserError as `load_model` does."""
     folder = model_folder(checkpoint)
-    if not (folder / "processor.json").is_file():
+    if is_open(read_json(folder / "config.json")):
         return open_processor(folder)
-    try:
+    with one_line(f"checkpoint {folder}"):
         return Processor.load(folder, trust)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: {error}") from error
 
 
 def load_model(
@@ -265,45 +256,48 @@ def load_model(
     Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
     """
     folder = model_folder(checkpoint)
-    if find_format(_read_config(folder)) is not None:
+    raw = read_json(folder / "config.json")
+    if is_open(raw):
         return load_open(folder, device)
+    check({**raw, "_component_": "mdm.model.ModelConfig"}, f"checkpoint {folder}: config.json")
     try:
-        raw = _read_config(folder)
-        check({"_component_": "mdm.model.ModelConfig", **raw}, f"checkpoint {folder}: config.json")
         config = ModelConfig(**raw)
-        with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
-            digest = (file.metadata() or {}).get("vocabulary")
-            names = file.keys()
-            packed = read_json(folder / QUANTIZED) if (folder / QUANTIZED).is_file() else None
-            check_sizes(config, {name: file.get_slice(name).get_shape() for name in names}, f"checkpoint {folder}")
-            processor = Processor.load(folder, trust)
-            weights = {name: file.get_tensor(name) for name in names}
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    weights, about = read_weights(folder)
+    check_sizes(config, {name: list(w.shape) for name, w in weights.items()}, f"checkpoint {folder}")
+    with one_line(f"checkpoint {folder}"):
+        processor = Processor.load(folder, trust)
+        _check_processor(processor, config, about, folder)
+    is_packed = (folder / QUANTIZED).is_file()
+    packed = check_packed(read_json(folder / QUANTIZED), torch.device(device), folder) if is_packed else None
+    try:
+        with torch.device("meta"):
+            model = MaskedDiffusionModel(config)
+        if packed is None:
+            model.load_state_dict(one_precision(weights, f"checkpoint {folder}"), assign=True)
+        else:
+            load_quantized(model, packed[0], {name: w.to(device) for name, w in weights.items()}, packed[1])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+    _check_written(folder, about)
+    model.restore_buffers()
+    return model.to(device).eval(), processor
+
+
+def _check_processor(processor: Processor, config: ModelConfig, about: Mapping[str, str], folder: Path) -> None:
+    """Raises UserError where tokenizers, vocabulary and model are not of one run."""
+    vocabulary = processor.vocabulary
+    if vocabulary.size != config.vocab_size or about.get("vocabulary") not in (None, vocabulary.digest()):
+        raise UserError(
+            f"checkpoint {folder}: its vocabulary ({vocabulary.size} ids) is not the one the model was trained with "
+            f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
+        )
     for modality, length in processor.canvas.items():
         if length > config.max_length:
             raise UserError(
                 f"checkpoint {folder}: canvas.{modality} = {length}, and the model has {config.max_length} positions"
             )
-    if processor.vocabulary.size != config.vocab_size or digest not in (None, processor.vocabulary.digest()):
-        raise UserError(
-            f"checkpoint {folder}: its vocabulary ({processor.vocabulary.size} ids) is not the one the model was trained with "
-            f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
-        )
-    with torch.device("meta"):
-        model = MaskedDiffusionModel(config)
-    try:
-        if packed is None:
-            model.load_state_dict(weights, assign=True)
-        else:
-            device = torch.device(device)
-            scheme, dtype = check_packed(packed, device, folder)
-            weights = {name: w.to(device) for name, w in weights.items()}
-            load_quantized(model, scheme, weights, dtype)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
-    model.restore_buffers()
-    return model.to(device).eval(), processor
 
 
 def check_packed(packed: dict[str, Any], device: torch.device, folder: Path) -> tuple[str, torch.dtype]:
@@ -312,9 +306,33 @@ def check_packed(packed: dict[str, Any], device: torch.device, folder: Path) -> 
     for key, known in (("scheme", SCHEMES), ("dtype", dtypes)):
         if packed.get(key) not in tuple(known):
             raise UserError(f"{folder / QUANTIZED}: {key} {packed.get(key)!r} is not one of {', '.join(known)}")
+    check_scheme(packed["scheme"], device, f"{folder / QUANTIZED}: scheme")
     if packed["scheme"] == "int4_weight_only" and packed.get("device") != device.type:
         raise UserError(
             f"checkpoint {folder}: its int4 weights are packed for {packed.get('device')}, not for {device.type}; "
             f"run `mdm run quantize` with device={device.type}"
         )
     return packed["scheme"], dtypes[packed["dtype"]]
+
+
+def _files(folder: Path) -> list[str]:
+    """What was written with the weights and decides what they compute, beside the vocabulary: shapes do not tell it apart."""
+    nodes = read_json(folder / "processor.json")["tokenizers"].values()
+    return ["config.json", QUANTIZED, *(node["path"] for node in nodes if "path" in node)]
+
+
+def _check_written(folder: Path, about: Mapping[str, str]) -> None:
+    """Raises UserError, naming it, where a file is not the one that was written with the weights (older ones do not say)."""
+    if "files" not in about:
+        return
+    try:
+        written = dict(json.loads(about["files"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: what model.safetensors says of the other files cannot be read") from error
+    with one_line(f"checkpoint {folder}"):
+        found = digests(folder, _files(folder))
+    for name in sorted(set(written) | set(found)):
+        if written.get(name) != found.get(name):
+            gone = "is missing, and was" if name not in found else "is not the one that was"
+            how = gone if name in written else "was not"
+            raise UserError(f"checkpoint {folder}: {name} {how} written with model.safetensors; they are of different runs")

@@ -33,10 +33,9 @@ RULES = {
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
-
-OPTIONAL_SIZES = ("num_kv_heads", "ffn_width", "num_experts")
 MAX_MODULES = 2**20  # layers, times experts
 MAX_ROTATIONS = 2**29  # numbers of the table of rotations: 2 GB
+MAX_SIZE = 2**40
 """Beyond any model's. What a config says so is made before a tensor can vouch for it, and a config may be a stranger's."""
 
 
@@ -69,12 +68,10 @@ class ModelConfig:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "max_length", *OPTIONAL_SIZES, "experts_per_token"):
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL_SIZES:
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {value!r}")
+        for name in self.__dataclass_fields__:
+            complaint = self.complaint(name, getattr(self, name))
+            if complaint is not None:
+                raise ValueError(f"model.{name} {complaint}")
         if self.num_layers * (self.num_experts or 1) > MAX_MODULES:
             raise ValueError(f"model.num_layers {self.num_layers} (x {self.num_experts or 1} experts) is more than any model's")
         if self.max_length * (self.width // self.num_heads) > MAX_ROTATIONS:
@@ -85,6 +82,25 @@ class ModelConfig:
             )
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
+        if self.num_experts and self.experts_per_token > self.num_experts:
+            raise ValueError(f"model.experts_per_token {self.experts_per_token} is more than num_experts = {self.num_experts}")
+
+    @classmethod
+    def complaint(cls, name: str, value: Any) -> str | None:
+        """What is wrong with a value of a key, as the end of a sentence; None where it may be. Files of others bring any."""
+        kind = str(cls.__dataclass_fields__[name].type)
+        if value is None and "None" in kind:
+            return None
+        if kind == "bool":
+            return None if isinstance(value, bool) else f"must be true or false, got {value!r}"
+        if kind == "float":
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
+            return None if fits else f"must be a positive number, got {str(value)[:60]!r}"
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"must be a whole number, got {value!r}"
+        if value < 1:
+            return f"must be at least 1, got {value}"
+        return f"{str(value)[:30]} is more than any model's" if value > MAX_SIZE else None
 
     @property
     def hidden_ffn(self) -> int:

@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from components.tokenizers.text import JsonTokenizer
@@ -28,18 +26,44 @@ from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.model import MaskedDiffusionModel, ModelConfig
 from mdm.processor import Processor
+from mdm.weights import listed, one_line, one_precision, read_json, read_weights, short
 
 HUB = "hub:"
 MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "[MASK]")
 
 
+WITHOUT_SUBSTANCE = (
+    "architectures model_type auto_map transformers_version torch_dtype dtype attn_implementation use_cache "
+    "output_hidden_states output_attentions return_dict problem_type id2label label2id chunk_size_feed_forward "
+    "initializer_range attention_dropout bos_token_id eos_token_id pad_token_id mask_token_id"
+)
+"""Keys that change nothing of what is computed here. Dropout acts in training alone; ours has none, whoever trained before."""
+
+NEUTRAL = {
+    "partial_rotary_factor": 1,
+    "mlp_bias": False,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "layer_types": "full_attention",
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": False,
+}
+"""Keys that a family need not have, with the one value that leaves the model as it is without them."""
+
+ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+PER_LAYER = ("layer_types", "moe_layer_freq")  # may be a list, of a value for each layer
+
+
 @dataclass(frozen=True)
 class Format:
-    """How a family of models writes its config and its tensors.
+    """How a family of models writes its config and its tensors. A key of theirs that is in none of these tables is refused.
 
     architecture, model_type: its names in config.json
     keys:     our config key -> theirs
     requires: their keys whose other values our model does not compute
+    stated:   those of them that mean another value where they are absent
+    instead:  a key of `keys` that may be null -> the key whose value it then has
+    ignores:  further keys without substance (beside `WITHOUT_SUBSTANCE`), separated by spaces
     fixed:    what our config has for all of the family
     names:    our tensor names -> theirs; `{i}` is the layer, `{e}` the expert (ours has all of them in one tensor)
     """
@@ -49,21 +73,55 @@ class Format:
     keys: Mapping[str, str]
     requires: Mapping[str, Any]
     names: Mapping[str, str]
+    instead: Mapping[str, str]
+    stated: tuple[str, ...] = ()
+    ignores: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, theirs: Mapping[str, Any], where: str) -> ModelConfig:
-        """Our config of theirs. Raises UserError, naming the key, for what is absent or not supported."""
-        for key, value in self.requires.items():
+        """Our config of theirs. Raises UserError, naming the key, for what is absent, not supported or not known."""
+        ours = {key: self._value(theirs, key, where) for key in self.keys if key != "rope_base"}
+        ours["rope_base"] = rope_base(theirs, where)
+        try:
+            config = ModelConfig(**{**ours, **self.fixed})
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        for key, value in {**NEUTRAL, **self.requires}.items():
+            if key not in theirs and key in self.stated:
+                raise UserError(
+                    f"{where}: config.json has no {key}, which then is not {value!r}, as {self.architecture} needs it"
+                )
             found = theirs.get(key, value)
-            every = found if isinstance(found, list) else [found]
-            if any(v != value and not (v is None and value is False) for v in every):
-                raise UserError(f"{where}: {key} is {found!r}; of {self.architecture} only {value!r} is supported")
-        ours = {}
-        for key, name in self.keys.items():
-            if name not in theirs:
-                raise UserError(f"{where}: config.json has no {name}; is it a {self.architecture}?")
-            ours[key] = theirs[name]
-        return ModelConfig(**{**ours, **self.fixed})
+            whole = isinstance(found, list) and key in PER_LAYER and len(found) == config.num_layers
+            if not all(_same(one, value) for one in (found if whole else [found])):
+                raise UserError(f"{where}: {key} is {short(found)}; of {self.architecture} only {value!r} is supported")
+        head = theirs.get("head_dim")
+        if head is not None and head != config.width // config.num_heads:
+            raise UserError(f"{where}: head_dim is {short(head)}; only width / heads = {config.width // config.num_heads} is")
+        known = {*self.keys.values(), *self.requires, *self.instead.values(), *NEUTRAL, *ROPE, "head_dim"}
+        known |= {*self.ignores.split(), *WITHOUT_SUBSTANCE.split()}
+        for key, value in theirs.items():
+            if key not in known and not key.startswith("_") and value is not None:
+                raise UserError(
+                    f"{where}: config.json has {key} = {short(value)}, which is not known of a {self.architecture}; what it "
+                    "changes would be left out"
+                )
+        return config
+
+    def _value(self, theirs: Mapping[str, Any], key: str, where: str) -> Any:
+        """The value of one of our keys, of the type that it has to be."""
+        name = self.keys[key]
+        if name not in theirs:
+            raise UserError(f"{where}: config.json has no {name}; is it a {self.architecture}?")
+        value = theirs[name]
+        if value is None and name in self.instead:
+            value = theirs.get(self.instead[name])
+        complaint = (
+            f"is null, and {self.architecture} has no value for that" if value is None else ModelConfig.complaint(key, value)
+        )
+        if complaint is not None:
+            raise UserError(f"{where}: config.json's {name} {complaint}")
+        return value
 
     def to_config(self, config: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
         """Their config of ours, with the special tokens. Raises UserError where ours computes something else."""
@@ -81,6 +139,39 @@ class Format:
         if "moe_layer_freq" in theirs:
             theirs["moe_layer_freq"] = [theirs["moe_layer_freq"]] * config.num_layers
         return theirs
+
+
+def _same(found: Any, value: Any) -> bool:
+    """Whether a value of config.json is that one; null and false are the same, true and 1 are not."""
+    if value is None or value is False:
+        return found is None or found is False
+    return found == value and isinstance(found, bool) == isinstance(value, bool)
+
+
+def rope_base(theirs: Mapping[str, Any], where: str) -> float:
+    """The base of the rotations: `rope_theta`, or where transformers 5 writes it. Raises UserError for a scaling beside it."""
+    bases = {"rope_theta": theirs["rope_theta"]} if theirs.get("rope_theta") is not None else {}
+    for key in ("rope_parameters", "rope_scaling"):
+        table = theirs.get(key)
+        if table is None:
+            continue
+        if not isinstance(table, dict):
+            raise UserError(f"{where}: {key} is {short(table)}, and not a table of rotations")
+        for name, value in table.items():
+            plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
+            if name == "rope_theta" and value is not None:
+                bases[f"{key}.rope_theta"] = value
+            elif value is not None and not (name in plain and _same(value, plain[name])):
+                raise UserError(f"{where}: {key}.{name} is {short(value)}; only rotations that are not scaled are supported")
+    if not bases:
+        raise UserError(f"{where}: config.json has no rope_theta, and no rope_parameters.rope_theta")
+    for name, value in bases.items():
+        complaint = ModelConfig.complaint("rope_base", value)
+        if complaint is not None:
+            raise UserError(f"{where}: config.json's {name} {complaint}")
+    if len(set(bases.values())) > 1:
+        raise UserError(f"{where}: config.json names two bases: {', '.join(f'{k} = {v!r}' for k, v in bases.items())}")
+    return next(iter(bases.values()))
 
 
 _ATTENTION = {
@@ -137,7 +228,14 @@ FORMATS = {
             "scale_logits": False,
             "weight_tying": False,
             "block_group_size": 1,
+            "bias_for_layer_norm": False,
+            "multi_query_attention": None,
+            "rope_full_precision": True,
         },
+        stated=("block_type", "activation_type", "layer_norm_type", "rope", "include_bias", "weight_tying"),
+        instead={"embedding_size": "vocab_size", "n_kv_heads": "n_heads"},
+        ignores="alibi_bias_max attention_layer_norm_with_affine mlp_ratio residual_dropout embedding_dropout flash_attention "
+        "init_cutoff_factor init_device init_fn init_std precision",
         fixed={"qk_norm": False},
         names={
             "embedding.weight": "model.transformer.wte.weight",
@@ -156,7 +254,9 @@ FORMATS = {
         architecture="DreamModel",
         model_type="Dream",
         keys={**_LLAMA_KEYS, "ffn_width": "intermediate_size"},
-        requires={"hidden_act": "silu", "rope_scaling": None, "tie_word_embeddings": False, "use_sliding_window": False},
+        requires={"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False},
+        instead={"num_key_value_heads": "num_attention_heads"},
+        ignores="sliding_window max_window_layers",  # which layers a window would be for, were there one
         fixed={"qk_norm": False, "qkv_bias": True, "predicts_next": True},
         names={
             **_LLAMA_NAMES,
@@ -177,7 +277,6 @@ FORMATS = {
         },
         requires={
             "hidden_act": "silu",
-            "rope_scaling": None,
             "tie_word_embeddings": False,
             "attention_bias": False,
             "clip_qkv": None,
@@ -186,8 +285,15 @@ FORMATS = {
             "shared_expert_intermediate_size": None,
             "moe_layer_freq": 1,
             "moe_router_enable_expert_bias": False,
+            "moe_router_score_function": "softmax",
+            "norm_topk_prob": False,
+            "router_num_group": None,
+            "router_topk_group": None,
             "routed_scaling_factor": 1,
         },
+        stated=("qk_layernorm",),
+        instead={"num_key_value_heads": "num_attention_heads"},
+        ignores="dense_intermediate_size intermediate_size output_router_logits router_aux_loss_coef",
         fixed={"qk_norm": True, "norm_before_rope": True},
         names={
             **_LLAMA_NAMES,
@@ -223,23 +329,26 @@ def entries(form: Format, config: ModelConfig) -> Iterator[Entry]:
 
 def from_open(form: Format, config: ModelConfig, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Our state dict of theirs. Raises UserError, naming them, for tensors that are missing, extra, or of another shape."""
+    if config.num_layers * (config.num_experts or 1) > len(state):  # before as many are listed
+        raise UserError(f"{where} has {len(state)} tensors; config.json describes a {form.architecture} of more")
     wanted = list(entries(form, config))
     names = {name for entry in wanted for name in entry.theirs}
     for what, some in (("lacks", names - set(state)), ("has extra", set(state) - names)):
         if some:
-            shown = ", ".join(sorted(some)[:20]) + (f" and {len(some) - 20} more" if len(some) > 20 else "")
-            raise UserError(f"{where} {what} tensors: {shown}; config.json describes a {form.architecture} without that")
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in MaskedDiffusionModel(config).named_parameters()}
+            raise UserError(f"{where} {what} tensors: {listed(some)}; config.json describes a {form.architecture} without that")
+    try:
+        with torch.device("meta"):
+            shapes = {name: p.shape for name, p in MaskedDiffusionModel(config).named_parameters()}
+    except RuntimeError as error:  # a tensor of more numbers than can be counted
+        raise UserError(f"{where}: config.json describes a {form.architecture} larger than any") from error
     ours = {}
     for entry in wanted:
         parts = [state[name] for name in entry.theirs]
+        expected = shapes[entry.ours][1:] if entry.stacked else shapes[entry.ours]
+        for name, part in zip(entry.theirs, parts, strict=True):
+            if part.shape != expected:
+                raise UserError(f"{where}: {name} is of shape {tuple(part.shape)}, and config.json says {tuple(expected)}")
         value = torch.stack(parts) if entry.stacked else parts[0]
-        if value.shape != shapes[entry.ours]:
-            raise UserError(
-                f"{where}: {entry.theirs[0]} is of shape {tuple(parts[0].shape)}, and config.json says "
-                f"{tuple(shapes[entry.ours][-parts[0].ndim :])}"
-            )
         ours[entry.ours] = value if entry.head_dim is None else interleaved(value, entry.head_dim)
     return ours
 
@@ -265,13 +374,28 @@ def halves(rows: Float[Tensor, "rows ..."], head_dim: int) -> Float[Tensor, "row
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def find_format(config: Mapping[str, Any]) -> Format | None:
-    """The format of a config.json; None where it is not of an open model that is known here."""
-    architectures = config.get("architectures") or []
-    for form in FORMATS.values():
-        if form.architecture in architectures:
-            return form
-    return next((f for f in FORMATS.values() if not architectures and config.get("model_type") == f.model_type), None)
+def is_open(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of an open model (of any family): ours names no architecture."""
+    return bool({"architectures", "model_type"} & set(config))
+
+
+def find_format(config: Mapping[str, Any], where: str = "config.json") -> Format:
+    """The format of an open model's config.json. Raises UserError where it is of none that is known here."""
+    architectures = config.get("architectures")
+    if architectures is None:
+        found = [form for form in FORMATS.values() if config.get("model_type") == form.model_type]
+    else:
+        named = architectures if isinstance(architectures, list) else []
+        found = [form for form in FORMATS.values() if named == [form.architecture]]
+    if not found:
+        known = ", ".join(f.architecture for f in FORMATS.values())
+        named = (
+            f"model_type {short(config.get('model_type'))}"
+            if architectures is None
+            else f"architectures {short(architectures)}"
+        )
+        raise UserError(f"{where}: {named} is not one of {known}")
+    return found[0]
 
 
 def open_folder(checkpoint: str | Path) -> Path:
@@ -290,12 +414,9 @@ def open_folder(checkpoint: str | Path) -> Path:
 
 def build_on_meta(theirs: Mapping[str, Any], where: str = "config.json") -> MaskedDiffusionModel:
     """The model of their config without weights: to count parameters, or to be filled. Raises UserError."""
-    form = find_format(theirs)
-    if form is None:
-        known = ", ".join(f.architecture for f in FORMATS.values())
-        raise UserError(f"{where}: architectures {theirs.get('architectures')} is not one of {known}")
+    config = find_format(theirs, where).config(theirs, where)
     with torch.device("meta"):
-        return MaskedDiffusionModel(form.config(theirs, where))
+        return MaskedDiffusionModel(config)
 
 
 def load_open(
@@ -306,10 +427,12 @@ def load_open(
     Raises UserError where files are absent or do not fit each other.
     """
     folder = open_folder(folder)
-    theirs = json.loads((folder / "config.json").read_text())
-    model = build_on_meta(theirs, str(folder))
-    form, config = find_format(theirs), model.config
-    weights = from_open(form, config, dict(_tensors(folder)), str(folder))
+    theirs = read_json(folder / "config.json")
+    form = find_format(theirs, str(folder))
+    config = form.config(theirs, str(folder))
+    weights = one_precision(from_open(form, config, read_weights(folder)[0], str(folder)), str(folder))
+    with torch.device("meta"):
+        model = MaskedDiffusionModel(config)
     model.load_state_dict({k: v if dtype is None else v.to(dtype) for k, v in weights.items()}, assign=True)
     model.restore_buffers()
     return model.to(device).eval(), open_processor(folder)
@@ -317,47 +440,45 @@ def load_open(
 
 def open_processor(folder: Path) -> Processor:
     """The tokenizer and the ids of an open model's folder, without its weights. Raises UserError as `load_open` does."""
-    theirs = json.loads((folder / "config.json").read_text())
-    size = build_on_meta(theirs, str(folder)).config.vocab_size
-    try:
-        tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), size)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: {error}") from error
-    vocabulary = _vocabulary(theirs, tokenizer, str(folder))
-    tokenizer.reserve(vocabulary.special_ids)
+    theirs = read_json(folder / "config.json")
+    config = find_format(theirs, str(folder)).config(theirs, str(folder))
+    with one_line(f"checkpoint {folder}"):
+        tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), config.vocab_size)
+        vocabulary = _vocabulary(theirs, tokenizer, str(folder))
+        tokenizer.reserve(vocabulary.special_ids)
     return Processor(vocabulary, {"text": tokenizer}, {})
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a folder's safetensors files."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"checkpoint {folder}: no .safetensors file there")
-    for path in files:
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no dict)
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"checkpoint {path}: {error}; is the download complete?") from error
-
-
 def _vocabulary(theirs: Mapping[str, Any], tokenizer: JsonTokenizer, where: str) -> Vocabulary:
-    """The ids that config.json names; a mask token that it does not name is looked for in the tokenizer."""
-    mask = theirs.get("mask_token_id")
+    """The ids that config.json names; a mask token that it does not name is looked for in the tokenizer.
+
+    Of several end tokens ours is the one that also fills (`pad_token_id`), as it does in these models' training; else the
+    first, which transformers fills with.
+    """
+    ends = theirs.get("eos_token_id")
+    ends = [_id(one, "eos_token_id", where) for one in ends] if isinstance(ends, list) else [_id(ends, "eos_token_id", where)]
+    mask, pad = (_id(theirs.get(key), key, where) for key in ("mask_token_id", "pad_token_id"))
     if mask is None:
         mask = next((i for i in map(tokenizer.id_of, MASK_NAMES) if i is not None), None)
     if mask is None:
         raise UserError(f"{where}: config.json has no mask_token_id, and tokenizer.json none of {', '.join(MASK_NAMES)}")
-    end = theirs.get("eos_token_id")
-    pad = theirs.get("pad_token_id")
-    end, pad = (pad if end is None else end), (end if pad is None else pad)
+    known = [one for one in ends if one is not None]
+    end = pad if pad in known or not known else known[0]
     if end is None:
         raise UserError(f"{where}: config.json has neither eos_token_id nor pad_token_id")
+    pad = end if pad is None else pad
+    if mask in (end, pad):
+        raise UserError(f"{where}: mask_token_id is {mask}, and so is {'eos' if mask == end else 'pad'}_token_id")
     try:
         return Vocabulary.of_text(tokenizer.size, mask, pad, end)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _id(value: Any, key: str, where: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UserError(f"{where}: config.json's {key} must be a token's id, got {short(value)}")
+    return value
 
 
 def save_open(folder: str | Path, model: MaskedDiffusionModel, processor: Processor, form: Format) -> None:

@@ -114,10 +114,10 @@ def kept_bytes(config: ModelConfig, checkpointing: str | None) -> float:
     """Bytes a position that the blocks keep for the backward pass, compiled, in bf16.
 
     Of a block: the residual stream twice, in float32; in bf16 both norms' outputs, q, k (before their norms too), v and
-    attention's output, and three times SwiGLU's inner width. "selective" keeps the input and the products; "full" the input
-    alone, and one block's rest at a time.
+    attention's output, and three times SwiGLU's inner width (of each expert that a token goes through). "selective" keeps the
+    input and the products; "full" the input alone, and one block's rest at a time.
     """
-    width, inner = config.width, config.hidden_ffn
+    width, inner = config.width, config.hidden_ffn * (config.experts_per_token if config.num_experts else 1)
     kv = (config.num_kv_heads or config.num_heads) / config.num_heads
     normed = 1 + kv if config.qk_norm else 0
     whole = 8 * width + 2 * (width * (2 + 2 + 2 * kv + normed) + 3 * inner)

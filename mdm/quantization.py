@@ -1,7 +1,8 @@
-"""Quantized models, by torchao: the linear layers of the blocks in 8 or 4 bits, everything else in the model's own precision.
+"""Quantized models, by torchao: the matrices of the blocks in 8 or 4 bits, everything else in the model's own precision.
 
     quantize(model, "int8_weight_only")        in place; then generate, evaluate and compile as before
 
+Of a mixture, each expert's matrices are, and its router is not: a wrong choice of experts costs more than its few weights.
 Embedding and unembedding stay as they are: only rows of them are ever multiplied. A quantized checkpoint is the same folder as
 any other, with `quantization.json` beside; its safetensors hold the packed integers and scales, under WEIGHT.NAME.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchtune.modules import RMSNorm
 
+from components.moe import MixtureOfExperts
 from mdm.config import UserError
 from mdm.hardware import multiplies_float8
 from mdm.model import MaskedDiffusionModel
@@ -30,6 +32,7 @@ SCHEMES = {
 warnings.filterwarnings("ignore", message=".*version 1 of Int4WeightOnlyConfig.*")  # said at every use; the CPU has no other
 
 GROUP = 32  # weights that share a scale in int4
+ROWS = 16  # which int4 packs together
 
 
 def check_scheme(scheme: str, device: torch.device, key: str = "scheme") -> None:
@@ -61,9 +64,27 @@ def _config(scheme: str, device: torch.device) -> Any:
     }[scheme]()
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that are quantized, by name: every linear layer of the blocks."""
-    return {name: m for name, m in model.named_modules() if name.startswith("blocks.") and isinstance(m, nn.Linear)}
+def places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where the weights lie that are quantized, by name: (module, attribute). Experts that are one tensor have one place."""
+    found: dict[str, tuple[nn.Module, str]] = {}
+    for name, module in model.named_modules():
+        if not name.startswith("blocks."):
+            continue
+        if isinstance(module, nn.Linear) and not name.endswith(".router"):
+            found[f"{name}.weight"] = (module, "weight")
+        elif isinstance(module, MixtureOfExperts):
+            for part in module.EXPERTS:
+                own = getattr(module, part)
+                if isinstance(own, nn.ParameterList):
+                    found |= {f"{name}.{part}.{e}": (own, str(e)) for e in range(len(own))}
+                else:
+                    found[f"{name}.{part}"] = (module, part)
+    return found
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that are quantized, by name: of every linear layer of the blocks, and of every expert."""
+    return {name: getattr(module, attribute) for name, (module, attribute) in places(model).items()}
 
 
 def in_dtype(model: MaskedDiffusionModel, dtype: torch.dtype) -> MaskedDiffusionModel:
@@ -84,23 +105,40 @@ def quantize(model: nn.Module, scheme: str) -> None:
     device = next(model.parameters()).device
     check_scheme(scheme, device)
     model.requires_grad_(False)
-    for name, linear in linears(model).items():
-        if scheme == "int4_weight_only" and linear.in_features % GROUP:
-            raise UserError(f"scheme: int4_weight_only needs inputs in groups of {GROUP}; {name} has {linear.in_features}")
-        _quantize_linear(linear, scheme)
+    split_experts(model)
+    for name, weight in weights(model).items():
+        rows, inputs = weight.shape
+        if scheme == "int4_weight_only" and (inputs % GROUP or rows % ROWS):
+            raise UserError(
+                f"scheme: int4_weight_only needs inputs in groups of {GROUP} and outputs in groups of {ROWS}; {name} has "
+                f"{inputs} and {rows}"
+            )
+    for module, attribute in places(model).values():
+        setattr(module, attribute, _quantized(getattr(module, attribute), scheme))
 
 
-def _quantize_linear(linear: nn.Linear, scheme: str) -> None:
+def split_experts(model: nn.Module) -> None:
+    """Every expert's weights on their own, in place."""
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.split()
+
+
+def _quantized(weight: Tensor, scheme: str) -> nn.Parameter:
+    """A matrix, rounded and packed: torchao takes linear layers alone."""
     from torchao.quantization import quantize_
 
-    quantize_(linear, _config(scheme, linear.weight.device))
-    linear.weight.requires_grad_(False)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    quantize_(layer, _config(scheme, weight.device))
+    return layer.weight.requires_grad_(False)
 
 
 def dequantize(model: nn.Module) -> None:
     """The rounded weights as ordinary ones, in place: what a weight-only scheme computes, where its kernels are slow."""
-    for linear in linears(model).values():
-        linear.weight = nn.Parameter(linear.weight.dequantize(), requires_grad=False)
+    for module, attribute in places(model).values():
+        value = getattr(module, attribute).dequantize()
+        setattr(module, attribute, nn.Parameter(value, requires_grad=False))
 
 
 def _parts(value: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -119,8 +157,8 @@ def flattened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Memory of the weights of the linear layers that are quantized, with their scales; of ordinary ones, of the weights."""
-    found = (part for name, m in linears(model).items() for _, part in _parts(m.weight.detach(), name))
+    """Memory of the weights that are quantized, with their scales; of ordinary ones, of the weights."""
+    found = (part for name, weight in weights(model).items() for _, part in _parts(weight.detach(), name))
     return sum(part.numel() * part.element_size() for part in found)
 
 
@@ -132,19 +170,22 @@ def load_quantized(model: nn.Module, scheme: str, state: Mapping[str, Tensor], d
     """
     left = dict(state)
     device = next(iter(state.values())).device
-    for name, linear in linears(model).items():
-        linear.to_empty(device=device)
-        linear.weight = nn.Parameter(torch.zeros(linear.weight.shape, dtype=dtype, device=device), requires_grad=False)
-        _quantize_linear(linear, scheme)
-        for key, part in _parts(linear.weight.detach(), f"{name}.weight"):
+    split_experts(model)
+    for name, (module, attribute) in places(model).items():
+        plain = torch.zeros(getattr(module, attribute).shape, dtype=dtype, device=device)
+        packed = _quantized(plain, scheme)
+        setattr(module, attribute, packed)
+        for key, part in _parts(packed.detach(), name):
             if key not in left:
                 raise ValueError(f"{key} is missing")
             if part.shape != left[key].shape or part.dtype != left[key].dtype:
                 raise ValueError(f"{key} has shape {tuple(left[key].shape)}, and {tuple(part.shape)} is expected for {scheme}")
             part.copy_(left.pop(key))
-    quantized = {f"{name}.weight" for name in linears(model)}
+    for key in set(left) & set(model.state_dict()):
+        if left[key].dtype != dtype and not key.endswith(".scale"):  # gains keep theirs
+            raise ValueError(f"{key} is of {left[key].dtype}, and {dtype} is expected")
     missing, unexpected = model.load_state_dict(left, strict=False, assign=True)
-    missing = [key for key in missing if key not in quantized]
+    missing = [key for key in missing if key not in places(model)]
     if missing or unexpected:
         raise ValueError(f"missing {', '.join(missing) or 'nothing'}; unexpected {', '.join(unexpected) or 'nothing'}")
     model.requires_grad_(False)

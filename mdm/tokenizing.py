@@ -1,19 +1,31 @@
 """Raw samples -> token shards, a shard at a time: here, or by the actors of a Ray cluster. What a shard holds is a function of
-its number alone, so that it does not matter who writes it, or how often the work is killed and begun again."""
+its number alone, so that it does not matter who writes it, or how often the work is killed and begun again.
+
+A sample whose reading or encoding raises is left out by name. One that ends its whole process (a decoder's segmentation fault,
+memory) is tried a few times, and then ends the work with its shard's name; what is finished stays. The next start writes what
+is missing: of a folder, files may have been taken out since, for `samples.txt` remembers the order that they had.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from components.data.bad import BadSample
 from components.data.shards import INDEX, write_shard
 from mdm.config import UserError
 from mdm.data import open_source
 from mdm.processor import Processor
+from mdm.weights import read_json
+
+PLAN = "samples.txt"
+TRIES = 3  # of a shard whose worker dies
 
 
 def shard_name(number: int) -> str:
@@ -23,7 +35,69 @@ def shard_name(number: int) -> str:
 def record_of(folder: Path, number: int) -> dict[str, Any] | None:
     """What is written about a finished shard; None if there is none."""
     path = folder / f"shard_{number:05d}.json"
-    return json.loads(path.read_text()) if path.is_file() and (folder / shard_name(number)).is_file() else None
+    if not path.is_file() or not (folder / shard_name(number)).is_file():
+        return None
+    record = read_json(path)
+    size = (folder / shard_name(number)).stat().st_size
+    return record if record.get("bytes") == size else None
+
+
+class Planned:
+    """The samples of a source in the order of the first start, each at the index that it had then.
+
+    folder: where `samples.txt` keeps the names of a source's files (`source.files`, one for each sample); of another source,
+            how many there were: its indices are all the names it has
+
+    Raises UserError where files have come, or another source has another number of samples: then an index means another sample,
+    and finished shards would hold some twice and others not at all.
+    """
+
+    def __init__(self, folder: Path, source: Any) -> None:
+        self.source, self.place = source, None
+        files = getattr(source, "files", None)
+        names = [str(file) for file in files] if isinstance(files, list) and len(files) == len(source) else None
+        path = folder / PLAN
+        if not path.is_file():
+            partial = folder / f"{PLAN}.partial"
+            lines = [json.dumps(name) for name in names] if names is not None else [str(len(source))]
+            partial.write_text("\n".join(lines) + "\n")
+            os.replace(partial, path)
+        self.planned = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        if names is None:
+            if self.planned != [len(source)]:
+                raise UserError(
+                    f"output_dir {folder} was begun with {self.planned[0]} samples, and the source has {len(source)}: finished "
+                    "shards would hold some twice, or lack some; leave a bad sample in its place (empty it), or start elsewhere"
+                )
+            self.planned = [f"sample {i}" for i in range(len(source))]
+            return
+        self.place = {name: i for i, name in enumerate(names)}
+        new = sorted(set(names) - set(self.planned))
+        if new:
+            raise UserError(
+                f"output_dir {folder} was begun without {len(new)} of the source's samples, e.g. {new[0]}; take them out until "
+                "it is finished, or start elsewhere"
+            )
+
+    def __len__(self) -> int:
+        return len(self.planned)
+
+    def read(self, index: int) -> Any:
+        """The sample, or why there is none."""
+        place = index if self.place is None else self.place.get(self.planned[index])
+        if place is None:
+            return BadSample(self.planned[index], "it is gone from the source")
+        return attempt(lambda: self.source[place])
+
+
+def attempt(read: Callable[[], Any]) -> Any:
+    """What a function gives, or what it raises: a decoder's error, a file system's, a tokenizer's panic (no Exception)."""
+    try:
+        return read()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        return error
 
 
 class ShardWriter:
@@ -32,32 +106,29 @@ class ShardWriter:
     def __init__(self, folder: str, source: Mapping[str, Any], shard_size: int) -> None:
         self.folder, self.shard_size = Path(folder), shard_size
         self.processor = Processor.load(folder)
-        self.source = open_source(source, "source")
+        self.samples = Planned(self.folder, open_source(source, "source"))
 
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        number = int(item["shard"])
+    def __call__(self, number: int) -> dict[str, Any]:
         start = number * self.shard_size
-        stop = min(start + self.shard_size, len(self.source))
-        return write(self.folder, number, self.processor, ((i, self._read(i)) for i in range(start, stop)))
-
-    def _read(self, index: int) -> Any:
-        try:
-            return self.source[index]
-        except Exception as error:  # a decoder's, a file system's: the sample is named, and the rest goes on
-            return error
+        stop = min(start + self.shard_size, len(self.samples))
+        return write(self.folder, number, self.processor, ((i, self.samples.read(i)) for i in range(start, stop)))
 
 
 def write(folder: Path, number: int, processor: Processor, samples: Iterable[tuple[int, Any]]) -> dict[str, Any]:
     """One shard and its record: {"shard", "file", "count", "bytes", "sha256", "corrupt": [[index, why], ...]}."""
     coded, corrupt = [], []
+
+    def encode(sample: Any) -> dict[str, Any]:
+        processor.check_rate(sample)
+        return {m: t.encode(sample[m]) for m, t in processor.tokenizers.items() if m in sample}
+
     for index, sample in samples:
-        try:
-            if isinstance(sample, Exception):
-                raise sample
-            processor.check_rate(sample)
-            coded.append({m: t.encode(sample[m]) for m, t in processor.tokenizers.items() if m in sample})
-        except Exception as error:
-            corrupt.append([index, f"{type(error).__name__}: {error}"])
+        made = sample if isinstance(sample, BaseException) else attempt(functools.partial(encode, sample))
+        if isinstance(made, BaseException):
+            why = str(made) if isinstance(made, BadSample) else f"{type(made).__name__}: {' '.join(str(made).split())}"
+            corrupt.append([index, why])
+        else:
+            coded.append(made)
     path = folder / shard_name(number)
     digest = write_shard(path, coded, list(processor.tokenizers))
     about = {"shard": number, "file": path.name, "count": len(coded), "bytes": path.stat().st_size, "sha256": digest}
@@ -78,25 +149,59 @@ def stream_shards(folder: Path, source: Any, shard_size: int, processor: Process
         yield record_of(folder, number) or write(folder, number, processor, block)
 
 
+@functools.lru_cache(maxsize=1)
+def _writer(folder: str, source: str, shard_size: int) -> ShardWriter:
+    return ShardWriter(folder, json.loads(source), shard_size)
+
+
+def _write_shard(folder: str, source: str, shard_size: int, number: int) -> dict[str, Any]:
+    """In a worker of Ray, which keeps its tokenizers from shard to shard."""
+    return _writer(folder, source, shard_size)(number)
+
+
 def ray_shards(
     folder: Path, source: Mapping[str, Any], shard_size: int, numbers: list[int], workers: int, address: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The records of these shards, written by `workers` actors of a Ray cluster that sees the same folder (Ray Data).
+    """The records of these shards, written by `workers` processes of a Ray cluster that sees the same folder.
 
-    Raises UserError where Ray is not installed.
+    Raises UserError where Ray is not installed, and naming the shard whose worker has died `TRIES` times, or whose writing
+    raises; what else is finished stays.
     """
     try:
         import ray
     except ImportError as error:
         raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
+    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size)
+    left, running, tries = iter(numbers), {}, Counter()
     try:
-        tasks = ray.data.from_items([{"shard": n} for n in numbers], override_num_blocks=len(numbers))
-        arguments = (str(folder.resolve()), dict(source), shard_size)
-        yield from tasks.map(ShardWriter, fn_constructor_args=arguments, concurrency=workers).iter_rows()
+        running = {task.remote(*arguments, n): n for n in itertools.islice(left, workers)}
+        while running:
+            done = ray.wait(list(running), num_returns=1)[0][0]
+            number = running.pop(done)
+            tries[number] += 1
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as error:  # Python's own, in the worker: the disk, the source
+                raise UserError(f"{shard_name(number)} cannot be written: {_said(error.cause)}") from error
+            except ray.exceptions.RayError as error:
+                if tries[number] == TRIES:
+                    first, last = number * shard_size, (number + 1) * shard_size - 1
+                    raise UserError(
+                        f"{shard_name(number)}: its worker died {TRIES} times ({_said(error)}); one of its samples, {first} to "
+                        f"{last}, ends the process that reads it. Mend or remove it, and start again: finished shards stay"
+                    ) from error
+                running[task.remote(*arguments, number)] = number
+                continue
+            running |= {task.remote(*arguments, n): n for n in itertools.islice(left, 1)}
     finally:
         ray.shutdown()
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def write_index(folder: Path, records: list[dict[str, Any]], processor: Processor) -> dict[str, Any]:

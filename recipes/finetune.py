@@ -69,7 +69,9 @@ def validate(cfg: Settings) -> None:
         raise UserError("ema: an average of quantized weights makes no sense; set method=lora, or ema=null")
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
-    checkpoint.model_folder(cfg.checkpoint)
+    folder = checkpoint.model_folder(cfg.checkpoint)
+    if (folder / checkpoint.QUANTIZED).is_file():
+        raise UserError(f"checkpoint={cfg.checkpoint} is quantized, and cannot be trained; give the model it was made from")
     check_run(cfg)
     evaluate.validate_judged(cfg)
 
@@ -84,8 +86,10 @@ def main(cfg: Settings) -> None:
         seconds = time.perf_counter() - started
         if not hw.main:
             return
-        model, processor = checkpoint.load_model(folder, hw.device)
-        after = evaluate.evaluate(cfg, model, processor, hw).metrics if cfg.judged or cfg.crossed else {}
+        after = {}
+        if cfg.judged or cfg.crossed:
+            model, processor = checkpoint.load_model(folder, hw.device)
+            after = evaluate.evaluate(cfg, model, processor, hw).metrics
     metrics = {**compare(before, after), "seconds": seconds, **run.sizes(), "before": before, "after": after}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     for name, value in metrics.items():
@@ -142,13 +146,20 @@ class Finetune(pretrain.Pretrain):
         return self.base[1].grown(new, self.cfg.canvas)
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
-        """The checkpoint's weights, the vocabulary's new rows, and LoRA's matrices."""
+        """The checkpoint's weights, the vocabulary's new rows, and LoRA's matrices.
+
+        All in float32; what QLoRA freezes stays in bfloat16 where it is so, and the run multiplies bfloat16.
+        """
         cfg, (model, _) = self.cfg, self.base
-        model = model if cfg.method == "qlora" else model.float()
+        self.kept = model.embedding.weight.dtype
+        quantize = cfg.method == "qlora"  # layer by layer, so that there is never a whole model in float32
+        if not quantize:
+            model.float()
         generator = torch.Generator().manual_seed(cfg.seed)
         model.grow(self.vocabulary.size, cfg.max_length, generator)
         if cfg.method != "full":
-            add_lora(model, cfg.lora, quantize_base=cfg.method == "qlora", generator=generator)
+            dtype = torch.bfloat16 if quantize and self.hw.bf16 and self.kept == torch.bfloat16 else torch.float32
+            add_lora(model, cfg.lora, quantize, dtype, generator)
         return model.train(), CompleteP()
 
     def export(self) -> None:
@@ -163,6 +174,9 @@ class Finetune(pretrain.Pretrain):
             (adapter / "adapter.json").write_text(json.dumps(about, indent=1))
         weights = merged(self.model, self.cfg.lora)
         checkpoint.export(self.folder / "model", self.model, self.processor, self.hw, weights)
+        if self.kept != torch.float32:
+            kept = str(self.kept).removeprefix("torch.")
+            self.hw.say(f"The base is in {kept}; model/ is in float32, so that nothing of what was learned is rounded away")
 
     def sizes(self) -> dict[str, float]:
         """Trained parameters, and the memory of weights, gradients and AdamW's moments."""

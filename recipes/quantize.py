@@ -19,7 +19,7 @@ from mdm import checkpoint
 from mdm.cli import run_recipe
 from mdm.config import UserError
 from mdm.hardware import check_hardware, hardware
-from mdm.quantization import check_scheme, flattened, in_dtype, linears, num_bytes, quantize
+from mdm.quantization import check_scheme, flattened, in_dtype, num_bytes, quantize, weights
 from mdm.run import check_output_dir, in_place_of
 
 CONFIG = "quantize"
@@ -57,17 +57,18 @@ def main(cfg: Settings) -> None:
     with hardware(cfg.device, "auto") as hw:
         model, processor = checkpoint.load_model(cfg.checkpoint, hw.device)
         in_dtype(model, DTYPES[cfg.dtype])
-        before = 2 * sum(linear.weight.numel() for linear in linears(model).values())
+        before = 2 * sum(weight.numel() for weight in weights(model).values())
+        count, whole = before // 2, model.num_parameters()
         quantize(model, cfg.scheme)
         after = num_bytes(model)
-        weights = {name: value.cpu() for name, value in flattened(model.state_dict()).items()}
+        state = {name: value.cpu() for name, value in flattened(model.state_dict()).items()}
         about = {"scheme": cfg.scheme, "dtype": str(DTYPES[cfg.dtype]).removeprefix("torch."), "device": hw.device.type}
         folder = Path(cfg.output_dir) / "model"
         replaced = in_place_of(folder / "model.safetensors")
-        checkpoint.export(folder, model, processor, hw, weights, about)
+        checkpoint.export(folder, model, processor, hw, state, about)
     print(
-        f"{cfg.scheme}: the blocks' linear layers take {after / 2**20:.2f} MiB, {after / before:.3f} of bfloat16's "
-        f"{before / 2**20:.2f} MiB. Written to {folder}{replaced}"
+        f"{cfg.scheme}: {count:,} of {whole:,} weights, those of the blocks' layers, take {after / 2**20:.2f} MiB, "
+        f"{after / before:.3f} of bfloat16's {before / 2**20:.2f} MiB. Written to {folder}{replaced}"
     )
 
 

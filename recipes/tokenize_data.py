@@ -24,7 +24,7 @@ from mdm.config import UserError, at_least_one, check
 from mdm.data import corpus, open_source, tokenizers
 from mdm.processor import Processor
 from mdm.run import check_output_dir, output_folder
-from mdm.tokenizing import ShardWriter, ray_shards, record_of, stream_shards, write_index
+from mdm.tokenizing import Planned, ShardWriter, ray_shards, record_of, stream_shards, write_index
 
 CONFIG = "tokenize_data"
 
@@ -93,7 +93,7 @@ def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path)
             raise UserError("ray_workers: a streamed source is read by one process; set streaming: false, or ray_workers=null")
         yield from stream_shards(folder, source, cfg.shard_size, processor)
         return
-    numbers = range(-(-len(source) // cfg.shard_size))
+    numbers = range(-(-len(Planned(folder, source)) // cfg.shard_size))
     found = {n: record_of(folder, n) for n in numbers}
     yield from (record for record in found.values() if record is not None)
     missing = [n for n, record in found.items() if record is None]
@@ -101,7 +101,7 @@ def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path)
         yield from ray_shards(folder, cfg.source, cfg.shard_size, missing, cfg.ray_workers, cfg.ray_address)
     elif missing:
         writer = ShardWriter(str(folder), cfg.source, cfg.shard_size)
-        yield from (writer({"shard": n}) for n in missing)
+        yield from (writer(n) for n in missing)
 
 
 if __name__ == "__main__":

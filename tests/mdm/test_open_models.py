@@ -214,6 +214,7 @@ def test_the_mask_token_is_never_predicted_though_it_lies_in_the_text_range(tmp_
     _, processor = load_model(tmp_path)
     vocabulary = processor.vocabulary
     assert (vocabulary.size, vocabulary.mask_id, vocabulary.end_id) == (VOCAB, 58, 57)
+    torch.manual_seed(0)
     hidden, unembedding = torch.randn(1, 6, 8), torch.randn(VOCAB, 8)
     target, every = torch.randint(0, 57, (1, 6)), torch.ones(1, 6)
     target[0, 2] = 57  # an end token is an ordinary id of the range
@@ -260,6 +261,186 @@ def test_no_text_holds_the_mask_or_the_end_of_an_open_model(tmp_path):
 def test_what_is_not_supported_is_named(change, message):
     with pytest.raises(UserError, match=message):
         build_on_meta({**LLADA, **change})
+
+
+PUBLISHED = {
+    "GSAI-ML/LLaDA-8B": {
+        "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"],
+        "attention_dropout": 0.0, "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
+        "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig"}, "bias_for_layer_norm": False, "block_group_size": 1,
+        "block_type": "llama", "d_model": 4096, "embedding_dropout": 0.0, "embedding_size": 126464, "eos_token_id": 126081,
+        "flash_attention": False, "include_bias": False, "include_qkv_bias": False, "init_cutoff_factor": None,
+        "init_device": "meta", "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False, "layer_norm_type": "rms",
+        "layer_norm_with_affine": True, "mask_token_id": 126336, "max_sequence_length": 4096, "mlp_hidden_size": 12288,
+        "mlp_ratio": 4, "model_type": "llada", "multi_query_attention": None, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32,
+        "pad_token_id": 126081, "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-05, "rope": True,
+        "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False, "transformers_version": "4.46.3",
+        "use_cache": False, "vocab_size": 126464, "weight_tying": False,
+    },
+    "Dream-org/Dream-v0-7B": {
+        "architectures": ["DreamModel"], "attention_dropout": 0.0, "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
+        "bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584, "initializer_range": 0.02,
+        "intermediate_size": 18944, "mask_token_id": 151666, "max_position_embeddings": 131072, "max_window_layers": 28,
+        "model_type": "Dream", "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+        "pad_token_id": 151643, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.46.2", "use_cache": True,
+        "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
+    },
+    "inclusionAI/LLaDA-MoE-7B-A1B": {
+        "architectures": ["LLaDAMoEModelLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_lladamoe.LLaDAConfig"}, "clip_qkv": None, "dense_intermediate_size": 8192,
+        "eos_token_id": 156892, "expert_intermediate_size": 1024, "hidden_act": "silu", "hidden_size": 2048,
+        "initializer_range": 0.02, "max_position_embeddings": 8192, "model_type": "llada", "moe_layer_freq": [1] * 16,
+        "moe_router_enable_expert_bias": False, "moe_router_score_function": "softmax", "norm_topk_prob": None,
+        "num_attention_heads": 16, "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16,
+        "num_key_value_heads": 16, "output_router_logits": False, "pad_token_id": 156892, "partial_rotary_factor": 1,
+        "qk_layernorm": True, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 50000, "routed_scaling_factor": 1.0,
+        "router_aux_loss_coef": 0.01, "router_num_group": None, "router_topk_group": None,
+        "shared_expert_intermediate_size": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "transformers_version": "4.53.2", "use_cache": False, "vocab_size": 157184,
+    },
+}  # fmt: skip
+"""The keys of the configs that these models are published with."""
+
+
+def read(theirs):
+    """Our config of theirs."""
+    return find_format(theirs).config(theirs, "it")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_key_of_a_published_config_is_known(name):
+    config = read(PUBLISHED[name])
+    assert config.rope_base == PUBLISHED[name]["rope_theta"]
+    assert config.vocab_size == PUBLISHED[name]["vocab_size"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_config_means_the_same_as_transformers_5_writes_it(name):
+    """Its generic keys, the base of the rotations inside `rope_parameters`, a type for each layer."""
+    theirs = PUBLISHED[name]
+    config = read(theirs)
+    theta = theirs["rope_theta"]
+    generic = {
+        "dtype": "bfloat16", "output_hidden_states": False, "return_dict": True, "chunk_size_feed_forward": 0,
+        "is_encoder_decoder": False, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
+        "_name_or_path": "", "output_attentions": False, "layer_types": ["full_attention"] * config.num_layers,
+        "rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "head_dim": config.width // config.num_heads,
+    }  # fmt: skip
+    without = {k: v for k, v in theirs.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    assert read({**without, **generic}) == config
+    assert read({**theirs, "rope_scaling": {"rope_type": "default"}}) == config
+    assert read({**theirs, "rope_scaling": {"type": "default", "rope_theta": theta}}) == config
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_parameters", {"rope_theta": 1e6, "rope_type": "llama3"}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"rope_theta": 123.0, "rope_type": "default"}),
+        ("rope_parameters", [1]),
+        ("partial_rotary_factor", 0.5),
+        ("sliding_window_pattern", 6),
+        ("use_sliding_window", True),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", ["full_attention"]),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("attention_multiplier", 0.5),
+        ("logits_scaling", 8.0),
+        ("final_logit_softcapping", 30.0),
+        ("attn_logit_softcapping", 50.0),
+        ("head_dim", 16),
+        ("mlp_bias", True),
+        ("tie_word_embeddings", True),
+        ("use_rmsnorm", False),
+    ],
+)
+def test_a_key_that_would_change_what_is_computed_is_refused_by_its_name(kind, key, value):
+    read(CONFIGS[kind])
+    with pytest.raises(UserError, match=f"{key}[ .]") as caught:
+        read({**CONFIGS[kind], key: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_key_that_is_read_is_ever_replaced_by_a_default(kind):
+    """Left out, null, text, true, a fraction, nothing, endless: refused by the key's name, or what null means there."""
+    form = FORMATS[kind]
+    for ours, name in form.keys.items():
+        for value in ("64", True, [4], -1, 0, 1e999, None, {}, 10**400):
+            changed = {**CONFIGS[kind], name: value}
+            if value is None and name in form.instead:
+                assert getattr(read(changed), ours) == CONFIGS[kind][form.instead[name]]
+                continue
+            with pytest.raises(UserError, match=name):
+                read(changed)
+        with pytest.raises(UserError, match=name):
+            read({k: v for k, v in CONFIGS[kind].items() if k != name})
+    for name in form.stated:  # their own default is another value
+        with pytest.raises(UserError, match=f"config.json has no {name}, which then is not {form.requires[name]!r}"):
+            read({k: v for k, v in CONFIGS[kind].items() if k != name})
+    for name, value in form.requires.items():
+        for other in (not value, "other", 7, [value, value, value]):
+            if (other, value) != (False, None):
+                with pytest.raises(UserError, match=f"{name} is"):
+                    read({**CONFIGS[kind], name: other})
+
+
+def test_an_unpadded_embedding_has_the_vocabularys_size(tmp_path):
+    write(tmp_path, {**LLADA, "embedding_size": VOCAB})
+    raw = {**LLADA, "embedding_size": None, "n_kv_heads": KV}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert load_model(tmp_path)[0].config.vocab_size == VOCAB
+
+
+@pytest.mark.parametrize(
+    ("ids", "end", "pad"),
+    [
+        ({"eos_token_id": [56, 57], "pad_token_id": 57}, 57, 57),  # the one that fills
+        ({"eos_token_id": [57, 56], "pad_token_id": 55}, 57, 55),  # else the first
+        ({"eos_token_id": [56, 57], "pad_token_id": None}, 56, 56),
+        ({"eos_token_id": [], "pad_token_id": 55}, 55, 55),
+        ({"eos_token_id": 56, "pad_token_id": 57}, 56, 57),
+    ],
+)
+def test_of_several_end_tokens_ours_is_the_one_that_fills(ids, end, pad, tmp_path):
+    write(tmp_path, {**LLADA, **ids})
+    vocabulary = load_model(tmp_path)[1].vocabulary
+    assert (vocabulary.end_id, vocabulary.pad_id) == (end, pad)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token's id, got '</s>'"),
+        ({"eos_token_id": [57, None, 1.5]}, "eos_token_id must be a token's id, got 1.5"),
+        ({"mask_token_id": True}, "mask_token_id must be a token's id, got True"),
+        ({"mask_token_id": [58]}, "mask_token_id must be a token's id"),
+        ({"mask_token_id": 57}, "mask_token_id is 57, and so is eos_token_id"),
+        ({"pad_token_id": -1}, "the pad token -1 is not one of the 61 ids"),
+        ({"eos_token_id": 10**30}, "is not one of the 61 ids"),
+    ],
+)
+def test_an_id_that_is_none_is_named(ids, message, tmp_path):
+    write(tmp_path, {**LLADA, **ids})
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        load_model(tmp_path)
+
+
+def test_a_config_of_another_family_is_named(tmp_path):
+    for change, message in (
+        ({"architectures": "LLaDAModelLM"}, "architectures 'LLaDAModelLM' is not one of"),
+        ({"architectures": ["DreamModel", "LLaDAModelLM"]}, "is not one of"),
+        ({"architectures": None, "model_type": "gpt2"}, "model_type 'gpt2' is not one of"),
+    ):
+        write(tmp_path, LLADA)
+        (tmp_path / "config.json").write_text(json.dumps({**LLADA, **change}))
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path)
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(tmp_path):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from mdm import builders
 from mdm.checkpoint import load_model
 from mdm.config import UserError
-from mdm.quantization import SCHEMES, dequantize, flattened, in_dtype, linears, load_quantized, num_bytes, quantize
+from mdm.quantization import SCHEMES, dequantize, flattened, in_dtype, load_quantized, num_bytes, quantize, weights
 
 ON_CPU = [scheme for scheme in SCHEMES if scheme != "float8_dynamic"]
 
@@ -22,13 +22,13 @@ def tiny(width=64):
 
 def test_int8_is_rounding_to_a_scale_for_each_row():
     model = tiny()
-    weights = {name: m.weight.detach().clone() for name, m in linears(model).items()}
+    before = {name: weight.detach().clone() for name, weight in weights(model).items()}
     quantize(model, "int8_weight_only")
-    for name, linear in linears(model).items():
-        scale = weights[name].abs().amax(dim=1, keepdim=True) / 127.5
-        found = linear.weight.dequantize()
+    for name, weight in weights(model).items():
+        scale = before[name].abs().amax(dim=1, keepdim=True) / 127.5
+        found = weight.dequantize()
         assert_close(found / scale, (found / scale).round(), rtol=0, atol=1e-3)  # whole multiples of the scale
-        assert bool(((found - weights[name]).abs() <= 0.501 * scale).all())  # and the nearest ones
+        assert bool(((found - before[name]).abs() <= 0.501 * scale).all())  # and the nearest ones
 
 
 @pytest.mark.parametrize(("scheme", "most"), [("int8_weight_only", 0.54), ("int8_dynamic", 0.54), ("int4_weight_only", 0.32)])
@@ -36,7 +36,7 @@ def test_memory_is_that_of_the_integers_and_their_scales(scheme, most):
     """Against bfloat16. A row of 64 int8 has a scale of 2 bytes: 0.5 + 1/64; 32 int4 have a scale and a zero: 0.25 + 4/64."""
     model = in_dtype(tiny(), torch.bfloat16)
     before = num_bytes(model)
-    assert before == 2 * sum(m.weight.numel() for m in linears(model).values())
+    assert before == 2 * sum(weight.numel() for weight in weights(model).values())
     quantize(model, scheme)
     assert 0.25 < num_bytes(model) / before <= most
 
@@ -82,8 +82,62 @@ def test_mistakes_are_named(untrained, tmp_path):
     attempt()
     with pytest.raises(UserError, match="is quantized already"):
         attempt(f"checkpoint={tmp_path / 'q'}", f"output_dir={tmp_path / 'r'}")
-    with pytest.raises(UserError, match=r"int4_weight_only needs inputs in groups of 32; blocks\.0\.attn\.q_proj has 48"):
+    both = r"inputs in groups of 32 and outputs in groups of 16; blocks\.0\.attn\.q_proj\.weight has 48 and 48"
+    with pytest.raises(UserError, match=both):
         quantize(tiny(48), "int4_weight_only")
+
+
+def mixture(scheme, folder):
+    """A mixture of five experts before and after `mdm run quantize`, and what it printed."""
+    import contextlib
+    import io
+
+    from tests.mdm.test_weights import ours
+    from tests.recipes.conftest import in_process
+
+    whole = ours(folder / "whole" / "model", num_experts=5, experts_per_token=2, ffn_width=64)
+    base, out = f"checkpoint={folder / 'whole'}", f"output_dir={folder / scheme}"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        in_process("quantize", "recipes/configs/quantize.yaml", base, f"scheme={scheme}", out, "dtype=fp32")
+    return whole, load_model(folder / scheme)[0], said.getvalue()
+
+
+@pytest.mark.parametrize("scheme", ON_CPU)
+def test_the_experts_of_a_mixture_are_rounded_as_layers_of_their_own_and_its_router_is_not(scheme, tmp_path):
+    whole, model, said = mixture(scheme, tmp_path)
+    for i, block in enumerate(whole.blocks):
+        assert torch.equal(model.blocks[i].mlp.router.weight, block.mlp.router.weight)
+        for part in ("gate", "up", "down"):
+            for e, weight in enumerate(getattr(block.mlp, part).detach()):
+                layer = torch.nn.Linear(*weight.shape[::-1], bias=False)
+                layer.weight = torch.nn.Parameter(weight.clone())
+                quantize(torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([layer])}), scheme)
+                found = getattr(model.blocks[i].mlp, part)[e]
+                assert torch.equal(found.dequantize(), layer.weight.dequantize()), (i, part, e)
+    experts, attention = 5 * 3 * 32 * 64, 4 * 32 * 32
+    assert f"{2 * (experts + attention):,} of {whole.num_parameters():,} weights" in said
+    ordinary = in_dtype(copy.deepcopy(whole), torch.bfloat16)
+    assert num_bytes(ordinary) == 2 * 2 * (experts + attention)
+    assert num_bytes(model) < 0.75 * num_bytes(ordinary)  # a row of 32 with a scale of 4 bytes is the worst case
+    tokens = torch.randint(0, whole.config.vocab_size, (3, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = whole(tokens), model(tokens)
+        assert 0 < (found - expected).norm() / expected.norm() < (0.3 if "int4" in scheme else 0.1)
+        assert model(tokens[:1, :1]).isfinite().all()  # three experts have no token
+
+
+def test_experts_of_their_own_compute_what_one_tensor_of_them_does():
+    from components.moe import MixtureOfExperts
+
+    torch.manual_seed(0)
+    one = MixtureOfExperts(8, 16, 3, 2)
+    two, x = copy.deepcopy(one), torch.randn(2, 5, 8)
+    two.split()
+    two.split()  # again changes nothing
+    assert sorted(n for n, _ in two.named_parameters() if "gate" in n) == ["gate.0", "gate.1", "gate.2"]
+    assert torch.equal(one(x), two(x))
+    assert torch.equal(one(x[:1, :1]), two(x[:1, :1]))  # an expert without a token
 
 
 def test_a_packed_tensor_that_is_missing_is_named():

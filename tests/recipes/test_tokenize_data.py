@@ -116,6 +116,152 @@ def test_a_corrupt_sample_is_counted_and_named_and_the_rest_goes_on(photos, run,
     assert len(TokenShards(str(tmp_path / "out"))) == 24
 
 
+class FakeRay:
+    """Ray as far as it is used here, in this process; `dies` says whether a worker dies at a shard's number."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            def __init__(self, cause):
+                super().__init__("a traceback")
+                self.cause = cause
+
+    def __init__(self, dies):
+        self.dies, self.started, self.alive = dies, [], 0
+
+    def init(self, **settings):
+        pass
+
+    def shutdown(self):
+        pass
+
+    def remote(self, num_cpus, max_retries):
+        assert max_retries == 0
+        return lambda function: type("Task", (), {"remote": staticmethod(lambda *args: self.start(function, args))})
+
+    def start(self, function, args):
+        self.started.append(args[-1])
+        return (len(self.started), function, args)
+
+    def wait(self, waiting, num_returns):
+        self.alive = max(self.alive, len(waiting))
+        return waiting[:1], waiting[1:]
+
+    def get(self, task):
+        _, function, args = task
+        if self.dies(args[-1]):
+            raise self.exceptions.RayError("The worker died unexpectedly\nof a signal")
+        try:
+            return function(*args)
+        except Exception as error:
+            raise self.exceptions.RayTaskError(error) from error
+
+
+def test_a_worker_that_dies_is_tried_three_times_and_the_next_start_writes_what_is_missing(photos, run, tmp_path, monkeypatch):
+    from mdm import tokenizing
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(*settings(photos, whole))
+    deadly = FakeRay(lambda number: number == 2)
+    monkeypatch.setitem(sys.modules, "ray", deadly)
+    done = run(*settings(photos, out, "ray_workers=2"), check=False)
+    assert done.returncode == 2
+    assert "shard_00002.safetensors: its worker died 3 times (RayError: The worker died unexpectedly)" in done.stderr
+    assert "one of its samples, 8 to 11, ends the process" in done.stderr
+    assert deadly.started.count(2) == 3
+    assert deadly.alive == 2
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("shard_*.safetensors")}
+    assert len(kept) >= 2
+    (photos / "09.png").unlink()  # the bad one: all that follow have another index now
+    tokenizing._writer.cache_clear()  # of the dead processes
+    healed = FakeRay(lambda number: False)
+    monkeypatch.setitem(sys.modules, "ray", healed)
+    said = run(*settings(photos, out, "ray_workers=2")).stdout
+    assert "24 samples in 7 shards, 1 corrupt" in said
+    assert f"sample 9: {photos / '09.png'}: it is gone from the source" in said
+    assert sorted(healed.started) == [n for n in range(7) if out / f"shard_{n:05d}.safetensors" not in kept]
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    there, before = digests(out), digests(whole)
+    assert {n for n in before if before[n] != there[n]} == {"shard_00002.safetensors"}
+
+
+def test_a_worker_that_raises_ends_the_work_with_the_shards_name(photos, run, tmp_path, monkeypatch):
+    from mdm import tokenizing
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(lambda number: False))
+    monkeypatch.setattr(tokenizing, "write", full)
+    done = run(*settings(photos, tmp_path / "out", "ray_workers=1"), check=False)
+    assert "shard_00000.safetensors cannot be written: OSError: [Errno 28] No space left on device" in done.stderr
+
+
+def test_a_source_that_has_changed_never_shifts_finished_shards(photos, run, tmp_path):
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    out = tmp_path / "out"
+    run(*settings(photos, out))
+    (out / "shard_00003.json").unlink()
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(photos / "00b.png")
+    (photos / "00b.txt").write_text("new")
+    done = run(*settings(photos, out), check=False)
+    assert f"was begun without 1 of the source's samples, e.g. {photos / '00b.png'}" in done.stderr
+
+    from mdm.tokenizing import Planned
+
+    Planned(lines, ["a", "b", "c"])
+    assert Planned(lines, ["a", "b", "d"]).read(2) == "d"
+    with pytest.raises(UserError, match=r"begun with 3 samples, and the source has 2: .* leave a bad sample in its place"):
+        Planned(lines, ["a", "c"])
+
+
+class Panic(BaseException):
+    """As a Rust library raises it: no Exception."""
+
+
+@pytest.mark.parametrize("where", ["reading", "encoding"])
+def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp_path, monkeypatch):
+    from components.tokenizers.image import GreyPatchTokenizer
+    from mdm.tokenizing import ShardWriter
+
+    processor = Processor.build({"image": GreyPatchTokenizer(8, 2, 3)}, {})
+    processor.save(tmp_path)
+    writer = ShardWriter(
+        str(tmp_path), {"_component_": "components.data.sources.Folder", "path": str(photos), "kind": "image"}, 4
+    )
+    owner, name = (Folder, "__getitem__") if where == "reading" else (GreyPatchTokenizer, "encode")
+    plain, calls = getattr(owner, name), []
+
+    def panics(error):
+        def call(self, what):
+            calls.append(what)
+            if len(calls) % 4 == 2:
+                raise error
+            return plain(self, what)
+
+        return call
+
+    monkeypatch.setattr(owner, name, panics(Panic("stack overflow")))
+    assert writer(0)["corrupt"] == [[1, "Panic: stack overflow"]]
+    assert writer(0)["count"] == 3
+    monkeypatch.setattr(owner, name, panics(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        writer(0)
+
+
+def test_a_record_of_half_a_shard_is_none(photos, run, tmp_path):
+    from mdm.tokenizing import record_of
+
+    run(*settings(photos, tmp_path / "out"))
+    shard = tmp_path / "out" / "shard_00002.safetensors"
+    assert record_of(tmp_path / "out", 2)["count"] == 4
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert record_of(tmp_path / "out", 2) is None
+
+
 def test_a_streamed_dataset_is_tokenized_too(run, tmp_path):
     import datasets
 
