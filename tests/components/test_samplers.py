@@ -20,6 +20,7 @@ from components.samplers import (
     sample,
 )
 from components.samplers.drawing import Drawing, gumbel, invert, top_k_filter, top_p_filter
+from components.samplers.ranking import rank
 from components.schedules import Cosine, Linear
 from tests.oracles import LENGTH, MASK, exact_conditionals, tiny_joint
 
@@ -134,6 +135,31 @@ def test_adaptive_samplers_approach_independent_draws_as_they_take_more():
     exact, bounded, all_at_once = (total_variation(counts(EntropyBounded(gamma=g))) for g in (0.0, 0.9, 100.0))
     assert exact < 0.02 < bounded < all_at_once == pytest.approx(product_of_marginals(), abs=0.02)
     assert total_variation(counts(Threshold(threshold=0.0))) == pytest.approx(product_of_marginals(), abs=0.02)
+
+
+def test_scores_by_hand():
+    """Of 0.5, 0.3, 0.2 and of a sure id, of which the second was drawn: every score is another number."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    drawn, uniform = p[:, 1], torch.tensor([0.25, 0.75], dtype=torch.float64)
+    entropy = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
+    expected = {
+        "confidence": [0.3, 1],
+        "probability": [0.5, 1],
+        "margin": [0.2, 1],
+        "entropy": [-entropy, 0],
+        "random": [0.25, 0.75],
+    }
+    for by, scores in expected.items():
+        assert rank(by, p.log(), drawn, uniform).tolist() == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("sampler", [Threshold(threshold=0.5), EntropyBounded(gamma=0.9)], ids=repr)
+def test_the_time_of_an_adaptive_sampler_is_the_share_still_masked(sampler):
+    seen = []
+    sample(sampler, logits_fn, torch.full((50, LENGTH), MASK), MASK, on_step=seen.append)
+    assert len({float(t) for t in seen[1].time}) > 1  # some rows are sure of more than others
+    for state in seen:
+        assert_close(state.time, state.masked.double().mean(dim=1))
 
 
 def test_entropy_bound_counts_by_hand():
