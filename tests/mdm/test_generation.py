@@ -13,7 +13,7 @@ from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from mdm import builders
-from mdm.canvas import CachedSlotLogits, Canvas, SlotLogits
+from mdm.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
 from mdm.config import UserError
 from mdm.defaults import Defaults
 from mdm.editing import Edit, infill, inpaint, respeak
@@ -113,6 +113,24 @@ def test_a_kept_cache_attends_to_the_keys_of_its_last_refresh(model, processor, 
     assert (got - full).abs().max() > 1e-3  # and it is an approximation
 
 
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_a_cache_is_made_anew_where_a_block_begins(model, processor, mode, monkeypatch):
+    """Four blocks of four image tokens, two passes each: the first over all, the second over the block (and what follows)."""
+    lengths, hidden = [], model.hidden
+
+    def spied(tokens, *args):
+        lengths.append(tokens.shape[1])
+        return hidden(tokens, *args)
+
+    monkeypatch.setattr(model, "hidden", spied)
+    sampler = Blocks(Confidence(num_steps=2, temperature=0.0), 4)
+    made = generate(model, processor, "text_to_image", PROMPTS[:1], sampler, 0.0, cache=mode)
+    whole = made.tokens.shape[1]
+    start = int(made.batch.maskable[0].nonzero()[0])
+    short = [4] * 4 if mode == "dual" else [whole - start - 4 * k for k in range(4)]
+    assert lengths == [n for k in range(4) for n in (whole, short[k])]
+
+
 class Recordings:
     """A `Recorder` without a GPU: the operations as they ran, on the memory that they ran on; Python is not run again."""
 
@@ -168,6 +186,12 @@ def test_logits_are_those_of_the_plain_model(model, processor):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     padded = document_mask(torch.tensor([[0, 0, -1]]))
     assert not padded[0, 0, 2]
+
+
+def test_local_ids_are_what_may_stand_anywhere_and_the_mask_token_last():
+    allowed = torch.tensor([[True, False, True, False, False], [False, False, True, True, False]])
+    assert local_ids(allowed, mask_id=4).tolist() == [0, 2, 3, 4]
+    assert local_ids(allowed, mask_id=2).tolist() == [0, 3, 2]  # once, wherever its id lies
 
 
 def test_a_sample_does_not_depend_on_the_batch_size(model, processor):
