@@ -1,5 +1,7 @@
 """The generation pipeline: slots, caches, prompts of different lengths, edits, defaults."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,17 @@ def test_logits_are_those_of_the_plain_model(model, processor):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     padded = document_mask(torch.tensor([[0, 0, -1]]))
     assert not padded[0, 0, 2]
+
+
+def test_defaults_guide_only_where_something_is_given(model, processor, monkeypatch):
+    """A default scale is of a modality; a task of it that has no prompt has nothing to leave out, and is sampled plainly."""
+    passes, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, *args: passes.append(len(tokens)) or hidden(tokens, *args))
+    found = SimpleNamespace(sampler=Confidence(num_steps=2, temperature=0.0), guidance_scale=1.5)
+    monkeypatch.setattr(Defaults, "packaged", lambda: SimpleNamespace(of=lambda task, modalities: found))
+    generate(model, processor, "text", [{}])
+    generate(model, processor, "text_to_image", PROMPTS[:1])
+    assert passes == [1, 1, 2, 2]
 
 
 def test_local_ids_are_what_may_stand_anywhere_and_the_mask_token_last():
