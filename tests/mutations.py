@@ -786,7 +786,7 @@ MUTATIONS = [
             "lora: A starts as wide as can be",
             ".mul_(weight.shape[1] ** -0.5)",
             "",
-            "recipes/test_finetune.py::test_only_the_adapter_is_trained_and_what_is_asked_for",
+            "mdm/test_lora_start.py",
         ),
         (
             "lora: all is trained",
@@ -805,7 +805,7 @@ MUTATIONS = [
         "mdm/quantization.py",
         "recipes/test_quantize.py",
         ("a packed tensor is not read", "part.copy_(left.pop(key))", "left.pop(key)"),
-        ("norms are rounded too", "            module.float()", "            pass", "recipes/test_quantize.py"),
+        ("norms are rounded too", "            module.float()", "            pass", "mdm/test_memory.py"),
         (
             "scales are not counted",
             "return sum(part.numel() * part.element_size() for part in found)",

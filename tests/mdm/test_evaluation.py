@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components.maskers import FixedCountMasker
+from components.maskers import FixedCountMasker, NextToken
 from components.sequences import collate, task_sequence
 from components.tokenizers.text import TextTokenizer
 from components.vocabulary import Vocabulary
@@ -59,7 +59,7 @@ def test_the_nelbo_of_a_pack_is_that_of_its_documents(vocabulary, predicts_next)
 
     def nats(rows, indices, packed):
         batch = collate(rows, indices, vocabulary.pad_id, 24 if packed else None)
-        masker = FixedCountMasker(vocabulary.mask_id)
+        masker = NextToken() if predicts_next else FixedCountMasker(vocabulary.mask_id)
         micro = micro_batch(batch, masker, LossSettings(reduction="token"), vocabulary, packed)
         with torch.no_grad():
             return forward_loss(model, micro, vocabulary, HERE).nelbo.sum()

@@ -19,7 +19,7 @@ from mdm.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
 from mdm.config import UserError
 from mdm.defaults import Defaults
 from mdm.editing import Edit, infill, inpaint, respeak
-from mdm.generation import generate, prepare
+from mdm.generation import closed, generate, prepare
 from mdm.processor import Processor
 
 GREEDY = Confidence(num_steps=8, temperature=0.0)
@@ -199,6 +199,28 @@ def test_defaults_guide_only_where_something_is_given(model, processor, monkeypa
     generate(model, processor, "text", [{}])
     generate(model, processor, "text_to_image", PROMPTS[:1])
     assert passes == [1, 1, 2, 2]
+
+
+def test_no_end_may_stand_before_what_is_given(model, processor):
+    edits = [{"text": infill(processor, text)} for text in ("a [mask:2] seven", "a handwritten [mask:2]")]
+    given = prepare(processor, "text", edits, {})
+    found = closed(given.batch, given.generate, processor.vocabulary.end_id)
+    assert torch.equal(found[0], given.generate[0])
+    assert not found[1].any()
+
+
+def test_behind_an_end_are_ends_alone_unless_that_is_asked_for(model, processor):
+    """From left to right; only two words and the end token may be drawn, so that most rows of 16 tokens end early."""
+    words = {*processor.encode("text", "a nine").tolist(), processor.vocabulary.end_id}
+    forbid = [i for i in range(processor.vocabulary.ranges[0].stop) if i not in words]
+    prompts = [{"image": Image.new("L", (8, 8), 200)}] * 8
+    options = {"sampler": Blocks(FirstHitting(temperature=10.0), 1), "guidance_scale": 0.0, "forbid": forbid}
+    for stop in (True, False):
+        made = generate(model, processor, "image_to_text", prompts, stop_at_end=stop, **options)
+        rows = [made.tokens[k][made.batch.maskable[k]] == processor.vocabulary.end_id for k in range(8)]
+        behind = [row[int(row.nonzero()[0]) :] for row in rows if row.any()]
+        assert len(behind) >= 4
+        assert all(bool(b.all()) for b in behind) is stop
 
 
 def test_local_ids_are_what_may_stand_anywhere_and_the_mask_token_last():
