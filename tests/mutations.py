@@ -871,11 +871,7 @@ MUTATIONS = [
         "recipes/test_harness.py",
         ("harness: the context is scored", "scored[scored.nonzero()[: len(context), 0]] = False", "pass"),
         ("harness: the bound as it is", "return -float(bound.nats)", "return float(bound.nats)"),
-        (
-            "harness: the beginning of a long context",
-            "context[-max(self.length - len(continuation), 0) :]",
-            "context[: max(self.length - len(continuation), 0)]",
-        ),
+        ("harness: the beginning of a long context", "return ids[lost:]", "return ids[: len(ids) - lost]"),
     ),
     *of(
         "mdm/editing.py",
