@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from components.samplers import (
     guided,
     sample,
 )
+from components.samplers.base import POSITION, SamplerState
 from components.samplers.drawing import Drawing, gumbel, invert, top_k_filter, top_p_filter
 from components.samplers.ranking import rank
 from components.schedules import Cosine, Linear
@@ -426,6 +428,20 @@ def test_counts_of_a_linear_schedule_are_those_of_whole_numbers(num_steps):
         before = [max(min(m - 1, s), 0) for m, s in zip(before, stay, strict=True)]
         assert found == before
     assert not any(before)
+
+
+def test_choice_noise_is_gumbels_on_the_log_probability_and_falls_with_the_steps():
+    """MaskGIT's, in the second of four steps: half of the steps are left, so half of the temperature."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 8, 5, dtype=torch.float64, generator=g)
+    logits[..., MASK] = -torch.inf
+    uniform = torch.rand(200, 3, 8, dtype=torch.float64, generator=g)
+    state = SamplerState.start(torch.full((200, 8), MASK), torch.ones(200, 8, dtype=torch.bool), MASK)
+    state = replace(state, uniform=uniform, step=torch.ones(200, dtype=torch.long))
+    sampler = Confidence(num_steps=4, temperature=0.0, rank_by="probability", choice_temperature=3.0)
+    score = logits.log_softmax(-1).amax(-1) + 3.0 / 2 * -(-uniform[:, POSITION].log()).log()
+    chosen = (~sampler.step(logits, state).masked).nonzero()[:, 1].view(200, 2)
+    assert torch.equal(chosen, score.topk(2).indices.sort(dim=1).values)
 
 
 def test_greedy_confidence_takes_the_surest_first():
