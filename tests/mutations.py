@@ -268,7 +268,13 @@ MUTATIONS = [
             "decoded = state.generate & ~state.masked\n        stepped",
             "decoded = ~state.masked\n        stepped",
         ),
-        ("remasking: the last step masks again", "again = decoded & (u < sigma) & ~last", "again = decoded & (u < sigma)"),
+        (
+            "remasking: the last step masks again",
+            "again = decoded & (u < sigma) & ~last",
+            "again = decoded & (u < sigma)",
+            "components/test_samplers.py",
+            "a complete schedule ends with a sigma of 0",
+        ),
     ),
     *of(
         "components/samplers/composite.py",
