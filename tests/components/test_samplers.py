@@ -370,6 +370,17 @@ def test_the_callers_logits_are_not_written_to():
     assert torch.equal(own, before)
 
 
+def test_a_sample_does_not_depend_on_what_is_given_around_it():
+    """Where logits do not: a row draws its numbers for the positions that it generates, so padding changes nothing."""
+
+    def flat(tokens):
+        return torch.zeros(*tokens.shape, MASK + 1)
+
+    alone = sample(Ancestral(num_steps=4), flat, torch.full((4, 6), MASK), MASK, seed=1).tokens
+    around = torch.nn.functional.pad(torch.full((4, 6), MASK), (2, 3), value=0)
+    assert torch.equal(sample(Ancestral(num_steps=4), flat, around, MASK, seed=1).tokens[:, 2:-3], alone)
+
+
 def test_allowed_ids_and_positions_to_generate_are_obeyed():
     allowed = torch.ones(50, LENGTH, MASK + 1, dtype=torch.bool)
     allowed[:, 1, 2:] = False
