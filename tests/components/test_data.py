@@ -342,6 +342,21 @@ def test_a_streamed_dataset_resumes_at_the_next_sample(saved_dataset):
     assert sorted(next(epoch)["text"] for _ in range(30)) == sorted(f"caption {i}" for i in range(30))
 
 
+@pytest.mark.parametrize("stop", [8, 13, 29, 30, 52])
+def test_a_stream_resumes_in_any_of_its_blocks(saved_dataset, stop):
+    """Blocks of 8 of 30 captions: at a border, inside the second, at the end of an epoch, inside the next."""
+
+    def node():
+        return Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, block_size=8)
+
+    first, again = node(), node()
+    first.reset()
+    for _ in range(stop):
+        next(first)
+    again.reset(first.state_dict())
+    assert [next(again)["text"] for _ in range(20)] == [next(first)["text"] for _ in range(20)]
+
+
 def test_every_block_of_a_stream_has_an_order_of_its_own(saved_dataset):
     """Three blocks of ten captions: that two have the same order by chance has probability 3 / 10!."""
     node = Streamed(hugging_face(saved_dataset, text="caption", streaming=True), seed=0, block_size=10)

@@ -14,6 +14,7 @@ from components.samplers import (
     FillAfterEnd,
     FirstHitting,
     PerModality,
+    SamplerState,
     Threshold,
     guided,
     sample,
@@ -201,6 +202,17 @@ def test_everything_behind_an_end_token_of_its_span_is_filled_at_once():
     assert states[0].tokens[0].tolist() == [MASK, end, end, end, MASK, MASK, MASK, MASK]
     assert out.tokens[0].tolist() == [5, end, end, end, 5, end, end, end]
     assert out.forwards.item() == 4
+
+
+def test_what_an_end_fills_up_is_certain():
+    """Nothing else has ever stood there: a confidence of 1, and a row that is full is finished."""
+    tokens = torch.tensor([[2, 5, 9, 9], [2, 9, 9, 9]])
+    state = SamplerState.start(torch.full((2, 4), 9), torch.ones(2, 4, dtype=torch.bool), 9)
+    state = state.unmask(tokens != 9, tokens, torch.full((2, 4), 0.5, dtype=torch.float64))
+    filled = FillAfterEnd(5)(state)
+    assert filled.tokens.tolist() == [[2, 5, 5, 5], [2, 9, 9, 9]]
+    assert filled.confidence.tolist() == [[0.5, 0.5, 1, 1], [0.5, 0, 0, 0]]
+    assert filled.finished.tolist() == [True, False]
 
 
 def test_each_modality_has_its_own_sampler_in_the_same_forwards():

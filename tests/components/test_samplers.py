@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from components.samplers import (
     guided,
     sample,
 )
+from components.samplers.base import POSITION, SamplerState
 from components.samplers.drawing import Drawing, gumbel, invert, top_k_filter, top_p_filter
+from components.samplers.ranking import rank
 from components.schedules import Cosine, Linear
 from tests.oracles import LENGTH, MASK, exact_conditionals, tiny_joint
 
@@ -134,6 +137,31 @@ def test_adaptive_samplers_approach_independent_draws_as_they_take_more():
     exact, bounded, all_at_once = (total_variation(counts(EntropyBounded(gamma=g))) for g in (0.0, 0.9, 100.0))
     assert exact < 0.02 < bounded < all_at_once == pytest.approx(product_of_marginals(), abs=0.02)
     assert total_variation(counts(Threshold(threshold=0.0))) == pytest.approx(product_of_marginals(), abs=0.02)
+
+
+def test_scores_by_hand():
+    """Of 0.5, 0.3, 0.2 and of a sure id, of which the second was drawn: every score is another number."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    drawn, uniform = p[:, 1], torch.tensor([0.25, 0.75], dtype=torch.float64)
+    entropy = -(0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2))
+    expected = {
+        "confidence": [0.3, 1],
+        "probability": [0.5, 1],
+        "margin": [0.2, 1],
+        "entropy": [-entropy, 0],
+        "random": [0.25, 0.75],
+    }
+    for by, scores in expected.items():
+        assert rank(by, p.log(), drawn, uniform).tolist() == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("sampler", [Threshold(threshold=0.5), EntropyBounded(gamma=0.9)], ids=repr)
+def test_the_time_of_an_adaptive_sampler_is_the_share_still_masked(sampler):
+    seen = []
+    sample(sampler, logits_fn, torch.full((50, LENGTH), MASK), MASK, on_step=seen.append)
+    assert len({float(t) for t in seen[1].time}) > 1  # some rows are sure of more than others
+    for state in seen:
+        assert_close(state.time, state.masked.double().mean(dim=1))
 
 
 def test_entropy_bound_counts_by_hand():
@@ -342,6 +370,17 @@ def test_the_callers_logits_are_not_written_to():
     assert torch.equal(own, before)
 
 
+def test_a_sample_does_not_depend_on_what_is_given_around_it():
+    """Where logits do not: a row draws its numbers for the positions that it generates, so padding changes nothing."""
+
+    def flat(tokens):
+        return torch.zeros(*tokens.shape, MASK + 1)
+
+    alone = sample(Ancestral(num_steps=4), flat, torch.full((4, 6), MASK), MASK, seed=1).tokens
+    around = torch.nn.functional.pad(torch.full((4, 6), MASK), (2, 3), value=0)
+    assert torch.equal(sample(Ancestral(num_steps=4), flat, around, MASK, seed=1).tokens[:, 2:-3], alone)
+
+
 def test_allowed_ids_and_positions_to_generate_are_obeyed():
     allowed = torch.ones(50, LENGTH, MASK + 1, dtype=torch.bool)
     allowed[:, 1, 2:] = False
@@ -400,6 +439,20 @@ def test_counts_of_a_linear_schedule_are_those_of_whole_numbers(num_steps):
         before = [max(min(m - 1, s), 0) for m, s in zip(before, stay, strict=True)]
         assert found == before
     assert not any(before)
+
+
+def test_choice_noise_is_gumbels_on_the_log_probability_and_falls_with_the_steps():
+    """MaskGIT's, in the second of four steps: half of the steps are left, so half of the temperature."""
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 8, 5, dtype=torch.float64, generator=g)
+    logits[..., MASK] = -torch.inf
+    uniform = torch.rand(200, 3, 8, dtype=torch.float64, generator=g)
+    state = SamplerState.start(torch.full((200, 8), MASK), torch.ones(200, 8, dtype=torch.bool), MASK)
+    state = replace(state, uniform=uniform, step=torch.ones(200, dtype=torch.long))
+    sampler = Confidence(num_steps=4, temperature=0.0, rank_by="probability", choice_temperature=3.0)
+    score = logits.log_softmax(-1).amax(-1) + 3.0 / 2 * -(-uniform[:, POSITION].log()).log()
+    chosen = (~sampler.step(logits, state).masked).nonzero()[:, 1].view(200, 2)
+    assert torch.equal(chosen, score.topk(2).indices.sort(dim=1).values)
 
 
 def test_greedy_confidence_takes_the_surest_first():

@@ -49,7 +49,7 @@ def test_rows_need_a_mask_where_they_hold_padding_or_may_hold_several_documents(
     rows = [[processor.text_sequence(processor.text_document({"text": t}))] for t in texts]
     batch = collate(rows, [[0], [1]], processor.vocabulary.pad_id)
     masker = FixedCountMasker(processor.vocabulary.mask_id)
-    assert micro_batch(batch, masker, LossSettings(), len(processor.vocabulary.ranges), packed).whole_rows is whole
+    assert micro_batch(batch, masker, LossSettings(), processor.vocabulary, packed).whole_rows is whole
 
 
 def test_a_document_ends_with_the_end_token(processor):

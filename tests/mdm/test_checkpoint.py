@@ -48,3 +48,11 @@ def test_the_newest_are_kept(tmp_path):
     for k in range(1, 5):
         checkpoint.save(tmp_path, k, *run, {}, HERE, keep=3)
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+def test_what_was_being_written_is_no_checkpoint(tmp_path):
+    """Killed while the first one was written: there is none, though its state was there already."""
+    (tmp_path / "partial_00000001").mkdir()
+    (tmp_path / "partial_00000001" / "state.json").write_text("{}")
+    (tmp_path / "step_00000002").mkdir()  # nor is one without a state
+    assert checkpoint.complete(tmp_path) == []

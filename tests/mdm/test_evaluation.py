@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components.maskers import FixedCountMasker
+from components.maskers import FixedCountMasker, NextToken
 from components.sequences import collate, task_sequence
 from components.tokenizers.text import TextTokenizer
 from components.vocabulary import Vocabulary
@@ -32,7 +32,7 @@ def test_unigram_bits_are_of_what_is_predicted(vocabulary):
 
 
 def test_bits_of_a_task_are_over_its_content_tokens(vocabulary, make_batch):
-    micro = micro_batch(make_batch(), FixedCountMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
+    micro = micro_batch(make_batch(), FixedCountMasker(vocabulary.mask_id), LossSettings(), vocabulary)
     plan = {"text": [(micro, 3), (micro, 5)], "text_to_image": [(micro, 4)]}
     assert task_bits({"text": 16 * math.log(2), "text_to_image": math.log(2)}, plan) == pytest.approx(
         {"text": 2.0, "text_to_image": 0.25}
@@ -59,8 +59,8 @@ def test_the_nelbo_of_a_pack_is_that_of_its_documents(vocabulary, predicts_next)
 
     def nats(rows, indices, packed):
         batch = collate(rows, indices, vocabulary.pad_id, 24 if packed else None)
-        masker = FixedCountMasker(vocabulary.mask_id)
-        micro = micro_batch(batch, masker, LossSettings(reduction="token"), len(vocabulary.ranges), packed)
+        masker = NextToken() if predicts_next else FixedCountMasker(vocabulary.mask_id)
+        micro = micro_batch(batch, masker, LossSettings(reduction="token"), vocabulary, packed)
         with torch.no_grad():
             return forward_loss(model, micro, vocabulary, HERE).nelbo.sum()
 

@@ -1,5 +1,7 @@
 """The generation pipeline: slots, caches, prompts of different lengths, edits, defaults."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,11 @@ from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from mdm import builders
-from mdm.canvas import CachedSlotLogits, Canvas, SlotLogits
+from mdm.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
 from mdm.config import UserError
 from mdm.defaults import Defaults
 from mdm.editing import Edit, infill, inpaint, respeak
-from mdm.generation import generate, prepare
+from mdm.generation import closed, generate, prepare
 from mdm.processor import Processor
 
 GREEDY = Confidence(num_steps=8, temperature=0.0)
@@ -113,6 +115,24 @@ def test_a_kept_cache_attends_to_the_keys_of_its_last_refresh(model, processor, 
     assert (got - full).abs().max() > 1e-3  # and it is an approximation
 
 
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_a_cache_is_made_anew_where_a_block_begins(model, processor, mode, monkeypatch):
+    """Four blocks of four image tokens, two passes each: the first over all, the second over the block (and what follows)."""
+    lengths, hidden = [], model.hidden
+
+    def spied(tokens, *args):
+        lengths.append(tokens.shape[1])
+        return hidden(tokens, *args)
+
+    monkeypatch.setattr(model, "hidden", spied)
+    sampler = Blocks(Confidence(num_steps=2, temperature=0.0), 4)
+    made = generate(model, processor, "text_to_image", PROMPTS[:1], sampler, 0.0, cache=mode)
+    whole = made.tokens.shape[1]
+    start = int(made.batch.maskable[0].nonzero()[0])
+    short = [4] * 4 if mode == "dual" else [whole - start - 4 * k for k in range(4)]
+    assert lengths == [n for k in range(4) for n in (whole, short[k])]
+
+
 class Recordings:
     """A `Recorder` without a GPU: the operations as they ran, on the memory that they ran on; Python is not run again."""
 
@@ -168,6 +188,45 @@ def test_logits_are_those_of_the_plain_model(model, processor):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     padded = document_mask(torch.tensor([[0, 0, -1]]))
     assert not padded[0, 0, 2]
+
+
+def test_defaults_guide_only_where_something_is_given(model, processor, monkeypatch):
+    """A default scale is of a modality; a task of it that has no prompt has nothing to leave out, and is sampled plainly."""
+    passes, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, *args: passes.append(len(tokens)) or hidden(tokens, *args))
+    found = SimpleNamespace(sampler=Confidence(num_steps=2, temperature=0.0), guidance_scale=1.5)
+    monkeypatch.setattr(Defaults, "packaged", lambda: SimpleNamespace(of=lambda task, modalities: found))
+    generate(model, processor, "text", [{}])
+    generate(model, processor, "text_to_image", PROMPTS[:1])
+    assert passes == [1, 1, 2, 2]
+
+
+def test_no_end_may_stand_before_what_is_given(model, processor):
+    edits = [{"text": infill(processor, text)} for text in ("a [mask:2] seven", "a handwritten [mask:2]")]
+    given = prepare(processor, "text", edits, {})
+    found = closed(given.batch, given.generate, processor.vocabulary.end_id)
+    assert torch.equal(found[0], given.generate[0])
+    assert not found[1].any()
+
+
+def test_behind_an_end_are_ends_alone_unless_that_is_asked_for(model, processor):
+    """From left to right; only two words and the end token may be drawn, so that most rows of 16 tokens end early."""
+    words = {*processor.encode("text", "a nine").tolist(), processor.vocabulary.end_id}
+    forbid = [i for i in range(processor.vocabulary.ranges[0].stop) if i not in words]
+    prompts = [{"image": Image.new("L", (8, 8), 200)}] * 8
+    options = {"sampler": Blocks(FirstHitting(temperature=10.0), 1), "guidance_scale": 0.0, "forbid": forbid}
+    for stop in (True, False):
+        made = generate(model, processor, "image_to_text", prompts, stop_at_end=stop, **options)
+        rows = [made.tokens[k][made.batch.maskable[k]] == processor.vocabulary.end_id for k in range(8)]
+        behind = [row[int(row.nonzero()[0]) :] for row in rows if row.any()]
+        assert len(behind) >= 4
+        assert all(bool(b.all()) for b in behind) is stop
+
+
+def test_local_ids_are_what_may_stand_anywhere_and_the_mask_token_last():
+    allowed = torch.tensor([[True, False, True, False, False], [False, False, True, True, False]])
+    assert local_ids(allowed, mask_id=4).tolist() == [0, 2, 3, 4]
+    assert local_ids(allowed, mask_id=2).tolist() == [0, 3, 2]  # once, wherever its id lies
 
 
 def test_a_sample_does_not_depend_on_the_batch_size(model, processor):

@@ -18,7 +18,7 @@ HERE = Hardware(torch.device("cpu"), 0, 1, False)
 @pytest.fixture
 def micro(vocabulary, make_batch):
     batch = make_batch(first_index=7)  # of samples 7 to 10: captions given, images generated
-    return micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), len(vocabulary.ranges))
+    return micro_batch(batch, BernoulliMasker(vocabulary.mask_id), LossSettings(), vocabulary)
 
 
 def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary, micro):
@@ -28,7 +28,7 @@ def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary, micro):
     for loss, norm in ((1.0, 1.0), (2.0, 3.0)):
         nelbo = torch.zeros(len(vocabulary.ranges))
         nelbo[image] = loss * 4 * 4 * math.log(2)  # four images of four tokens: so many bits a token
-        history.accumulate(nelbo, micro.maskable)
+        history.accumulate(nelbo, micro)
         history.count(torch.tensor(loss), torch.tensor(norm), 50, 1.0)
         state |= {"step": state["step"] + 1, "tokens": state["tokens"] + 50}
     history.write(state, vocabulary, 0.1)

@@ -109,6 +109,18 @@ def test_a_compiled_step_in_8_bits_is_the_eager_one_and_compiled_once():
     assert_close(trained("default"), trained("force_eager"), rtol=0, atol=1e-6)
 
 
+def test_in_another_precision_gains_and_rotations_stay_in_float32():
+    from torchtune.modules import RMSNorm
+
+    from mdm.quantization import in_dtype
+
+    model = in_dtype(tiny(), torch.bfloat16)
+    norms = [m for m in model.modules() if isinstance(m, RMSNorm)]
+    assert {m.scale.dtype for m in norms} == {torch.float32}
+    assert model.blocks[0].attn.pos_embeddings.cache.dtype == torch.float32
+    assert {p.dtype for name, p in model.named_parameters() if p.ndim > 1} == {torch.bfloat16}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU refuses")
 def test_settings_that_the_device_cannot_run_are_refused():
     with pytest.raises(UserError, match="activation_checkpointing: 'some' is not one of null, full, selective"):

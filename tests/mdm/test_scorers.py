@@ -169,6 +169,23 @@ def test_a_recogniser_and_a_speaker_model_hear_clips_of_any_rate(networks):
     assert speaker(samples, other)["speaker_similarity"] < 0.9999
 
 
+def test_a_recogniser_hears_a_clip_at_its_own_rate(networks, monkeypatch):
+    recogniser, heard = Recogniser(str(networks / "hears")), []
+    monkeypatch.setattr(recogniser, "pipeline", lambda clips, batch_size: heard.extend(clips) or [{"text": ""}])
+    recogniser([np.zeros(4000, dtype=np.float32)], 8000)
+    assert [(len(clip["raw"]), clip["sampling_rate"]) for clip in heard] == [(8000, 16_000)]
+
+
+def test_a_voice_is_the_same_at_half_the_rate(networks):
+    """A tone of 1 kHz at 16 and at 8 kHz: the same sound, to what the resampling leaves at the ends."""
+    tone = np.sin(2 * np.pi * 1000 * np.arange(8000) / 16_000).astype(np.float32)
+    speaker = SpeakerSimilarity(str(networks / "speaker"))
+    same, half = ([{"audio": a, "sample_rate": r}] for a, r in ((tone, 16_000), (tone[::2], 8000)))
+    faster = [{"audio": tone[::2], "sample_rate": 16_000}]
+    alike, other = (1 - speaker(same, x)["speaker_similarity"] for x in (half, faster))
+    assert alike < other / 10
+
+
 def box(x, y, size=10):
     return (x, y, x + size, y + size)
 

@@ -15,7 +15,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     """A run far too short to learn, through every stage; CI runs a longer one."""
     out = tmp_path / "quick"
     small = ["tokens=9000", "samples=20", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
-    small.append("data.speech.train.voices=4")
+    small += ["data.speech.train.voices=4", "data.speech.validation.voices=4", "judged.speech.test.voices=6"]
     done = run("run", "quickstart", f"output_dir={out}", *small, timeout=400, typecheck="0")
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) >= KEYS
@@ -56,8 +56,11 @@ def test_any_to_any_is_the_quickstart_with_more_tasks(run, tmp_path):
     assert more.judged == plain.judged
     assert more.data["digits"] == plain.data["digits"]
     small = ["tokens=9000", "samples=10", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
-    few = [
-        "data.speech.train.voices=4",
+    few = [  # what judges learn on and look at, too: their figures are not
+        *(f"data.speech.{part}.voices=2" for part in ("train", "validation")),
+        "judged.speech.judge.samples.voices=2",
+        "judged.speech.test.voices=2",
+        *(f"crossed.{task}.test.voices=1" for task in ("speech_to_image", "image_to_speech", "text_image_to_speech")),
         "data.speaking.train.images=1",
         "data.speaking.train.voices=1",
         "data.drawing.train.images=1",
