@@ -571,8 +571,8 @@ MUTATIONS = [
         ("the residual multiplier of one branch", "mlp_scale=scale()", "mlp_scale=None"),
         (
             "norms before the rotation are left out",
-            "return self.norm(super().forward(x).unflatten(-1, (self.heads, -1))).flatten(-2)",
-            "return super().forward(x)",
+            "return self.norm(projected.unflatten(-1, (self.heads, -1))).flatten(-2)",
+            "return projected",
             "mdm/test_open_models.py",
         ),
         (
@@ -592,8 +592,8 @@ MUTATIONS = [
         ),
         (
             "moe: gate and up swapped",
-            "(silu(own @ self.gate[e].T) * (own @ self.up[e].T))",
-            "(silu(own @ self.up[e].T) * (own @ self.gate[e].T))",
+            "silu(linear(own, self.gate[e])) * linear(own, self.up[e])",
+            "silu(linear(own, self.up[e])) * linear(own, self.gate[e])",
         ),
         (
             "moe: one expert too few",
@@ -673,7 +673,7 @@ MUTATIONS = [
         ("the average is not saved", 'tensors["ema"] = ema.average', "pass"),
         (
             "a vocabulary of another meaning is taken",
-            " not in (None, processor.vocabulary.digest())",
+            " not in (None, vocabulary.digest())",
             " in ()",
             "mdm/test_model.py",
         ),

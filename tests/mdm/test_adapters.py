@@ -100,7 +100,7 @@ def finetuned(model, processor, method, bf16):
     run.cfg = finetune.Settings(
         checkpoint="it", output_dir="it", method=method, lora=LoraSettings(modules=["q_proj", "v_proj"])
     )
-    run.hw, run.base, run.vocabulary = Hardware(torch.device("cpu"), 0, 1, bf16), model, processor.vocabulary
+    run.hw, run.base, run.vocabulary = Hardware(torch.device("cpu"), 0, 1, bf16), (model, processor), processor.vocabulary
     return run.make_model()[0], run
 
 

@@ -28,7 +28,7 @@ CELL = {"modality": INSIDE, "setting": {}}
 @pytest.mark.parametrize(
     ("name", "read", "row"),
     [
-        ("p.jsonl", prompts.read_jsonl, {"text": INSIDE}),
+        ("p.jsonl", lambda p: [row for _, row in prompts.read_jsonl(p)], {"text": INSIDE}),
         ("g.jsonl", lambda p: [{k: v for k, v in s.items() if k != "text"} for s in geneval.prompts(str(p))], {
             "prompt": INSIDE, "tag": "t", "include": [],
         }),
