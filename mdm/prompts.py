@@ -23,11 +23,13 @@ import torch
 from components.data.bad import BadSample
 from components.data.reading import json_lines, read_audio, read_image
 from components.sequences import INSTRUCT, TASKS, Task, find_task
+from components.templates import Templated, fill
 from mdm.config import UserError
 from mdm.editing import Edit, infill, inpaint, respeak
 from mdm.processor import Processor
 
 CONTINUED = 64  # tokens that go on with a text
+CHAT = "chat"  # the checkpoint's own template
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, str]]]:
@@ -111,12 +113,47 @@ def parse_region(region: str, where: str) -> tuple[int | float, ...]:
         ) from None
 
 
+def check_template(template: str | None, task: str) -> None:
+    """Raises UserError for a template that has no place for the prompt, or no prompt to take."""
+    if template is None:
+        return
+    if task != "text":
+        raise UserError(f"template: it is for a prompt of the task text, which is gone on with; the task is {task}")
+    if template != CHAT and "{}" not in template:
+        raise UserError(f"template: {template!r} must hold {{}}, where the prompt stands, or be {CHAT}")
+
+
+def templated(processor: Processor, prompt: str, template: str | None, where: str) -> str:
+    """The prompt in a template, whose control tokens are control tokens, or in the checkpoint's own chat template.
+
+    Raises UserError where the checkpoint has none.
+    """
+    if template is None:
+        return prompt
+    if template != CHAT:
+        return fill(template, prompt)
+    tokenizer = processor.tokenizers["text"]
+    try:
+        if not hasattr(tokenizer, "chat"):
+            raise ValueError("the model's text tokenizer has no chat template")
+        return tokenizer.chat([{"role": "user", "content": prompt}])
+    except ValueError as error:
+        raise UserError(f"{where}: template={CHAT}: {error}") from error
+
+
 def read_prompt(
-    prompt: Mapping[str, str], task: str, processor: Processor, where: str, length: int | None = None, room: int = CONTINUED
+    prompt: Mapping[str, str],
+    task: str,
+    processor: Processor,
+    where: str,
+    length: int | None = None,
+    room: int = CONTINUED,
+    template: str | None = None,
 ) -> dict[str, Any]:
     """The raw parts: files are read, edits made. Raises UserError where one cannot be.
 
-    length: new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
+    length:   new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
+    template: what is made of a prompt that is gone on with
     """
     spec = find_task(task)
     missing = [m for m in (*spec.given, *spec.generated) if m not in processor.tokenizers]
@@ -128,7 +165,8 @@ def read_prompt(
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}
     if "edit" not in prompt and task == "text":
         new = length or (CONTINUED if "prompt" in prompt else room)
-        return {"text": continuation(processor, prompt.get("prompt", ""), new)}
+        said = templated(processor, prompt["prompt"], template, where) if "prompt" in prompt else ""
+        return {"text": continuation(processor, said, new)}
     if "edit" not in prompt:
         return parts
     modality = edited_modality(prompt, spec, where)
@@ -189,7 +227,15 @@ def first_text(source: Any, part: str, processor: Processor) -> str | None:
 
 
 def example(checkpoint: str | Path, task: str, text: str | None = None, length: int | None = None) -> str:
-    """A command that generates, ready to be pasted. A picture or a clip is for the user to name."""
+    """A command that generates, ready to be pasted. A picture or a clip is for the user to name.
+
+    text: one that a template made is taken apart into what the user says, and the template
+    """
+    template = None
+    if isinstance(text, Templated):
+        (start, stop), *_ = text.plain or ((0, len(text)),)
+        template = str(text[:start]) + "{}" + str(text[stop:])
+        text = str(text[start:stop])
     values = {"text": text or "...", "image": "PICTURE.png", "audio": "CLIP.wav"}
     given = TASKS[task].given
     words = [f"checkpoint={checkpoint}", f"task={task}"]
@@ -197,5 +243,6 @@ def example(checkpoint: str | Path, task: str, text: str | None = None, length: 
         words.append(f"prompt={values[given[0] if given else 'text']}")
     else:
         words += [f"prompt.{m}={values[m]}" for m in given]
+    words += [] if template in (None, "{}") else [f"template={template}"]
     words += [] if length is None else [f"length={length}"]
     return " ".join(["mdm generate", *map(shlex.quote, words)])

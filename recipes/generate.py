@@ -35,7 +35,7 @@ from mdm.defaults import Defaults, build_scale
 from mdm.generation import check_settings, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.media import next_number, save_outputs
-from mdm.prompts import check_prompt, read_jsonl, read_prompt, spelled_out
+from mdm.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
 from mdm.protocols import conforming
 from mdm.run import check_output_dir
 from mdm.trial import Trial, attempt
@@ -55,6 +55,7 @@ class Settings:
     edit: str | None = None
     region: str | None = None
     prompts: str | None = None
+    template: str | None = None
     count: int = 4
     length: int | None = None
     sampler: dict[str, Any] | None = None
@@ -90,6 +91,7 @@ def validate(cfg: Settings) -> None:
         check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler)
     except ValueError as error:
         raise UserError(str(error)) from error
+    check_template(cfg.template, cfg.task)
     for prompt, where in asked(cfg):
         check_prompt(prompt, cfg.task, where)
         check_length(cfg, prompt, where)
@@ -101,7 +103,7 @@ def trial(cfg: Settings) -> Trial:
     found = attempt(cfg)
     processor = load_processor(cfg.checkpoint)
     for prompt, where in asked(cfg):
-        read_prompt(prompt, cfg.task, processor, where, cfg.length)
+        read_prompt(prompt, cfg.task, processor, where, cfg.length, template=cfg.template)
     found.tried.append("the prompts")
     return found
 
@@ -112,7 +114,7 @@ def main(cfg: Settings) -> None:
         compile_blocks(model, cfg.compile, hw)
         written = [prompt for prompt, _ in asked(cfg) for _ in range(cfg.count)]
         room = min(model.config.max_length // 2, 256)
-        read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room) for prompt, where in asked(cfg)]
+        read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room, cfg.template) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
         sampler, scale = choose(cfg, processor.vocabulary.modalities)
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
