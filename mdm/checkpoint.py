@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.open_models import is_open, load_open, open_folder, open_processor
+from mdm.open_models import find_format, is_open, load_open, open_folder, open_processor
 from mdm.optim import EMA
 from mdm.processor import Processor
 from mdm.quantization import SCHEMES, check_scheme, load_quantized
@@ -246,6 +246,19 @@ def load_processor(checkpoint: str | Path, trust: bool = False) -> Processor:
         return Processor.load(folder, trust)
 
 
+def load_config(checkpoint: str | Path) -> ModelConfig:
+    """The shape of a model, without its weights. Raises UserError."""
+    folder = model_folder(checkpoint)
+    raw = read_json(folder / "config.json")
+    if is_open(raw):
+        return find_format(raw, str(folder)).config(raw, str(folder))
+    check({**raw, "_component_": "mdm.model.ModelConfig"}, f"checkpoint {folder}: config.json")
+    try:
+        return ModelConfig(**raw)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+
+
 def load_model(
     checkpoint: str | Path, device: str | torch.device = "cpu", trust: bool = False
 ) -> tuple[MaskedDiffusionModel, Processor]:
@@ -256,14 +269,9 @@ def load_model(
     Raises UserError where the folder is no model, or vocabulary, config and weights do not match.
     """
     folder = model_folder(checkpoint)
-    raw = read_json(folder / "config.json")
-    if is_open(raw):
+    if is_open(read_json(folder / "config.json")):
         return load_open(folder, device)
-    check({**raw, "_component_": "mdm.model.ModelConfig"}, f"checkpoint {folder}: config.json")
-    try:
-        config = ModelConfig(**raw)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    config = load_config(folder)
     weights, about = read_weights(folder)
     check_sizes(config, {name: list(w.shape) for name, w in weights.items()}, f"checkpoint {folder}")
     with one_line(f"checkpoint {folder}"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from components.data.bad import Refused
 from mdm.config import UserError, find_config, load, recipe_root
 from mdm.stopping import Stopped
 from mdm.trust import trust_run
@@ -85,14 +86,14 @@ def run_recipe(
 
 
 def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> None:
-    """Runs `work`; a UserError becomes one line on stderr and exit code 2, a signal 128 + its number.
+    """Runs `work`; a UserError or a refused sample becomes one line on stderr and exit code 2, a signal 128 + its number.
 
     again: see `run_recipe`
     """
     try:
         work()
         sys.stdout.flush()  # while a reader that is gone can still be told from any other trouble
-    except UserError as error:
+    except (UserError, Refused) as error:
         _end(str(error), 2)
     except Stopped as stopped:
         _end(str(stopped), stopped.code)

@@ -14,6 +14,7 @@ from components.losses import LossSums, bits_per_token, loss_from_hidden
 from components.sequences import TASKS
 from components.types import Batch
 from components.vocabulary import Vocabulary
+from mdm.config import UserError
 from mdm.data import FORWARD_TASKS, MicroBatch, StreamSettings, fitting
 from mdm.generation import generate
 from mdm.hardware import Hardware, reshard
@@ -81,7 +82,10 @@ def write_samples(
     hw: Hardware,
     count: int = 8,
 ) -> None:
-    """A few samples of each stream's forward task, from the prompts of held-out samples that fit, into folder/TASK/."""
+    """A few samples of each stream's forward task, from the prompts of held-out samples that fit, into folder/TASK/.
+
+    Raises UserError, e.g. for logits that are not finite.
+    """
     for name, shown in held_out.items():
         task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
         if task is None:
@@ -92,7 +96,10 @@ def write_samples(
         if not prompts:
             continue
         with hw.autocast():
-            made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))
+            try:
+                made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))
+            except ValueError as error:
+                raise UserError(f"samples of {task} cannot be made: {error}") from error
         model.train()
         reshard(model, hw)
         if hw.main:

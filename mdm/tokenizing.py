@@ -1,9 +1,10 @@
 """Raw samples -> token shards, a shard at a time: here, or by the actors of a Ray cluster. What a shard holds is a function of
 its number alone, so that it does not matter who writes it, or how often the work is killed and begun again.
 
-A sample whose reading or encoding raises is left out by name. One that ends its whole process (a decoder's segmentation fault,
-memory) is tried a few times, and then ends the work with its shard's name; what is finished stays. The next start writes what
-is missing: of a folder, files may have been taken out since, for `samples.txt` remembers the order that they had.
+A sample whose reading or encoding raises is left out by name; one that is refused, or a machine at fault, ends the work. One
+that ends its whole process (a decoder's segmentation fault, memory) is tried a few times, and then ends the work with its
+shard's name; what is finished stays. The next start writes what is missing: of a folder, files may have been taken out since,
+for `samples.txt` remembers the order that they had.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.data.bad import BadSample
+from components.data.bad import BadSample, as_it_is, attempt, name_of
 from components.data.shards import INDEX, write_shard
 from mdm.config import UserError
 from mdm.data import open_source
@@ -82,22 +83,15 @@ class Planned:
     def __len__(self) -> int:
         return len(self.planned)
 
+    def name_of(self, index: int) -> str:
+        return name_of(self.source, index) if self.place is None else self.planned[index]
+
     def read(self, index: int) -> Any:
-        """The sample, or why there is none."""
+        """The sample. Raises BadSample for one that is gone, and whatever the source raises."""
         place = index if self.place is None else self.place.get(self.planned[index])
         if place is None:
-            return BadSample(self.planned[index], "it is gone from the source")
-        return attempt(lambda: self.source[place])
-
-
-def attempt(read: Callable[[], Any]) -> Any:
-    """What a function gives, or what it raises: a decoder's error, a file system's, a tokenizer's panic (no Exception)."""
-    try:
-        return read()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        return error
+            raise BadSample(self.planned[index], "it is gone from the source")
+        return self.source[place]
 
 
 class ShardWriter:
@@ -111,22 +105,29 @@ class ShardWriter:
     def __call__(self, number: int) -> dict[str, Any]:
         start = number * self.shard_size
         stop = min(start + self.shard_size, len(self.samples))
-        return write(self.folder, number, self.processor, ((i, self.samples.read(i)) for i in range(start, stop)))
+        reads = ((i, self.samples.name_of(i), functools.partial(self.samples.read, i)) for i in range(start, stop))
+        return write(self.folder, number, self.processor, reads)
 
 
-def write(folder: Path, number: int, processor: Processor, samples: Iterable[tuple[int, Any]]) -> dict[str, Any]:
-    """One shard and its record: {"shard", "file", "count", "bytes", "sha256", "corrupt": [[index, why], ...]}."""
+def write(
+    folder: Path, number: int, processor: Processor, samples: Iterable[tuple[int, str, Callable[[], Any]]]
+) -> dict[str, Any]:
+    """One shard and its record: {"shard", "file", "count", "bytes", "sha256", "corrupt": [[index, why], ...]}.
+
+    samples: of each its index, its name, and what reads it
+
+    Raises Refused for a sample that ends the work.
+    """
     coded, corrupt = [], []
 
     def encode(sample: Any) -> dict[str, Any]:
         processor.check_rate(sample)
         return {m: t.encode(sample[m]) for m, t in processor.tokenizers.items() if m in sample}
 
-    for index, sample in samples:
-        made = sample if isinstance(sample, BaseException) else attempt(functools.partial(encode, sample))
-        if isinstance(made, BaseException):
-            why = str(made) if isinstance(made, BadSample) else f"{type(made).__name__}: {' '.join(str(made).split())}"
-            corrupt.append([index, why])
+    for index, name, read in samples:
+        made = attempt(read, encode, name)
+        if isinstance(made, BadSample):
+            corrupt.append([index, made.why if made.name == f"sample {index}" else str(made)])
         else:
             coded.append(made)
     path = folder / shard_name(number)
@@ -141,7 +142,7 @@ def write(folder: Path, number: int, processor: Processor, samples: Iterable[tup
 
 def stream_shards(folder: Path, source: Any, shard_size: int, processor: Processor) -> Iterator[dict[str, Any]]:
     """The shards of a source that has no length, in its order; those that are there already are read over."""
-    samples = enumerate(source)
+    samples = ((i, f"sample {i}", functools.partial(as_it_is, sample)) for i, sample in enumerate(source))
     for number in itertools.count():
         block = list(itertools.islice(samples, shard_size))
         if not block:

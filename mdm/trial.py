@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import MISSING
 
-from components.data.bad import BadSample
+from components.data.bad import BadSample, Refused, name_of
 from components.maskers import Masker
 from components.samplers import Sampler
 from components.sequences import TASKS
 from components.tokenizers import Tokenizer
-from mdm.checkpoint import load_processor
-from mdm.config import UserError, locate
+from mdm.checkpoint import load_config, load_processor
+from mdm.config import UserError, instantiate, locate
 from mdm.data import (
     corpus,
     maskers,
@@ -138,7 +139,7 @@ class Drawn(list):
 def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) -> Drawn:
     """A few samples, from the first to the last, or the first ones of a stream.
 
-    Raises UserError where one is no mapping of parts.
+    Raises UserError where one is refused, or is no mapping of parts.
     """
     started, kept = time.perf_counter(), Drawn()
     found = None if hasattr(source, "__len__") else iter(source)
@@ -146,7 +147,7 @@ def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) 
     for place in places:
         if kept and time.perf_counter() - started > seconds:
             break
-        name = source.name_of(place) if hasattr(source, "name_of") else f"sample {place}"
+        name = name_of(source, place)
         try:
             sample = next(found, None) if found else source[place]
             if found and sample is None:
@@ -154,6 +155,8 @@ def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) 
         except Exception as error:
             if unreachable(error):
                 raise
+            if isinstance(error, Refused):  # it would end the work
+                raise UserError(f"{key}: {error}") from error
             sample = error if isinstance(error, BadSample) else BadSample(name, said(error))
         if isinstance(sample, BadSample):
             kept.bad.append(str(sample))
@@ -165,7 +168,7 @@ def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) 
     return kept
 
 
-def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mapping[str, Masker]) -> None:
+def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mapping[str, Masker], max_length: int) -> None:
     """A training's own look, before long work, at sources that are read as they are drawn: rows are made of a few samples.
 
     What a stream leaves out and counts is no reason to end. Raises UserError, or ValueError, for what would end it later.
@@ -173,7 +176,7 @@ def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mappin
     lazy = {n: s for n, s in opened.items() if hasattr(s, "__len__") and not isinstance(s, list)}
     few = {name: draw(source, f"data.{name}.train", 4, 5.0) for name, source in lazy.items()}
     few = {name: drawn for name, drawn in few.items() if drawn and getattr(cfg.data[name], "on_long", "refuse") != "skip"}
-    streams({name: cfg.data[name] for name in few}, few, processor, by, cfg.seed, cfg.prompt_dropout)
+    streams({name: cfg.data[name] for name in few}, few, processor, by, cfg.seed, cfg.prompt_dropout, max_length)
 
 
 def build(cfg: Any, own: Mapping[str, Tokenizer] | None, opened: Mapping[str, Any], trial: Trial) -> Processor | None:
@@ -241,7 +244,7 @@ def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], proce
     """One batch of every stream as training makes it. Raises UserError."""
     try:
         by = maskers(data, cfg.masker, processor, cfg.seed)
-        mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout)
+        mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, positions(cfg))
         size = SAMPLES * len(data) * (1 + any(s.pairs for s in mix))  # every sample that was drawn, where there are no packs
         micros = next_step(iter(training_loader(mix, by, processor, lambda seen: size, size, cfg.loss, cfg.seed, prefetch=0)))
     except ValueError as error:
@@ -253,6 +256,16 @@ def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], proce
     for micro in micros:
         if not math.isfinite(float(micro.noisy.weight.sum())):
             raise UserError("masker: the weights of a batch are not finite")
+
+
+def positions(cfg: Any) -> int | None:
+    """Of the model that is trained: of the config, or of the checkpoint that it starts from."""
+    if getattr(cfg, "max_length", None) is not None:
+        return cfg.max_length
+    if cfg.model:
+        with torch.device("meta"):
+            return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config.max_length
+    return load_config(cfg.checkpoint).max_length
 
 
 def with_canvases(data: Mapping[str, Any], drawn: Mapping[str, list], processor: Processor) -> Processor:

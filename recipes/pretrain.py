@@ -132,7 +132,7 @@ class Pretrain:
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
             self.model, scaled = self.make_model()
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, self.model.config.max_length)
-            glance(cfg, sources, self.processor, masker)
+            glance(cfg, sources, self.processor, masker, self.model.config.max_length)
             self.loader = training_loader(
                 mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip

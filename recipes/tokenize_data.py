@@ -55,6 +55,19 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     folder = output_folder(cfg.output_dir)
     same_work(cfg, folder)
+    try:
+        records, processor = write_records(cfg, folder)
+    except ValueError as error:  # a sample that is refused, a stream that ends in its midst
+        raise UserError(str(error)) from error
+    index = write_index(folder, records, processor)
+    print(f"{index['samples']:,} samples in {len(index['shards'])} shards, {len(index['corrupt'])} corrupt ones left out")
+    for place, why in index["corrupt"][:10]:
+        print(f"  sample {place}: {why}")
+    print(f"Written to {folder}. Train on it with a source of components.data.shards.TokenShards, path: {folder}")
+
+
+def write_records(cfg: Settings, folder: Path) -> tuple[list[dict[str, Any]], Processor]:
+    """The records of all shards, and the tokenizers that they are of."""
     source = open_source(cfg.source, "source")
     processor = kept_tokenizers(cfg, source, folder)
     records = []
@@ -63,11 +76,7 @@ def main(cfg: Settings) -> None:
         for record in write_shards(cfg, source, processor, folder):
             records.append(record)
             bar.update(record["count"] + len(record["corrupt"]))
-    index = write_index(folder, records, processor)
-    print(f"{index['samples']:,} samples in {len(index['shards'])} shards, {len(index['corrupt'])} corrupt ones left out")
-    for place, why in index["corrupt"][:10]:
-        print(f"  sample {place}: {why}")
-    print(f"Written to {folder}. Train on it with a source of components.data.shards.TokenShards, path: {folder}")
+    return records, processor
 
 
 def same_work(cfg: Settings, folder: Path) -> None:

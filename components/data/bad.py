@@ -27,7 +27,8 @@ class BadSample(ValueError):
 
 
 class Refused(ValueError):
-    """A sample that ends the run: a setting says so, which is named, or the machine is at fault. `attempt` adds its name."""
+    """A sample that ends the run: a setting says so, which is named, or the machine is at fault. `attempt` adds its name, and a
+    command that it ends says it in one line."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ def _tried(make: Callable[[], Any], name: str) -> Any:
         raise Refused(f"{name}: {error}") from error
     except BadSample as error:
         return error
-    except OSError as error:
-        if error.errno in MACHINE:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a decoder's, a tokenizer's (a panic in Rust is no Exception), the user's own source's
+        if isinstance(error, OSError) and error.errno in MACHINE:
             raise Refused(f"{name}: {reason(error)}") from error
-        return BadSample(name, reason(error))
-    except Exception as error:  # a decoder's, a tokenizer's, the user's own source's
         return BadSample(name, reason(error))
 
 

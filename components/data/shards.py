@@ -86,6 +86,9 @@ class TokenShards(Sequence):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    def name_of(self, place: int) -> str:
+        return f"{self.folder}, sample {place}"
+
     def __getitem__(self, place: int) -> dict[str, Tensor]:
         if not 0 <= place < len(self):
             raise IndexError(f"token shards: sample {place} of {len(self)}")

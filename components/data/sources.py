@@ -410,7 +410,7 @@ class Iterated:
         self._begun = self._row = 0
 
     def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
-        """Raises ValueError where a bad row is refused, or the dataset cannot be read on."""
+        """Raises Refused where a bad row is, or the dataset cannot be read on."""
         self._row, rows = self._begun, iter(self.dataset)
         while self.count is None or self._row < self.count:
             name = f"{self.name}, sample {self._row}"
@@ -419,7 +419,7 @@ class Iterated:
             except StopIteration:
                 return
             except Exception as error:  # of a reader of many formats: its generator is over
-                raise ValueError(f"{name} and what follows cannot be read: {' '.join(str(error).split())}") from error
+                raise Refused(f"{name} and what follows cannot be read: {' '.join(str(error).split())}") from error
             self._row += 1
             try:
                 sample = row if isinstance(row, BadSample) else self.convert(row, name)

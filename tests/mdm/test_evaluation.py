@@ -11,8 +11,9 @@ from components.sequences import collate, task_sequence
 from components.tokenizers.text import TextTokenizer
 from components.vocabulary import Vocabulary
 from mdm import builders
-from mdm.data import LossSettings, micro_batch
-from mdm.evaluation import forward_loss, num_bytes, task_bits, unigram_bits
+from mdm.config import UserError
+from mdm.data import LossSettings, StreamSettings, micro_batch
+from mdm.evaluation import forward_loss, num_bytes, task_bits, unigram_bits, write_samples
 from mdm.hardware import Hardware
 from mdm.processor import Processor
 
@@ -67,3 +68,20 @@ def test_the_nelbo_of_a_pack_is_that_of_its_documents(vocabulary, predicts_next)
     alone = sum(nats([[s]], [[i]], False) for i, s in enumerate(sequences))
     assert_close(nats([sequences], [[0, 1, 2]], True), alone, rtol=1e-5, atol=1e-5)
     assert_close(nats([[s] for s in sequences], [[0], [1], [2]], False), alone, rtol=1e-5, atol=1e-5)  # padded rows
+
+
+def test_samples_that_cannot_be_made_are_one_line(tmp_path):
+    """Broken weights, whose loss nobody has looked at yet."""
+    processor = Processor.build({"text": TextTokenizer.train(["a spoken nine"] * 20, 257)}, {"text": 8})
+    model = builders.pico(vocab_size=processor.vocabulary.size)
+    model.init_weights(torch.Generator().manual_seed(0))
+    data = {"texts": StreamSettings(tasks={"text": 1.0}, pack=16)}
+    held_out = {"texts": [{"text": "a spoken nine"}]}
+    write_samples(tmp_path, model, processor, data, held_out, HERE)
+    assert list((tmp_path / "text").iterdir())
+    with torch.no_grad():
+        model.norm.scale.fill_(torch.nan)
+    with pytest.raises(
+        UserError, match=r"^samples of text cannot be made: sample: nothing can be drawn at position"
+    ):
+        write_samples(tmp_path, model, processor, data, held_out, HERE)

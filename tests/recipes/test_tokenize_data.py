@@ -1,5 +1,6 @@
 """Token shards: written here or by Ray to the same bytes, gone on with after a kill, and trained on as the raw data are."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from components.data.bad import Refused
 from components.data.shards import TokenShards
 from components.data.sources import Folder
 from mdm.cli import load_recipe
@@ -111,7 +113,7 @@ def test_a_corrupt_sample_is_counted_and_named_and_the_rest_goes_on(photos, run,
     Image.fromarray(np.zeros((9, 8), dtype=np.uint8)).save(photos / "05.png")  # it can be read, but is not of the size
     done = run(*settings(photos, tmp_path / "out"))
     assert "24 samples in 7 shards, 1 corrupt" in done.stdout
-    assert "sample 5: ValueError: image tokenizer: expected 8x8 pixels, got 8x9" in done.stdout
+    assert f"sample 5: {photos / '05.png'}: image tokenizer: expected 8x8 pixels, got 8x9" in done.stdout
     assert json.loads((tmp_path / "out" / "index.json").read_text())["corrupt"][0][0] == 5
     assert len(TokenShards(str(tmp_path / "out"))) == 24
 
@@ -218,6 +220,17 @@ def test_a_source_that_has_changed_never_shifts_finished_shards(photos, run, tmp
         Planned(lines, ["a", "c"])
 
 
+def test_a_refused_sample_ends_the_work_in_one_line(photos, run, tmp_path):
+    rows = photos / "rows.jsonl"
+    rows.write_text('{"text": "one"}\n{"image": "00.png"}\n{"text": "two", "image": "absent.png"}\n')
+    inner = f"{{_component_: components.data.sources.Jsonl, path: {rows}}}"
+    source = f"source={{_component_: components.data.sources.adapted, source: {inner}, on_corrupt: refuse}}"
+    done = run(*settings(photos, tmp_path / "out", source), check=False)
+    assert done.returncode == 2
+    assert f"{rows}, line 3: absent.png: file not found (on_corrupt: skip leaves such samples out)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 class Panic(BaseException):
     """As a Rust library raises it: no Exception."""
 
@@ -245,8 +258,12 @@ def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp
         return call
 
     monkeypatch.setattr(owner, name, panics(Panic("stack overflow")))
-    assert writer(0)["corrupt"] == [[1, "Panic: stack overflow"]]
+    assert writer(0)["corrupt"] == [[1, f"{photos / '01.png'}: Panic: stack overflow"]]
     assert writer(0)["count"] == 3
+    monkeypatch.setattr(owner, name, panics(OSError(errno.EIO, "Input/output error")))  # the disk, and not the sample
+    with pytest.raises(Refused, match=r"01\.png: OSError: .*Input/output error"):
+        writer(0)
+    calls.clear()
     monkeypatch.setattr(owner, name, panics(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         writer(0)

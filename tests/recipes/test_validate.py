@@ -9,6 +9,7 @@ from tests.recipes.conftest import mdm
 from tests.recipes.test_bad_input import one_line
 
 MINE = """
+from components.data.bad import Refused
 from components.maskers import FixedCountMasker
 from components.samplers import Confidence
 
@@ -78,6 +79,20 @@ def asked(long=False):
     return [{"prompt": "what?", "text": "it is " * (40 if long and i == 9 else 1)} for i in range(10)]
 
 
+def wordy():
+    return [{"prompt": "what is it? " * 20, "text": "it is"}] * 9
+
+
+class Strict:
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, i):
+        if i == 8:
+            raise Refused("corrupt line 9 (on_corrupt: skip leaves such lines out)")
+        return {"text": "good"}
+
+
 def offline(path="a/hub"):
     raise ConnectionError(f"Couldn't reach {path!r} on the Hub")
 
@@ -127,6 +142,11 @@ WRONG = {
     "a logger": (["metric_logger={_component_: mine.NoLogger}"], "metric_logger: mine.NoLogger lacks close"),
     "an image size": (["tokenizers.image.size=16", "canvas.image=64"], "data.digits"),
     "a response longer than its canvas": (["data.digits=null", instruct("true")], "canvas.text = 12"),
+    "a prompt longer than the model": (
+        ["data.digits=null", "data.a={train: {_component_: mine.wordy}, tasks: {instruct: 1}}"],
+        "does not fit model.max_length = 64",
+    ),
+    "a sample that is refused": (["data.text.train={_component_: mine.Strict}"], "data.text.train: corrupt line 9 (on_corrupt"),
     "a caption longer than its canvas": (["canvas.text=2"], "does not fit canvas.text = 2"),
 }
 
@@ -195,6 +215,8 @@ def test_other_recipes_are_tried_by_the_same_function(untrained, folder):
     tuned = ["data.a={train: {_component_: mine.asked, long: true}, tasks: {instruct: 1}}", "canvas.text=12"]
     tuned += ["batch={logical: 4, micro: 4}"]
     other("finetune", checkpoint, *tuned, message="canvas.text = 12")
+    tuned[0] = "data.a={train: {_component_: mine.wordy}, tasks: {instruct: 1}}"
+    other("finetune", checkpoint, *tuned, message="does not fit model.max_length = ")
 
 
 def test_a_training_looks_at_sources_that_it_reads_as_it_draws(config, run, tmp_path):
