@@ -255,8 +255,18 @@ class Tiles(GreyPatchTokenizer):
     def made(cls, size):
         return cls(size, 2, 3)
 
+    @classmethod
+    def _hidden(cls, size, patch, levels):
+        return cls(size, patch, levels)
+
     def save(self, folder):
         return {"_component_": "owntiles.Tiles", "size": self.size, "patch": self.patch, "levels": self.levels}
+
+def built(size, patch, levels):
+    return Tiles(size, patch, levels)
+
+def other(size, patch, levels):
+    return Tiles(size, patch, levels)
 """
 
 
@@ -286,6 +296,38 @@ def test_a_class_that_the_config_names_is_trusted_in_its_run(own, named, capsys)
     edit(own / "processor.json", lambda p: p["tokenizers"]["image"].update(_component_="owntiles.GreyPatchTokenizer"))
     with pytest.raises(UserError, match="none of the library's own"):  # the same module, another class
         load_model(own)
+
+
+def test_trust_of_a_command_is_of_everything_in_it_and_ends_with_it(own):
+    trust_run({}, everything=True)
+    assert type(load_model(own)[1].tokenizers["image"]).__name__ == "Tiles"
+    trust_run({})
+    with pytest.raises(UserError, match="none of the library's own"):
+        load_model(own)
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "trusted"),
+    [
+        ("owntiles.Tiles", "owntiles.Tiles._hidden", False),
+        ("owntiles.Tiles", "owntiles.Tiles.made", True),
+        ("owntiles.Tiles.made", "owntiles.Tiles.other", True),
+        ("owntiles.built", "owntiles", False),
+        ("owntiles.built", "owntiles.other", False),
+        ("owntiles.built", "owntiles.built", True),
+        ("owntiles.built", "owntiles.built.other", False),
+        ("TextTokenizer.train", "components.tokenizers.text.TextTokenizer.named", True),
+        ("owntiles.gone", "owntiles.gone.made", False),
+    ],
+)
+def test_a_name_is_trusted_with_its_class_alone(own, named, asked, trusted):
+    trust_run({"some": [{"list": {"_component_": named}}]})
+    try:
+        assert check_travelled({"_component_": asked}, "k", own / "f", {}) == {"_component_": asked}
+        assert trusted
+    except UserError as error:
+        assert "none of the library's own" in str(error)
+        assert not trusted
 
 
 def test_what_a_run_has_written_it_reads_back(own, tmp_path):
