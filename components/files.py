@@ -1,6 +1,7 @@
 """Files that travel with a model or with data: what they say is checked before anything is done with it.
 
 inside(folder, "text.tiktoken")     the path of a file that lies in the folder: no name leaves it
+read_inside(folder, "0000.png")     its bytes, to be shown to others
 read_json(path)                     a JSON object of a sensible size
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 MAX_JSON = 2**28  # bytes: the index of a hundred million samples' shards is smaller
+MAX_SHOWN = 2**26  # bytes of a picture or a clip in a page
 
 
 def inside(folder: str | Path, name: Any) -> Path:
@@ -22,6 +24,21 @@ def inside(folder: str | Path, name: Any) -> Path:
     if windows.drive or windows.root or ".." in windows.parts or Path(name).is_absolute():
         raise ValueError(f"{folder}: the file name {name!r} leads out of the folder")
     return Path(folder) / name
+
+
+def read_inside(folder: str | Path, name: Any) -> bytes:
+    """The bytes of a file that lies in the folder, to be shown: where it is a link, what it links to lies there too.
+
+    Raises ValueError for what leads out of it, is no file, or is larger than `MAX_SHOWN`; OSError where it cannot be read.
+    """
+    path = inside(folder, name)
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(f"{folder}: {name!r} is a link that leads out of the folder")
+    if not path.is_file():
+        raise ValueError(f"{folder}: {name!r} is not there")
+    if path.stat().st_size > MAX_SHOWN:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_SHOWN:,} that are shown")
+    return path.read_bytes()
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:

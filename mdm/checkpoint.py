@@ -39,7 +39,7 @@ from mdm.open_models import find_format, is_open, load_open, open_folder, open_p
 from mdm.optim import EMA
 from mdm.processor import Processor
 from mdm.quantization import SCHEMES, check_scheme, load_quantized
-from mdm.weights import digests, one_line, one_precision, read_json, read_weights
+from mdm.weights import digests, one_line, one_precision, read_json, read_weights, short
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""
@@ -252,6 +252,9 @@ def load_config(checkpoint: str | Path) -> ModelConfig:
     raw = read_json(folder / "config.json")
     if is_open(raw):
         return find_format(raw, str(folder)).config(raw, str(folder))
+    for name, value in raw.items():  # `check` would import what a table in it names
+        if isinstance(value, (dict, list)):
+            raise UserError(f"checkpoint {folder}: config.json: {name} must be a number or a word, got {short(value)}")
     check({**raw, "_component_": "mdm.model.ModelConfig"}, f"checkpoint {folder}: config.json")
     try:
         return ModelConfig(**raw)
@@ -334,8 +337,10 @@ def _check_written(folder: Path, about: Mapping[str, str]) -> None:
     if "files" not in about:
         return
     try:
-        written = dict(json.loads(about["files"]))
-    except (TypeError, ValueError) as error:
+        written = json.loads(about["files"])
+        if not isinstance(written, dict):
+            raise ValueError("it is no table")
+    except (RecursionError, ValueError) as error:
         raise UserError(f"checkpoint {folder}: what model.safetensors says of the other files cannot be read") from error
     with one_line(f"checkpoint {folder}"):
         found = digests(folder, _files(folder))

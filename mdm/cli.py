@@ -111,7 +111,10 @@ def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> 
 
 def _end(message: str, code: int) -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
-        print(f"mdm: {message}", file=sys.stderr, flush=True)
+        shown = "".join(
+            c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message
+        )  # a stranger's file may be cited
+        print(f"mdm: {shown}", file=sys.stderr, flush=True)
     leave(code)
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components.data.reading import json_lines
-from components.files import inside
+from components.files import read_inside, read_json
 from mdm import report
 from mdm.config import UserError
 from mdm.report import Section
 from mdm.run import read_history
+
+MOST = 20  # panels of learning curves
 
 
 def figures(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
@@ -29,12 +30,10 @@ def figures(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
         if not path.is_file():
             raise UserError(f"runs: {folder} has no metrics.json; mdm run evaluate writes one")
         try:
-            metrics = json.loads(path.read_text())
+            metrics = read_json(path)
         except ValueError as error:
-            raise UserError(f"runs: {path} is no JSON: {error}") from error
-        if not isinstance(metrics, dict):
-            raise UserError(f"runs: {path} must hold figures by name, got {type(metrics).__name__}")
-        found[name] = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+            raise UserError(f"runs: {error}") from error
+        found[name] = {k: report.figure(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     return found
 
 
@@ -63,7 +62,8 @@ def page(path: Path, title: str, runs: Mapping[str, Path]) -> None:
     histories = {name: read_history(f / "history.jsonl") for name, f in runs.items() if (f / "history.jsonl").is_file()}
     if any(key.startswith("bits/") for history in histories.values() for line in history for key in line):
         sections.append(Section("Learning", "Held-out NELBO.", report.picture(_curves(histories))))
-    sections += [_samples(task, runs) for task in dict.fromkeys(t.name for f in runs.values() for t in _tasks(f))]
+    tasks = dict.fromkeys(t.name for f in runs.values() for t in _tasks(f))
+    sections += [_samples(task, runs) for task in tasks if any(lines(f / "samples" / task) for f in runs.values())]
     report.write_report(path, title, ", ".join(str(f) for f in runs.values()), sections)
 
 
@@ -106,7 +106,7 @@ def _part(modality: str, value: Any, folder: Path) -> str:
     if modality not in ("image", "audio"):
         return f"<div>{html.escape(str(value))}</div>"
     try:
-        data = base64.b64encode(inside(folder, value).read_bytes()).decode()
+        data = base64.b64encode(read_inside(folder, value)).decode()
     except (OSError, ValueError) as error:
         return f"<div>{html.escape(str(error))}</div>"
     if modality == "image":
@@ -121,15 +121,17 @@ def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tasks = list(dict.fromkeys(k for h in histories.values() for line in h for k in line if k.startswith("bits/")))
+    tasks = list(dict.fromkeys(k for h in histories.values() for line in h for k in line if k.startswith("bits/")))[:MOST]
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for name, history in histories.items():
-            points = [(line["tokens"] / 1e6, line[task]) for line in history if task in line and "tokens" in line]
+            points = [(x / 1e6, y) for x, y in report.points(history, task) if abs(y) < 1e30]
             if points:
                 axis.plot(*zip(*points, strict=True), marker=".", label=name)
-        axis.set(title=task.removeprefix("bits/").replace("_", " "), xlabel="tokens seen (millions)")
+        axis.set_title(report.plain(task.removeprefix("bits/").replace("_", " ")), parse_math=False)
+        axis.set_xlabel("tokens seen (millions)")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("bits per token")
-    axes[0][0].legend(frameon=False)
+    if histories:
+        axes[0][0].legend(frameon=False)
     return report.figure_png(figure)

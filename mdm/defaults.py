@@ -19,11 +19,14 @@ import yaml
 
 from components.samplers import PerModality, Sampler
 from components.samplers.guidance import Scale
+from components.schedules import Schedule
 from components.sequences import find_task
 from mdm.checkpoint import model_folder
 from mdm.config import UserError, instantiate
 from mdm.names import SAMPLERS
+from mdm.protocols import lacking, members
 from mdm.trust import check_travelled
+from mdm.weights import one_line
 
 FILE = "defaults.yaml"
 
@@ -59,8 +62,10 @@ class Defaults:
                 raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
             node["sampler"] = check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)
             node["guidance_scale"] = check_travelled(node.get("guidance_scale"), f"{key}.guidance_scale", path, SAMPLERS)
-            instantiate(node["sampler"], f"{key}.sampler")
-            build_scale(node["guidance_scale"], key)
+            _refuse_extremes(node, f"{path}: {key}")
+            with one_line(f"{path}: {key}"):
+                _require_sampler(instantiate(node["sampler"], f"{key}.sampler"), f"{key}.sampler")
+                build_scale(node["guidance_scale"], key)
         return cls(settings)
 
     @classmethod
@@ -89,6 +94,29 @@ class Defaults:
 
 
 MAX_BYTES = 2**20
+MAX_NUMBER = 10**6  # steps, a temperature, a scale: more is a loop without end, or no number
+
+
+def _refuse_extremes(node: Any, where: str) -> None:
+    """Raises UserError for a number that is none, or beyond any setting's."""
+    if isinstance(node, (int, float)) and not -MAX_NUMBER <= node <= MAX_NUMBER:
+        raise UserError(f"{where}: {str(node)[:30]} is beyond {MAX_NUMBER:,}")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _refuse_extremes(value, where)
+
+
+def _require_sampler(built: Any, key: str) -> None:
+    """Raises UserError for what cannot sample, or has something inside that cannot, or no schedule where it needs one."""
+    needed = [("sampler", built, Sampler)]
+    schedule = getattr(type(built), "__dataclass_fields__", {}).get("schedule")
+    if schedule is not None and not (built.schedule is None and "None" in str(schedule.type)):
+        needed.append(("schedule", built.schedule, Schedule))
+    for name, part, protocol in needed:
+        if lacks := lacking(part, members(protocol)):
+            raise UserError(f"{key}: {part!r} is no {name}: it lacks {', '.join(lacks)}")
+    inner = [built.sampler] if hasattr(built, "sampler") else getattr(built, "samplers", [])
+    for part in inner:
+        _require_sampler(part, key)
 
 
 def read_plain_yaml(path: Path) -> dict[str, Any]:

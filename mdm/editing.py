@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mdm.processor import Processor
 
+MOST = 2**20  # tokens of all gaps: far more than a model has positions, and no memory
 GAP = re.compile(r"\[mask(?::(\d+))?\]")
 
 
@@ -45,11 +46,14 @@ class Edit:
 def infill(processor: Processor, text: str) -> Edit:
     """A text with gaps: `[mask]` is one token to generate, `[mask:5]` five. Raises ValueError where there is no gap."""
     require(processor, "text")
-    pieces, region, at = [], [], 0
+    pieces, region, at, left = [], [], 0, MOST
     for gap in [*GAP.finditer(text), None]:
         piece = text[at : gap.start() if gap else len(text)]
         ids = processor.encode("text", piece) if piece else torch.zeros(0, dtype=torch.long)
-        count = int(gap.group(1) or 1) if gap else 0
+        count = int((gap.group(1) or "1")[:20]) if gap else 0
+        left -= count
+        if left < 0:
+            raise ValueError(f"edit: its gaps have more than {MOST:,} tokens")
         pieces += [ids, torch.full((count,), processor.vocabulary.mask_id)]
         region += [torch.zeros(len(ids), dtype=torch.bool), torch.ones(count, dtype=torch.bool)]
         at = gap.end() if gap else at

@@ -33,6 +33,7 @@ RULES = {
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
+MAX_LAYERS = 2**12
 MAX_MODULES = 2**20  # layers, times experts
 MAX_ROTATIONS = 2**29  # numbers of the table of rotations: 2 GB
 MAX_SIZE = 2**40
@@ -72,7 +73,7 @@ class ModelConfig:
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
                 raise ValueError(f"model.{name} {complaint}")
-        if self.num_layers * (self.num_experts or 1) > MAX_MODULES:
+        if self.num_layers > MAX_LAYERS or self.num_layers * (self.num_experts or 1) > MAX_MODULES:
             raise ValueError(f"model.num_layers {self.num_layers} (x {self.num_experts or 1} experts) is more than any model's")
         if self.max_length * (self.width // self.num_heads) > MAX_ROTATIONS:
             raise ValueError(f"model.max_length {self.max_length} is more than any model's")

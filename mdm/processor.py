@@ -22,6 +22,7 @@ from components.vocabulary import Vocabulary
 from mdm.config import instantiate
 from mdm.names import TOKENIZERS
 from mdm.trust import check_travelled, trust_saved
+from mdm.weights import one_line
 
 PROCESSOR = "processor.json"
 
@@ -196,4 +197,6 @@ def saved_tokenizer(path: str, modality: str, trust: bool = False) -> Tokenizer:
     if modality not in nodes:
         raise ValueError(f"{path} has no tokenizer of {modality}; it has {', '.join(nodes)}")
     key = f"tokenizers.{modality}"
-    return instantiate(check_travelled(nodes[modality], key, file, TOKENIZERS, trust), key)
+    node = check_travelled(nodes[modality], key, file, TOKENIZERS, trust)
+    with one_line(f"{file}: {key}"):
+        return instantiate(node, key)

@@ -106,7 +106,10 @@ def parse_region(region: str, where: str) -> tuple[int | float, ...]:
             left, top, right, bottom = (int(n) for n in region.split(","))
             return left, top, right, bottom
         start, stop = region.split("-")
-        return (float(start or 0), float(stop)) if stop else (float(start or 0),)
+        seconds = (float(start or 0), float(stop)) if stop else (float(start or 0),)
+        if not all(0 <= s < 1e9 for s in seconds):  # nan, inf
+            raise ValueError
+        return seconds
     except ValueError:
         raise UserError(
             f"{where}: region {region!r} is neither left,top,right,bottom in pixels nor start-stop in seconds"

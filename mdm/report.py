@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section],
         f"<body><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}"
         f"{f'<script>{script}</script>' if script else ''}</body></html>"
     )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no character
 
 
 def picture(image: Image.Image | bytes, caption: str = "", kind: str = "png") -> str:
@@ -78,6 +79,26 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def figure(value: float) -> float:
+    """A figure of a file as a float: JSON's whole numbers may be larger than any."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(tokens, value) of the lines of a history that have both, as finite numbers."""
+    pairs = [(line.get("tokens"), line.get(key)) for line in history]
+    found = [(figure(x), figure(y)) for x, y in pairs if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    return [(x, y) for x, y in found if math.isfinite(x) and math.isfinite(y)]
+
+
+def plain(name: str, most: int = 60) -> str:
+    """A name as a figure can write it: printable, of a sensible length."""
+    return "".join(c if c.isprintable() else "?" for c in name[:most])
 
 
 def preformatted(text: str) -> str:

@@ -197,4 +197,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
     if not path.is_file():
         raise UserError(f"{path}: no table of a study; mdm run study writes one")
-    return parquet.read_table(path).to_pylist()
+    try:
+        return parquet.read_table(path).to_pylist()
+    except Exception as error:  # a damaged file, two columns of one name, a date beyond the calendar
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error

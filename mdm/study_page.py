@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.files import inside
+from components.files import inside, read_inside
 from mdm import report
 from mdm.comparison import given, lines, made
 from mdm.config import UserError
@@ -29,12 +29,12 @@ def write_page(folder: Path) -> Path:
     missing = [name for name in ("finding.md", "figure.png") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; mdm run study writes it (`rebuild=true`: from the table alone)")
-    title, _, finding = (folder / "finding.md").read_text().partition("\n\n")
+    title, _, finding = _shown(folder, "finding.md").decode(errors="replace").partition("\n\n")
     runs = [_run(folder, row) for row in rows]
     data = json.dumps(runs, allow_nan=False).replace("<", "\\u003c")  # nothing in it ends the script, or begins a comment
     sections = [
         Section("Finding", "", _paragraphs(finding)),
-        Section("Figure", "", report.picture((folder / "figure.png").read_bytes(), "figure.png")),
+        Section("Figure", "", report.picture(_shown(folder, "figure.png"), "figure.png")),
         Section(
             "Runs", "Type to filter (words that a run must have), click a head to sort, tick runs to see their curves.", RUNS
         ),
@@ -49,14 +49,23 @@ def write_page(folder: Path) -> Path:
     return path
 
 
+def _shown(folder: Path, name: str) -> bytes:
+    try:
+        return read_inside(folder, name)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
 def _run(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row, its learning curves and its samples, as JSON takes them."""
     try:
+        if row.get("cell") is None:
+            raise ValueError(f"{folder}: a row of runs.parquet has no cell")
         own = inside(folder / "runs", str(row["cell"]))
-    except ValueError as error:
+        kept = sorted(own.glob("samples/**/outputs.jsonl"))
+        history = read_history(own / "history.jsonl") if (own / "history.jsonl").is_file() else []
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    kept = sorted(own.glob("samples/**/outputs.jsonl"))
-    history = read_history(own / "history.jsonl") if (own / "history.jsonl").is_file() else []
     return {
         "row": {k: _plain(v) for k, v in row.items() if v is not None},
         "curves": _curves(history),
@@ -65,7 +74,9 @@ def _run(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """A cell as JSON takes it: a finite number, a truth, or words."""
+    plain = isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
@@ -73,8 +84,7 @@ def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     keys = dict.fromkeys(k for line in history for k in line if k not in ("step", "tokens", "seconds"))
     found = {}
     for key in keys:
-        points = [[line["tokens"], line[key]] for line in history if isinstance(line.get(key), (int, float))]
-        points = [p for p in points if math.isfinite(p[1])]
+        points = [[x, y] for x, y in report.points(history, key)]
         every = max(math.ceil(len(points) / POINTS), 1)
         if points:
             found[key] = points[::every] + ([points[-1]] if (len(points) - 1) % every else [])

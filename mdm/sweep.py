@@ -57,7 +57,7 @@ class Cells:
             )
         header.write_text(json.dumps(of))
         lines = [c for _, c in json_lines(self.path) if isinstance(c, dict)] if self.path.is_file() else []  # one may be torn
-        self.known = {self.key(c["modality"], c["setting"]): c for c in lines}
+        self.known = {self.key(c["modality"], c["setting"]): c for c in lines if {"modality", "setting"} <= set(c)}
 
     @staticmethod
     def key(modality: str, setting: Mapping[str, Any]) -> str:

@@ -104,7 +104,14 @@ def _checked(node: Any, key: str, file: Path, table: Mapping[str, str], trust: b
         for name in FILES:
             if out.get(name) is not None:
                 out[name] = _beside(file, out[name], name, key)
+        if out["_component_"] in table.values() and out.get("path") is None and _has_file(out["_component_"]):
+            raise UserError(f"{file}: {key} names no path: weights of its own come in a file, not out of a size that it states")
     return out
+
+
+def _has_file(path: str) -> bool:
+    """Whether one of the library's own is read from a file."""
+    return "path" in inspect.signature(locate(path, "")).parameters
 
 
 def _beside(file: Path, value: Any, name: str, key: str) -> str:
@@ -113,6 +120,8 @@ def _beside(file: Path, value: Any, name: str, key: str) -> str:
         path = inside(file.parent, value)
     except ValueError as error:
         raise UserError(f"{key}.{name}: {error}") from error
+    if name == "path" and not path.exists():  # some would then look for it on the hub
+        raise UserError(f"{key}.path: {path} is not there")
     return str(path) if name == "path" else value
 
 

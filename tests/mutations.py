@@ -517,6 +517,7 @@ MUTATIONS = [
             "shards: places in the first shard",
             "row = place - (self._ends[shard - 1] if shard else 0)",
             "row = place % self._ends[0]",
+            "components/test_data.py",
         ),
         ("shards: the checksum is not compared", 'if check and sha256(file) != shard["sha256"]', "if False"),
     ),
@@ -892,7 +893,7 @@ MUTATIONS = [
             "torch.full((length - len(self.region),), self.open_end)",
             "torch.full((length - len(self.region),), True)",
         ),
-        ("a gap is one token", "int(gap.group(1) or 1) if gap", "1 if gap"),
+        ("a gap is one token", 'int((gap.group(1) or "1")[:20]) if gap', "1 if gap"),
     ),
     *of(
         "components/data/reading.py",

@@ -29,6 +29,7 @@ from components.data.bad import BadSample
 from components.files import inside, read_json, require
 
 INDEX = "index.json"
+KINDS = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
 
 
 def write_shard(path: Path, samples: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> str:
@@ -67,9 +68,17 @@ class TokenShards(Sequence):
             raise FileNotFoundError(f"{path} holds no {INDEX}: `mdm run tokenize_data` has not finished there")
         index = read_json(self.folder / INDEX)
         require(index, self.folder / INDEX, codebooks=dict, shards=list)
+        require(index["codebooks"], self.folder / INDEX, **dict.fromkeys(index["codebooks"], list))
         self.codebooks = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
+        for modality, sizes in self.codebooks.items():
+            if not sizes or not all(type(size) is int and 1 <= size < 2**31 for size in sizes):
+                raise ValueError(f"{self.folder / INDEX}: the codebooks of {modality} must be sizes, got {sizes}")
         for shard in index["shards"]:
             require(shard, self.folder / INDEX, file=str, count=int, bytes=int, sha256=str)
+            if not 0 <= shard["count"] <= shard["bytes"]:  # a sample takes more than a byte
+                raise ValueError(
+                    f"{self.folder / INDEX}: {shard['count']} samples in {shard['bytes']} bytes of {shard['file']}"
+                )
         self.files = [inside(self.folder, shard["file"]) for shard in index["shards"]]
         for file, shard in tqdm(
             list(zip(self.files, index["shards"], strict=True)), desc=f"checking {path}", disable=len(self.files) < 100
@@ -116,7 +125,21 @@ class TokenShards(Sequence):
     def _file(self, shard: int) -> Any:
         if shard not in self._open:
             try:
-                self._open[shard] = safetensors.safe_open(self.files[shard], framework="pt")
+                self._open[shard] = self._fitting(safetensors.safe_open(self.files[shard], framework="pt"), shard)
             except SafetensorError as error:
                 raise ValueError(f"token shard {self.files[shard]}: {error}") from error
         return self._open[shard]
+
+    def _fitting(self, file: Any, shard: int) -> Any:
+        """The file, if it holds what the index says. Raises ValueError, naming it."""
+        count = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
+        for modality in self.codebooks:
+            for name, shape in (("codes", None), ("offsets", [count + 1]), ("present", [count])):
+                found = file.get_slice(f"{modality}.{name}")
+                own = found.get_shape()
+                if (len(own) != 1 if shape is None else own != shape) or found.get_dtype() not in KINDS[name]:
+                    raise ValueError(
+                        f"token shard {self.files[shard]}: {modality}.{name} is {found.get_dtype()} of shape {own}, and "
+                        f"{INDEX} says {count} samples"
+                    )
+        return file

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.data.reading import waveform
+from components.tokenizers.pretrained import pretrained
 from components.tokenizers.sinc import sinc_resample
 
 
@@ -107,7 +108,7 @@ class NeuralAudioTokenizer:
         self._own = FAMILIES[family]
         model = _class(family, self._own.name)
         settings = DEFAULTS.get(family, {}) if config is None else config
-        built = model(model.config_class(**settings)) if path is None else model.from_pretrained(path)
+        built = model(model.config_class(**settings)) if path is None else pretrained(model, path)
         self.model = built.to(device).eval().requires_grad_(False)
         if family == "encodec" and (self.model.config.normalize or self.model.config.chunk_length):
             raise ValueError("audio tokenizer: an EnCodec that normalises or cuts its clips (48 kHz) needs more than codes")

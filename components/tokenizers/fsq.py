@@ -61,7 +61,7 @@ class FSQConfig:
     hop: int = 160
 
     def __post_init__(self) -> None:
-        if self.patch < 1 or self.patch & (self.patch - 1):
+        if not isinstance(self.patch, int) or self.patch < 1 or self.patch & (self.patch - 1):
             raise ValueError(f"FSQ tokenizer: patch must be a power of two, got {self.patch}")
         if self.kind == "image" and self.size % self.patch:
             raise ValueError(f"FSQ tokenizer: size {self.size} is not a multiple of patch = {self.patch}")
@@ -136,8 +136,20 @@ class FSQAutoencoder(nn.Module):
         known = {f.name for f in fields(FSQConfig)}
         if "levels" not in raw or set(raw) - known:
             raise ValueError(f"{folder / 'config.json'} has {', '.join(raw)}; an FSQ tokenizer has {', '.join(sorted(known))}")
-        model = cls(FSQConfig(**{**raw, "levels": tuple(raw["levels"])}))
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        if not isinstance(raw["levels"], list) or not all(type(level) is int for level in raw["levels"]):
+            raise ValueError(f"{folder / 'config.json'}: levels must be whole numbers, got {raw['levels']!r}")
+        config = FSQConfig(**{**raw, "levels": tuple(raw["levels"])})
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        least = (
+            6 * config.width**2 * int(math.log2(config.patch))
+        )  # a part of the weights, of which all are a few times as many
+        if least > sum(w.numel() for w in state.values()):
+            raise ValueError(f"{folder}: model.safetensors holds fewer numbers than config.json describes")
+        model = cls(config)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
         return model.eval().requires_grad_(False)
 
 

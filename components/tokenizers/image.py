@@ -29,7 +29,7 @@ class GreyPatchTokenizer:
     """
 
     def __init__(self, size: int, patch: int = 1, levels: int = 256) -> None:
-        if patch < 1 or size % patch:
+        if not 1 <= patch <= size or size % patch:
             raise ValueError(f"image tokenizer: size {size} is not a multiple of patch = {patch}")
         if levels < 2 or levels > 256 or patch * patch * math.log2(levels) > 20:
             raise ValueError(

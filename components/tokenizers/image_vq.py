@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.data.reading import square
+from components.tokenizers.pretrained import pretrained
 
 MOVQ = {
     "norm_type": "spatial",
@@ -121,7 +122,7 @@ def _build(family: str, path: str | None, subfolder: str | None, config: dict[st
 
         if path is None:
             return VQModel(**(MOVQ if config is None else config))
-        return VQModel.from_pretrained(path, subfolder=subfolder)
+        return pretrained(VQModel, path, subfolder)
     import transformers
 
     model, settings = {
@@ -130,4 +131,4 @@ def _build(family: str, path: str | None, subfolder: str | None, config: dict[st
     }[family]
     if path is None:
         return model(settings(**(config or {})))
-    return model.from_pretrained(path, **({} if subfolder is None else {"subfolder": subfolder}))
+    return pretrained(model, path, subfolder)

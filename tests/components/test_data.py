@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from components.data.digits import digits
 from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
 from components.data.reading import read_audio
 from components.data.reference import language_reference
+from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, hugging_face
 from components.data.speech import VOICES
 from components.sequences import task_sequence
@@ -419,3 +421,16 @@ def test_a_source_is_adapted_to_a_tokenizer():
     assert len(source) == 2
     assert source[0]["image"].size == (32, 32)
     assert (len(source[0]["audio"]), source[0]["sample_rate"]) == (2400, 24000)
+
+
+def test_token_shards_of_unequal_sizes_are_one_row_of_samples(tmp_path):
+    """Shards of 3, 0, 1 and 2 samples, of codes that count: the n-th is n, wherever it lies."""
+    shards, n = [], 0
+    for k, count in enumerate((3, 0, 1, 2)):
+        path = tmp_path / f"shard_{k}.safetensors"
+        digest = write_shard(path, [{"text": torch.full((i % 2 + 1,), i)} for i in range(n, n + count)], ["text"])
+        shards.append({"file": path.name, "count": count, "bytes": path.stat().st_size, "sha256": digest})
+        n += count
+    (tmp_path / "index.json").write_text(json.dumps({"codebooks": {"text": [6]}, "shards": shards}))
+    found = TokenShards(str(tmp_path))
+    assert [s["text"].tolist() for s in found] == [[0], [1, 1], [2], [3, 3], [4], [5, 5]]

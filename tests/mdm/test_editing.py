@@ -10,8 +10,11 @@ from components.tokenizers.audio_neural import NeuralAudioTokenizer, interleave
 from components.tokenizers.fsq import FSQAutoencoder, FSQConfig, FSQImageTokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.image_vq import VQImageTokenizer
-from mdm.editing import inpaint, respeak
+from components.tokenizers.text import TextTokenizer
+from mdm.config import UserError
+from mdm.editing import infill, inpaint, respeak
 from mdm.processor import Processor
+from mdm.prompts import parse_region
 from tests.components.test_learned_tokenizers import AUDIO, IMAGES
 
 
@@ -142,3 +145,20 @@ def test_a_clip_that_ends_within_a_frame_is_cut_where_its_frames_are():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(processor(image=GreyPatchTokenizer(32, 2, 3)))
+
+
+@pytest.mark.parametrize("gap", ["[mask:999999999999]", "[mask:1000000] [mask:1000000]", "[mask:" + "9" * 5000 + "]"])
+def test_a_gap_of_more_tokens_than_any_model_has_takes_no_memory(gap):
+    own = Processor.build({"text": TextTokenizer.train(["a b"], 256)}, {})
+    with pytest.raises(ValueError, match="its gaps have more than 1,048,576 tokens"):
+        infill(own, f"a {gap}")
+    assert int(infill(own, "a [mask:6] [mask]").region.sum()) == 7
+
+
+@pytest.mark.parametrize("region", ["0-inf", "nan-1", "0-1e300", "1e400-", "0-1-2", "-", "a,b,c,d", "1,2,3"])
+def test_a_region_is_of_numbers(region):
+    if region == "-":
+        assert parse_region(region, "x") == (0,)
+        return
+    with pytest.raises(UserError, match="is neither left,top,right,bottom in pixels nor start-stop in seconds"):
+        parse_region(region, "x")

@@ -2,7 +2,9 @@
 take memory that nothing vouches for."""
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ import torch
 from components.data.bad import BadSample
 from components.data.shards import INDEX, TokenShards
 from components.files import inside, read_json
+from components.samplers import Ancestral, Blocks, Confidence, PerModality
 from components.tokenizers.image import GreyPatchTokenizer
 from components.vocabulary import Vocabulary
-from mdm import comparison
+from mdm import comparison, study_page
 from mdm.checkpoint import load_model
+from mdm.cli import exit_on_user_error
 from mdm.config import UserError
-from mdm.defaults import Defaults
+from mdm.defaults import Defaults, _require_sampler
 from mdm.names import NAMES, full_path
 from mdm.processor import Processor, saved_tokenizer
 from mdm.trust import check_travelled, trust_run
@@ -251,8 +255,18 @@ class Tiles(GreyPatchTokenizer):
     def made(cls, size):
         return cls(size, 2, 3)
 
+    @classmethod
+    def _hidden(cls, size, patch, levels):
+        return cls(size, patch, levels)
+
     def save(self, folder):
         return {"_component_": "owntiles.Tiles", "size": self.size, "patch": self.patch, "levels": self.levels}
+
+def built(size, patch, levels):
+    return Tiles(size, patch, levels)
+
+def other(size, patch, levels):
+    return Tiles(size, patch, levels)
 """
 
 
@@ -282,6 +296,38 @@ def test_a_class_that_the_config_names_is_trusted_in_its_run(own, named, capsys)
     edit(own / "processor.json", lambda p: p["tokenizers"]["image"].update(_component_="owntiles.GreyPatchTokenizer"))
     with pytest.raises(UserError, match="none of the library's own"):  # the same module, another class
         load_model(own)
+
+
+def test_trust_of_a_command_is_of_everything_in_it_and_ends_with_it(own):
+    trust_run({}, everything=True)
+    assert type(load_model(own)[1].tokenizers["image"]).__name__ == "Tiles"
+    trust_run({})
+    with pytest.raises(UserError, match="none of the library's own"):
+        load_model(own)
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "trusted"),
+    [
+        ("owntiles.Tiles", "owntiles.Tiles._hidden", False),
+        ("owntiles.Tiles", "owntiles.Tiles.made", True),
+        ("owntiles.Tiles.made", "owntiles.Tiles.other", True),
+        ("owntiles.built", "owntiles", False),
+        ("owntiles.built", "owntiles.other", False),
+        ("owntiles.built", "owntiles.built", True),
+        ("owntiles.built", "owntiles.built.other", False),
+        ("TextTokenizer.train", "components.tokenizers.text.TextTokenizer.named", True),
+        ("owntiles.gone", "owntiles.gone.made", False),
+    ],
+)
+def test_a_name_is_trusted_with_its_class_alone(own, named, asked, trusted):
+    trust_run({"some": [{"list": {"_component_": named}}]})
+    try:
+        assert check_travelled({"_component_": asked}, "k", own / "f", {}) == {"_component_": asked}
+        assert trusted
+    except UserError as error:
+        assert "none of the library's own" in str(error)
+        assert not trusted
 
 
 def test_what_a_run_has_written_it_reads_back(own, tmp_path):
@@ -328,3 +374,201 @@ def test_a_vocabulary_is_read_back(tmp_path):
     vocabulary = Vocabulary.build({"text": (7,), "audio": (4, 3)}, tasks=("text",)).grown({"image": (5,)})
     vocabulary.save(tmp_path / "v.json")
     assert Vocabulary.load(tmp_path / "v.json") == vocabulary
+
+
+@pytest.mark.parametrize("where", [lambda bad: {"qk_norm": bad}, lambda bad: {"width": [bad]}], ids=["table", "list"])
+def test_a_config_of_a_model_imports_nothing(folder, tmp_path, monkeypatch, where):
+    (tmp_path / "evilmodule.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\ndef build(): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit(folder / "config.json", lambda c: c.update(where({"_component_": "evilmodule.build"})))
+    with pytest.raises(UserError, match="must be a number or a word, got"):
+        load_model(folder)
+    assert "evilmodule" not in sys.modules
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"_component_": "VQImageTokenizer", "path": None, "size": 8, "config": {"num_vq_embeddings": 10**10}},
+            "names no path",
+        ),
+        ({"_component_": "NeuralAudioTokenizer", "family": "mimi", "config": {"hidden_size": 10**6}}, "names no path"),
+        ({"_component_": "VQImageTokenizer", "path": "some/name", "size": 8}, "some/name is not there"),
+        ({"_component_": "GreyPatchTokenizer", "size": -8, "patch": 2, "levels": 3}, "size -8 is not a multiple"),
+        ({"_component_": "GreyPatchTokenizer", "size": 0}, "size 0 is not a multiple"),
+        ({"_component_": "JsonTokenizer", "path": "vocabulary.json", "reserved": [5]}, "is not a tokenizer.json"),
+        ({"_component_": "FSQImageTokenizer", "path": "fsq"}, "levels must be whole numbers"),
+    ],
+)
+def test_a_tokenizer_that_states_what_it_does_not_hold_is_refused_in_one_line(folder, node, message):
+    (folder / "fsq").mkdir()
+    (folder / "fsq" / "config.json").write_text(json.dumps({"kind": "image", "patch": 2, "levels": 5}))
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=node))
+    for opened in (lambda: load_model(folder), lambda: saved_tokenizer(str(folder), "image")):
+        with pytest.raises(UserError, match=message):
+            opened()
+
+
+def test_a_learned_tokenizer_takes_no_more_memory_than_its_weights_have(tmp_path):
+    from safetensors.torch import save_file
+
+    from components.tokenizers.fsq import FSQAutoencoder, FSQConfig
+    from components.tokenizers.image_vq import VQImageTokenizer
+
+    FSQAutoencoder(FSQConfig(kind="image", patch=2, width=8)).save(tmp_path / "fsq")
+    edit(tmp_path / "fsq" / "config.json", lambda c: c.update(width=2**13, patch=2**10, size=2**10))
+    with pytest.raises(ValueError, match=r"holds fewer numbers than config\.json describes"):
+        FSQAutoencoder.load(tmp_path / "fsq")
+    edit(tmp_path / "fsq" / "config.json", lambda c: c.update(width=8, patch=4, size=8))
+    with pytest.raises(ValueError, match=r"weights and config\.json do not match"):
+        FSQAutoencoder.load(tmp_path / "fsq")
+    (tmp_path / "vq").mkdir()
+    (tmp_path / "vq" / "config.json").write_text(json.dumps({"num_vq_embeddings": 10**11}))
+    save_file({"a": torch.zeros(3)}, tmp_path / "vq" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"its config states 30\d,\d{3},\d{3},\d{3} numbers, and its weights have"):
+        VQImageTokenizer(str(tmp_path / "vq"), 8)
+
+
+@pytest.mark.parametrize("files", ["[" * 100_000, '[[1, 2], ["a", 3]]', "1", "null", "{"])
+def test_what_the_weights_say_of_the_other_files_may_be_anything(folder, files):
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"files": files})
+    with pytest.raises(UserError, match=r"what model\.safetensors says of the other files cannot be read"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ("{_component_: Confidence, num_steps: 1000000000000}", "1000000000000 is beyond 1,000,000"),
+        ("{_component_: Confidence, temperature: .nan}", "nan is beyond"),
+        ("{_component_: Ancestral, schedule: Linear}", "'Linear' is no schedule: it lacks complete"),
+        ("{_component_: Ancestral, schedule: null}", "None is no schedule"),
+        ("{_component_: Linear}", "is no sampler: it lacks step"),
+        ("{_component_: Blocks, sampler: 5, block_length: 4}", "5 is no sampler"),
+        ("{_component_: Blocks, sampler: {_component_: Confidence}, block_length: {_component_: Linear}}", "TypeError"),
+    ],
+)
+def test_defaults_hold_what_can_sample(folder, sampler, message):
+    (folder / "defaults.yaml").write_text(f"image: {{sampler: {sampler}}}\n")
+    with pytest.raises(UserError, match=f"{message}|Type-check error"):  # the suite's own checks may be first
+        Defaults.beside(folder)
+
+
+@pytest.mark.parametrize("schedule", ["Linear", None, 5])
+def test_a_sampler_has_a_schedule_inside_others_too(schedule):
+    sampler = Ancestral(num_steps=4)
+    _require_sampler(PerModality([Blocks(sampler, 4), Confidence()]), "k")
+    object.__setattr__(sampler, "schedule", schedule)
+    with pytest.raises(UserError, match=f"k: {schedule!r} is no schedule: it lacks"):
+        _require_sampler(PerModality([Confidence(), Blocks(sampler, 4)]), "k")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i["shards"][0].update(count=10**12), "1000000000000 samples in"),
+        (lambda i: i["shards"][0].update(count=-1), "-1 samples in"),
+        (lambda i: i["shards"][0].update(count=2), r"image.offsets is I64 of shape \[2\], and index.json says 2 samples"),
+        (lambda i: i["codebooks"].update(image=5), "image must be list, got 5"),
+        (lambda i: i["codebooks"].update(image=[]), "the codebooks of image must be sizes"),
+        (lambda i: i["codebooks"].update(image=["a"]), "the codebooks of image must be sizes"),
+        (lambda i: i["codebooks"].update(audio=[3]), "does not contain tensor audio.codes"),
+    ],
+)
+def test_an_index_of_shards_says_what_is_in_them(shards, change, message):
+    edit(shards / INDEX, change)
+    with pytest.raises(ValueError, match=message):
+        TokenShards(str(shards))[0]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A stranger's run, to be shown as a page."""
+    (tmp_path / "run" / "samples" / "text").mkdir(parents=True)
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    return tmp_path / "run"
+
+
+def test_a_page_follows_no_link_out_of_the_samples(run, tmp_path):
+    for name, to in (("a.png", tmp_path / "secret.png"), ("b.png", "/dev/zero"), ("c.png", "own.png")):
+        os.symlink(to, run / "samples" / "text" / name)
+    (run / "samples" / "text" / "own.png").write_bytes(b"own")
+    lines = "".join(json.dumps({"image": f"{name}.png"}) + "\n" for name in ("a", "b", "c", "gone"))
+    (run / "samples" / "text" / "outputs.jsonl").write_text(lines)
+    comparison.page(tmp_path / "page.html", "t", {"run": run})
+    page = (tmp_path / "page.html").read_text()
+    assert "c2VjcmV0" not in page  # "secret" in base64
+    assert "b3du" in page  # "own"
+    assert page.count("is a link that leads out of the folder") == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "bits/a": 1, "tokens": "x"}',
+        '{"step": 1, "bits/a": {}, "tokens": {}}',
+        '{"step": 1, "bits/a": 1, "tokens": 1' + "0" * 400 + "}",
+        '{"step": 1, "bits/a": -1e308, "tokens": 1}\n{"step": 2, "bits/a": 1e308, "tokens": 2}',
+        '{"step": 1, "bits/\\ud800 $\\\\frac": 1, "tokens": 5}',
+    ],
+)
+def test_a_page_of_any_history_is_written(run, tmp_path, line):
+    (run / "history.jsonl").write_text(line + "\n")
+    (run / "metrics.json").write_text('{"huge": 1' + "0" * 400 + "}")
+    (run / "samples" / "text" / "outputs.jsonl").write_text('5\n{"text": "\\ud800"}\n')
+    comparison.page(tmp_path / "page.html", "t", {"run": run})
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_only_so_many_panels_are_drawn(run, tmp_path):
+    (run / "history.jsonl").write_text(json.dumps({"step": 1, "tokens": 1, **{f"bits/{i}": 1.0 for i in range(2000)}}))
+    comparison.page(tmp_path / "page.html", "t", {"run": run})
+
+
+def test_a_study_of_any_cells_is_a_page_or_one_line(tmp_path):
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "finding.md").write_bytes(b"# t\n\n\xff")
+    (tmp_path / "figure.png").write_bytes(b"png")
+
+    def page(**columns):
+        parquet.write_table(pyarrow.table(columns), tmp_path / "runs.parquet")
+        return study_page.write_page(tmp_path).read_text()
+
+    cells = {"cell": ["a"], "b": [b"</script>"], "d": [datetime.datetime(2020, 1, 1)], "n": [[float("nan")]], "t": [True]}
+    assert page(**cells).count("</script>") == 1
+    with pytest.raises(UserError, match=r"a row of runs\.parquet has no cell"):
+        page(x=[1])
+    for cell in ("../a", "a" * 5000, "a\0"):
+        with pytest.raises(UserError):
+            page(cell=[cell])
+    (tmp_path / "runs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"runs\.parquet cannot be read"):
+        study_page.write_page(tmp_path)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "study").mkdir()
+    for name in ("runs.parquet", "finding.md"):
+        shutil.copy(tmp_path / "finding.md", tmp_path / "study" / name)
+    parquet.write_table(pyarrow.table({"cell": ["a"]}), tmp_path / "study" / "runs.parquet")
+    os.symlink(tmp_path / "secret", tmp_path / "study" / "figure.png")
+    with pytest.raises(UserError, match="is a link that leads out of the folder"):
+        study_page.write_page(tmp_path / "study")
+
+
+def test_what_a_stranger_s_file_is_cited_with_cannot_move_the_cursor(capsys, monkeypatch):
+    monkeypatch.setattr("mdm.cli.leave", sys.exit)
+
+    def work():
+        raise UserError("the file \x1b[2J\u202e says")
+
+    with pytest.raises(SystemExit):
+        exit_on_user_error(work)
+    assert capsys.readouterr().err == "mdm: the file \\x1b[2J\\u202e says\n"

@@ -81,3 +81,14 @@ def test_codes_are_the_levels_read_as_one_number():
 def test_mistakes_are_one_sentence(tmp_path, word, message):
     with pytest.raises(UserError, match=message):
         in_process("train_tokenizer", find_config("train_tokenizer"), f"output_dir={tmp_path}", "device=cpu", word)
+
+
+def test_a_spectrogram_is_decoded_on_the_scale_it_was_encoded_on(monkeypatch):
+    """Were the autoencoder perfect, a tone would come back as loud as it was, and silence silent."""
+    tokenizer = FSQMelTokenizer(FSQAutoencoder(FSQConfig(kind="mel", patch=2, width=8)))
+    for loudness in (1.0, 0.1):
+        tone = (loudness * np.sin(2 * np.pi * 1000 * np.arange(3200) / 8000)).astype(np.float32)
+        monkeypatch.setattr(tokenizer, "decode_spectrogram", lambda codes, tone=tone: tokenizer.spectrogram(tone))
+        heard = tokenizer.decode(torch.zeros(20, dtype=torch.long))[800:2400]
+        assert np.sqrt(np.mean(heard**2)) == pytest.approx(loudness / 2**0.5, rel=0.2)
+    assert tokenizer.spectrogram(np.zeros(1600, dtype=np.float32)).max() == -1.0
