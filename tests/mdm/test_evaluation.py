@@ -81,7 +81,5 @@ def test_samples_that_cannot_be_made_are_one_line(tmp_path):
     assert list((tmp_path / "text").iterdir())
     with torch.no_grad():
         model.norm.scale.fill_(torch.nan)
-    with pytest.raises(
-        UserError, match=r"^samples of text cannot be made: sample: nothing can be drawn at position"
-    ):
+    with pytest.raises(UserError, match=r"^samples of text cannot be made: sample: nothing can be drawn at position"):
         write_samples(tmp_path, model, processor, data, held_out, HERE)
