@@ -229,7 +229,8 @@ class Watch:
             row, position = (~largest.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"sample: nothing can be drawn at position {position} of row {self.index[active[row]]}: the largest of its "
-                f"logits is {largest[row, position].item()} (nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
+                f"logits is {largest[row, position].item()} "
+                "(nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
             )
         still = [row for row, left in enumerate(rows) if left >= 0]
         for row in still:
