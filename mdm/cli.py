@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import runpy
+import select
 import shutil
 import signal
 import sys
@@ -123,8 +124,15 @@ def _reader_gone() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
+            if hasattr(select, "poll"):  # unbuffered, nothing is left to flush
+                poll = select.poll()
+                poll.register(stream, 0)
+                if any(event & select.POLLERR for _, event in poll.poll(0)):
+                    return True
         except BrokenPipeError:
             return True
+        except (ValueError, TypeError):  # no file of the system's, as in a notebook
+            continue
     return False
 
 

@@ -229,10 +229,11 @@ def first_text(source: Any, part: str, processor: Processor) -> str | None:
         return None
 
 
-def example(checkpoint: str | Path, task: str, text: str | None = None, length: int | None = None) -> str:
+def example(checkpoint: str | Path, task: str, text: str | None = None, length: int | None = None, trust: bool = False) -> str:
     """A command that generates, ready to be pasted. A picture or a clip is for the user to name.
 
-    text: one that a template made is taken apart into what the user says, and the template
+    text:  one that a template made is taken apart into what the user says, and the template
+    trust: the checkpoint has a tokenizer that is not the library's own
     """
     template = None
     if isinstance(text, Templated):
@@ -248,4 +249,5 @@ def example(checkpoint: str | Path, task: str, text: str | None = None, length: 
         words += [f"prompt.{m}={values[m]}" for m in given]
     words += [] if template in (None, "{}") else [f"template={template}"]
     words += [] if length is None else [f"length={length}"]
+    words += ["trust=true"] if trust else []
     return " ".join(["mdm generate", *map(shlex.quote, words)])

@@ -73,6 +73,12 @@ def _is_class(path: str) -> bool:
         return False
 
 
+def is_listed(built: Any, table: Mapping[str, str]) -> bool:
+    """Whether an object is of a class that the table lists, and so is built from its file without trust."""
+    own = f"{type(built).__module__}.{type(built).__qualname__}"
+    return any(path == own or path.startswith(f"{own}.") for path in table.values())
+
+
 def check_travelled(node: Any, key: str, file: str | Path, table: Mapping[str, str], trust: bool = False) -> Any:
     """A node out of a file that has travelled, ready to be built: its names in full, its files in that file's folder.
 

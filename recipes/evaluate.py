@@ -11,6 +11,7 @@ Writes metrics.json, samples/, and gallery.html to look at; `mdm run compare` la
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,7 +163,15 @@ def main(cfg: Settings) -> None:
 
 
 def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
-    """NELBO of every stream, then each judged modality, with one progress bar over all of it."""
+    """NELBO of every stream, then each judged modality, with one progress bar over all of it. Raises UserError."""
+    try:
+        return figures(cfg, model, processor, hw)
+    except ValueError as error:  # a held-out sample that is refused, a model that gives nothing to draw from
+        raise UserError(str(error)) from error
+
+
+def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
+    """What `evaluate` returns."""
     results = Results()
     check_modalities(cfg, processor)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
@@ -172,7 +181,10 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
     )
     with tqdm(total=work, desc="evaluating", dynamic_ncols=True) as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
-        results.metrics |= {f"{task}_bits_per_token": value for task, value in task_bits(nats, plan).items()}
+        for task, value in task_bits(nats, plan).items():
+            if not math.isfinite(value):
+                raise UserError(f"the NELBO of {task} is {value}: broken weights, or an overflow")
+            results.metrics[f"{task}_bits_per_token"] = value
         if "text" in plan:
             texts = [micro.noisy.clean for micro, _ in plan["text"]]
             results.metrics["text_unigram_bits_per_token"] = unigram_bits(texts)

@@ -49,12 +49,14 @@ from mdm.evaluation import forward_loss, nelbo, task_bits, write_samples
 from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
 from mdm.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.model import MaskedDiffusionModel, ModelConfig
+from mdm.names import TOKENIZERS
 from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.processor import Processor
 from mdm.prompts import example, shown
 from mdm.run import History, NonFinite, check_run, find_resume, kept_processor, open_history, output_folder, restore_or_start
 from mdm.stopping import StopRequest
 from mdm.trial import glance
+from mdm.trust import is_listed
 
 CONFIG = "pretrain"
 MODEL_SUPPLIED = ("vocab_size", "residual_multiplier")
@@ -155,7 +157,9 @@ class Pretrain:
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
-        self.example = example(self.folder, *shown(cfg.data, sources, self.processor, self.model.config.max_length))
+        own = all(is_listed(tokenizer, TOKENIZERS) for tokenizer in self.processor.tokenizers.values())
+        shows = shown(cfg.data, sources, self.processor, self.model.config.max_length)
+        self.example = example(self.folder, *shows, trust=not own)
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
         self.scaled_to: int | None = None

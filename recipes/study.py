@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from mdm.runs import settings_of, write_results
 from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
 from mdm.study_page import write_page
 from mdm.trial import Trial, attempt
+from mdm.trust import trust_saved
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -130,6 +131,8 @@ def main(cfg: Settings) -> None:
         measures = [instantiate(node, f"measure.{name}") for name, node in cfg.measure.items()]
         rows = run_cells(folder, cfg.run, cfg.set, planned, cfg.workers, cfg.ray)
         rows = [{**row, **cost(cfg, cell, row)} for row, cell in zip(rows, planned, strict=True)]
+        for cell in planned if measures else ():  # a study's models are its own: what their configs name is trusted
+            trust_saved(asdict(run_settings(cfg, cell)))
         if measures:
             rows = measure_cells(folder, rows, planned, measures, lambda cell: run_settings(cfg, cell), cfg.measure)
     write_table(folder / "runs.parquet", rows)

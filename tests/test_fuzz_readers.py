@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -24,7 +24,7 @@ from components.data.reading import decoded, read_audio, read_image, waveform
 from components.data.sources import Folder, Jsonl, Mapped, _Convert, hugging_face
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
-from components.tokenizers.text import TextTokenizer
+from components.tokenizers.text import JsonTokenizer, TextTokenizer
 from mdm.config import UserError
 from mdm.prompts import read_jsonl
 
@@ -82,6 +82,24 @@ def check(sample):
         assert len(audio)
         assert np.isfinite(audio).all()
         assert len(AUDIO.encode(audio[:400]))
+
+
+LITERALS = ("<|mdm_mask|>", "<|endoftext|>", "[MASK]", "<s>")
+
+
+def json_tokenizer():
+    """A `tokenizer.json` of bytes, with control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(list(LITERALS))
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(f"{folder}/tokenizer.json")
+        return JsonTokenizer(f"{folder}/tokenizer.json")
+
+
+JSON = json_tokenizer()
 
 
 # what is brought
@@ -216,6 +234,22 @@ def test_lines_of_json(parts, end, mark):
 )
 def test_bytes_as_text(data):
     made(decoded, data, "a.txt")
+
+
+runs = st.tuples(st.sampled_from([" ", "\n", "\u00a0", "a", "\U0001f600"]), st.sampled_from([2, 999, 100_001]))
+pieces = (
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(LITERALS) | runs.map(lambda t: t[0] * t[1])
+)
+
+
+@fuzz(30)
+@given(st.lists(pieces, min_size=1, max_size=4).map("".join))
+@example(" " * 1_000_000)
+def test_texts_come_back_and_hold_no_control_token(text):
+    for tokenizer in (TEXT, JSON):
+        codes = made(tokenizer.encode, text)
+        assert tokenizer.decode(codes) == text
+        assert set(codes.tolist()) <= set(range(260 if tokenizer is TEXT else 256))
 
 
 @fuzz(150)

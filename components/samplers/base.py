@@ -176,7 +176,7 @@ def sample(
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))
     active, rows, active_fn, barred = everything, None, logits_fn, None
-    watch, largest = Watch(sampler, generate), None
+    watch, largest = Watch(sampler, generate, index), None
     while True:
         still = watch(state, active, largest)  # the one synchronisation, between steps
         if not still:
@@ -214,7 +214,8 @@ def ruled_out(
 class Watch:
     """The rows that need a further pass, and the errors that else would be an endless loop, or a sample of mask tokens."""
 
-    def __init__(self, sampler: Sampler, generate: Bool[Tensor, "batch seq"]) -> None:
+    def __init__(self, sampler: Sampler, generate: Bool[Tensor, "batch seq"], index: Sequence[int]) -> None:
+        self.index = index  # what a row is called
         self.name, self.patience = type(sampler).__name__, max(PATIENCE, passes(sampler))
         self.least = [generate.shape[1] + 1] * len(generate)  # masked tokens of each row, when there were fewest
         self.idle = [0] * len(generate)  # passes since
@@ -227,8 +228,9 @@ class Watch:
         if broken:
             row, position = (~largest.isfinite()).nonzero()[0].tolist()
             raise ValueError(
-                f"sample: nothing can be drawn at position {position} of row {active[row]}: the largest of its logits is "
-                f"{largest[row, position].item()} (nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
+                f"sample: nothing can be drawn at position {position} of row {self.index[active[row]]}: the largest of its "
+                f"logits is {largest[row, position].item()} "
+                "(nan, inf: broken weights, or a float16 overflow; -inf: no id is left)"
             )
         still = [row for row, left in enumerate(rows) if left >= 0]
         for row in still:
@@ -236,7 +238,8 @@ class Watch:
             self.least[row] = min(rows[row], self.least[row])
             if self.idle[row] > self.patience:
                 raise ValueError(
-                    f"sample: {self.name} has unmasked nothing of row {row} in {self.patience} passes; {rows[row]} are left"
+                    f"sample: {self.name} has unmasked nothing of row {self.index[row]} in {self.patience} passes; "
+                    f"{rows[row]} are left"
                 )
         return still
 

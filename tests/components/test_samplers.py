@@ -300,6 +300,8 @@ def test_logits_that_are_nan_end_in_one_line_after_one_pass(sampler):
     with pytest.raises(ValueError, match="nothing can be drawn at position 1 of row 1: the largest of its logits is nan"):
         sample(sampler, broken, torch.full((2, LENGTH), MASK), MASK)
     assert len(passes) == 1
+    with pytest.raises(ValueError, match="at position 1 of row 107:"):  # of a later batch
+        sample(sampler, broken, torch.full((2, LENGTH), MASK), MASK, index=(106, 107))
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])

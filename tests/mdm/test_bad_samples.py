@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from components.data.bad import BadSample, Note, Noted, Refused, attempt
+from components.data.shards import TokenShards, write_shard
+from components.data.sources import Folder
 from components.maskers import BernoulliMasker
 from components.sequences import collate, content
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
+from components.types import PAD_DOCUMENT
 from mdm.config import UserError
 from mdm.data import (
     LossSettings,
@@ -169,6 +174,68 @@ def test_on_long_is_one_mechanism_for_samples_in_memory_read_as_drawn_and_stream
         notes = {note for micro in micros for note in micro.notes}
         assert {(n.stream, n.name, n.cut) for n in notes} == {("captions", name, on_long == "cut")}
         assert sum(micro.denominator for micro in micros) == 36 - 3 * (on_long == "skip")
+
+
+def test_of_a_folder_with_a_hundredth_damaged_the_others_keep_index_order_and_mask(processor, tmp_path):
+    """Through the training loader for two epochs, on both of two ranks; and the samples left out are those planted."""
+    for name in ("whole", "damaged"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(300):
+            Image.new("L", (8, 8), i % 256).save(folder / f"{i:03d}.png")
+            (folder / f"{i:03d}.txt").write_text(f"grey {i % 7}")
+    (folder / "041.png").write_bytes((folder / "041.png").read_bytes()[:-30])
+    (folder / "120.txt").write_bytes("gräu".encode("latin-1"))
+    (folder / "222.txt").unlink()
+    (folder / "250.txt").write_text("a caption too long")
+    data = {"photos": settings(on_long="skip")}
+    data["photos"].tasks = {"text_to_image": 0.5, "image_to_text": 0.5}
+    masker = {"photos": BernoulliMasker(processor.vocabulary.mask_id, pairs=True)}
+    whole = list(Folder(str(tmp_path / "whole"), "image"))
+
+    def steps(source, rank):
+        mix = streams(data, {"photos": source}, processor, masker, 0, 0.1)
+        return iter(training_loader(mix, masker, processor, lambda _: 60, 30, LossSettings(), 0, rank, 2, prefetch=0))
+
+    named, empty = set(), 0
+    for rank in (0, 1):
+        wanted, damaged = steps(whole, rank), steps(Folder(str(tmp_path / "damaged"), "image"), rank)
+        for _ in range(20):  # 30 samples each, twice
+            for want, found in zip(next(wanted), next(damaged), strict=True):
+                left_out = (found.noisy.clean.document == PAD_DOCUMENT).all(1)
+                assert left_out.any() == bool(found.notes)
+                for field in ("noisy", "mask", "weight"):
+                    assert torch.equal(getattr(found.noisy, field)[~left_out], getattr(want.noisy, field)[~left_out])
+                for field in ("tokens", "document", "position"):
+                    own, others = getattr(found.noisy.clean, field), getattr(want.noisy.clean, field)
+                    assert torch.equal(own[~left_out], others[~left_out])
+                named |= {(note.stream, Path(note.name).name) for note in found.notes}
+                empty += int(left_out.sum())
+    assert named == {("photos", f"{i:03d}.png") for i in (41, 120, 222, 250)}
+    assert empty == 4 * 2 * 2  # in each epoch, in each row of a pair
+
+
+def test_a_code_that_its_codebook_has_not_is_a_sample_of_the_shards_left_out(processor, tmp_path):
+    codes = [{"text": torch.tensor([i]), "image": torch.full((16,), 1)} for i in range(9)]
+    codes[4]["image"][3] = 99
+    digest = write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
+    shard = {"file": "a.safetensors", "count": 9, "bytes": (tmp_path / "a.safetensors").stat().st_size, "sha256": digest}
+    codebooks = {m: list(processor.tokenizers[m].codebooks) for m in ("text", "image")}
+    (tmp_path / "index.json").write_text(json.dumps({"codebooks": codebooks, "shards": [shard]}))
+    steps = loader(processor, TokenShards(str(tmp_path)), "skip")
+    (note,) = {note for _ in range(3) for micro in next(steps) for note in micro.notes}
+    assert (note.stream, note.why) == (
+        "captions",
+        f"a code is outside its codebook of {processor.tokenizers['image'].codebooks}",
+    )
+    codes[4] = {"text": torch.zeros(9, dtype=torch.long), "image": torch.full((16,), 1)}
+    write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
+    shard["bytes"] = (tmp_path / "a.safetensors").stat().st_size
+    (tmp_path / "index.json").write_text(json.dumps({"codebooks": codebooks, "shards": [shard]}))
+    steps = loader(processor, TokenShards(str(tmp_path), check=False), "skip")
+    (note,) = {note for _ in range(3) for micro in next(steps) for note in micro.notes}
+    assert str(note.name) == f"{tmp_path}, sample 4"
+    assert note.why.startswith("its text of 9 tokens does not fit")
 
 
 def exhaust(steps):

@@ -101,6 +101,31 @@ def test_mistakes_are_one_sentence(scored, untrained, change, message):
         in_process("evaluate", scored, f"checkpoint={untrained}", change)
 
 
+def test_a_refused_sample_and_broken_weights_are_one_sentence(untrained, tmp_path):
+    import shutil
+
+    import safetensors
+    import safetensors.torch
+
+    from tests.recipes.conftest import in_process
+
+    config, out = "recipes/configs/evaluate.yaml", f"output_dir={tmp_path / 'out'}"
+    with pytest.raises(UserError, match=r"^data\.speech\.validation: .*: its audio of \d+ tokens does not fit canvas\.audio"):
+        in_process("evaluate", config, out, f"checkpoint={untrained}")
+    broken = tmp_path / "broken"
+    shutil.copytree(untrained, broken)
+    file = next(broken.rglob("model.safetensors"))
+    with safetensors.safe_open(file, "pt") as opened:
+        about, weights = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    weights["norm.scale"].fill_(float("nan"))
+    safetensors.torch.save_file(weights, file, metadata=about)
+    digits = "data.digits.validation={_component_: components.data.digits.digits, split: judge}"
+    only = ["data.speech=null", "data.text=null", digits, "judged={}", "crossed={}"]
+    with pytest.raises(UserError, match=r"^the NELBO of text_to_image is nan: broken weights"):
+        in_process("evaluate", config, out, f"checkpoint={broken}", *only)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
 def test_compare_wants_runs_with_figures(tmp_path):
     from tests.recipes.conftest import in_process
 

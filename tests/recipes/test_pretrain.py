@@ -144,23 +144,6 @@ def test_a_folder_and_a_streamed_dataset_train_and_resume(config, run, tmp_path)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-LAZY = """
-from collections.abc import Sequence
-from pathlib import Path
-from components.data.sources import read_image
-class Pictures(Sequence):
-    def __init__(self, path):
-        self.files = sorted(Path(path).glob("*.png"))
-    def __len__(self):
-        return len(self.files)
-    def name_of(self, index):
-        return self.files[index].name
-    def __getitem__(self, index):
-        file = self.files[index]
-        return {"text": file.with_suffix(".txt").read_text(), "image": read_image(file, 8)}
-"""
-
-
 def test_a_run_survives_bad_samples_and_counts_them(config, run, tmp_path):
     """Of 60 pictures five are bad, each in another way; one caption is too long, which ends the run until it may be skipped.
 
@@ -168,7 +151,6 @@ def test_a_run_survives_bad_samples_and_counts_them(config, run, tmp_path):
     """
     from PIL import Image
 
-    (tmp_path / "mine.py").write_text(LAZY)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     for i in range(60):
@@ -180,9 +162,9 @@ def test_a_run_survives_bad_samples_and_counts_them(config, run, tmp_path):
     (damaged / "31.txt").write_bytes(b"\xff\xfe\xff")
     (damaged / "53.txt").write_text("grey " * 30)  # the 39th to be drawn
     settings = ["tokens=6000", "masker.pairs=false", "checkpoint_every_tokens=1200", "data.digits.validation=null"]
-    settings.append(f"data.digits.train={{_component_: mine.Pictures, path: {damaged}}}")
+    settings.append(f"data.digits.train={{_component_: components.data.sources.Folder, path: {damaged}, kind: image, size: 8}}")
     stopped = run("run", "pretrain", "--config", config, *settings, cwd=tmp_path, check=False)
-    assert "data.digits: 53.png: its text of" in stopped.stderr
+    assert f"data.digits: {damaged / '53.png'}: its text of" in stopped.stderr
     assert "data.digits.on_long = refuse; skip leaves such samples out" in stopped.stderr
     assert complete(tmp_path / "out" / "checkpoints")
     done = run("run", "pretrain", "--config", config, *settings, "data.digits.on_long=skip", cwd=tmp_path)
@@ -234,9 +216,20 @@ def test_samples_metric_logger_activation_checkpointing_and_plain_loss(config, r
 
 SPOKEN = "{train: {_component_: components.data.speech.spoken_words, split: test, voices: 1}, tasks: {text_to_speech: 1.0}}"
 AUDIO = "tokenizers.audio={_component_: components.tokenizers.audio.Codec2Tokenizer}"
+OWN = """
+from components.tokenizers.image import GreyPatchTokenizer
+
+def asked():
+    return [{"prompt": "what is it?", "text": "it"}] * 4
+
+class Tiles(GreyPatchTokenizer):
+    def save(self, folder):
+        return {**super().save(folder), "_component_": "mine.Tiles"}
+"""
 MODELS = {
     "text alone": (["data.digits=null", "tokenizers.image=null", "canvas={}"], "task=text", "text"),
     "images": ([], "task=text_to_image", "image"),
+    "an own tokenizer": (["tokenizers.image={_component_: mine.Tiles, size: 8, patch: 2, levels: 3}"], "trust=true", "image"),
     "images that are read": (["data.text=null", "data.digits.tasks.text_to_image=0"], "prompt=PICTURE.png", None),
     "speech": (
         ["data.digits=null", f"data.speech={SPOKEN}", AUDIO, "canvas.audio=56", "model.max_length=96"],
@@ -254,7 +247,7 @@ MODELS = {
 @pytest.mark.parametrize("case", MODELS, ids=lambda c: c.replace(" ", "_"))
 def test_the_hint_at_the_end_is_a_command_that_this_model_can_do(config, run, tmp_path, case):
     settings, part, made = MODELS[case]
-    (tmp_path / "mine.py").write_text("def asked():\n    return [{'prompt': 'what is it?', 'text': 'it'}] * 4\n")
+    (tmp_path / "mine.py").write_text(OWN)
     arguments = [f"output_dir={tmp_path / 'a run'}", "tokens=300", "batch.physical=12", *settings]
     done = run("run", "pretrain", "--config", config, *arguments, cwd=tmp_path)
     hint = done.stdout.strip().splitlines()[-1].partition("Try: mdm ")[2]

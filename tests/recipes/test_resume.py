@@ -1,6 +1,8 @@
 """A run that was stopped, killed or damaged goes on where it was, and what was lost is said."""
 
+import io
 import json
+import os
 import shutil
 import signal
 
@@ -133,6 +135,15 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="141"):
         exit_on_user_error(lambda: None)
     assert capsys.readouterr().err == ""
+    monkeypatch.undo()
+
+    read, write = os.pipe()
+    os.close(read)
+    unbuffered = io.TextIOWrapper(os.fdopen(write, "wb", 0), write_through=True)  # PYTHONUNBUFFERED: nothing is left to flush
+    monkeypatch.setattr("mdm.cli.leave", leave)
+    monkeypatch.setattr("sys.stdout", unbuffered)
+    with pytest.raises(SystemExit, match="141"):
+        exit_on_user_error(lambda: print("a recipe"))
     monkeypatch.undo()
 
     def pipe_of_its_own():

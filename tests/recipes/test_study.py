@@ -12,6 +12,7 @@ import pytest
 import mdm.runs
 from components.maskers import BernoulliMasker
 from components.scaling import ScalingLaw
+from components.tokenizers.image import GreyPatchTokenizer
 from mdm.cli import load_recipe
 from mdm.config import UserError, find_config
 from mdm.studies import mixing, scaling, schedules
@@ -197,23 +198,32 @@ def test_two_masks_of_a_sequence_are_independent_and_its_samples_are_pairs(make_
 
 MEASURED = """
 question: schedules
-run: pretrain_pico
+run: {run}
 workers: 1
-groups: {}
+groups: {{}}
 measure:
-  gradient: {_component_: mdm.studies.measures.TrainingGradient, steps: 3}
+  gradient: {{_component_: mdm.studies.measures.TrainingGradient, steps: 3}}
   images:
     _component_: mdm.studies.measures.ImageQuality
-    training: {_component_: components.data.digits.digits, split: judge}
-    test: {_component_: components.data.digits.digits, split: test}
+    training: {{_component_: components.data.digits.digits, split: judge}}
+    test: {{_component_: components.data.digits.digits, split: test}}
     samples: 20
     shown: 3
 """
 
 
+class Tiles(GreyPatchTokenizer):
+    """A user's own tokenizer, which the runs' config names, and the study's does not."""
+
+    def save(self, folder):
+        return {**super().save(folder), "_component_": f"{__name__}.Tiles"}
+
+
 def test_a_finished_run_is_measured_once_and_shown_on_a_page(tmp_path, runs_in_process, capsys, monkeypatch):
     config, out = tmp_path / "study.yaml", tmp_path / "out"
-    config.write_text(MEASURED)
+    run = tmp_path / "run.yaml"
+    run.write_text(f"base: pretrain_pico\ntokenizers: {{image: {{_component_: {__name__}.Tiles}}}}\n")
+    config.write_text(MEASURED.format(run=run))
     in_process("study", config, f"output_dir={out}", *TINY)
     rows = read_table(out / "runs.parquet")
     for row in rows:
