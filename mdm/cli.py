@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import runpy
+import select
 import shutil
 import signal
 import sys
@@ -115,12 +116,20 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _reader_gone() -> bool:
-    """Whether what is printed has no reader any more, as with `mdm ls | head -1`."""
+    """Whether what is printed has no reader any more, as with `mdm ls | head -1`.
+
+    A stream without a buffer (PYTHONUNBUFFERED) has nothing left to flush: its pipe is asked.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BrokenPipeError:
             return True
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no file behind it, or no poll
+            pipe = select.poll()
+            pipe.register(stream.fileno(), 0)  # errors are always reported
+            if any(event & select.POLLERR for _, event in pipe.poll(0)):
+                return True
     return False
 
 
