@@ -120,7 +120,10 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _reader_gone() -> bool:
-    """Whether what is printed has no reader any more, as with `mdm ls | head -1`."""
+    """Whether what is printed has no reader any more, as with `mdm ls | head -1`.
+
+    A stream without a buffer (PYTHONUNBUFFERED) has nothing left to flush: its pipe is asked.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -211,7 +212,7 @@ def _holds_text(config: DictConfig, key: str, node: Any) -> bool:
         return True
     above, _, name = key.rpartition(".")
     parent = _node_at(config, above) if above else None
-    if not isinstance(parent, DictConfig) or not isinstance(parent.get("_component_"), str):
+    if not isinstance(parent, DictConfig) or parent._is_none() or not isinstance(parent.get("_component_"), str):
         return False
     try:
         hint = _hints(locate(parent["_component_"], above)).get(name)
@@ -343,14 +344,17 @@ def locate(path: str, key: str) -> Any:
         raise UserError(f"{key}: _component_ must be a name, got {path!r}")
     try:
         return _get_component_from_path(full_path(path))
-    except (InstantiationError, ValueError, ImportError) as error:
+    except (InstantiationError, ValueError, ImportError, SyntaxError) as error:
         raise UserError(f"{key}: unknown component {path!r}{close(path, NAMES)}: {_root_cause(error)}") from error
 
 
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())
+    said = " ".join(str(error).split())
+    if absent := re.match(r"No module named '([\w.]+)\.(\w+)'; '.*' is not a package$", said):
+        return f"{absent[1]} has no {absent[2]}"  # Python took the name for a module's
+    return said
 
 
 def _hints(component: Any) -> dict[str, Any]:

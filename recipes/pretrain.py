@@ -106,7 +106,10 @@ def validate(cfg: Settings) -> None:
 def model_shape(cfg: Settings) -> ModelConfig:
     """The shape of the config's model, without its weights. Raises UserError."""
     with torch.device("meta"):
-        return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
+        model = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0)
+    if not isinstance(model, MaskedDiffusionModel):
+        raise UserError(f"model: {cfg.model['_component_']} builds no mdm.model.MaskedDiffusionModel (see mdm/builders.py)")
+    return model.config
 
 
 def main(cfg: Settings) -> None:

@@ -18,8 +18,8 @@ from components.data.bad import BadSample, Refused, name_of
 from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, resample, waveform
 from components.templates import fill
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 LOOKED_AT = 16
 """Files of a folder that are read when the source is made, evenly spread: however many there are, a wrong folder is seen."""
 
@@ -43,7 +43,8 @@ class Folder(Sequence):
     kind "image": every image with a caption in a .txt file of the same name
     kind "audio": every clip with a transcript in a .txt file of the same name
 
-    A document, caption or transcript that is empty or missing is corrupt, as is a file that cannot be read.
+    A document, caption or transcript that is empty or missing is corrupt, as is a file that cannot be read. Files and folders
+    whose name starts with a dot are no part of it. Captions beside no file that is taken are counted and printed.
 
     size:        images are cropped to a square and resized to so many pixels; None leaves them
     sample_rate: clips are mixed to mono and resampled to it, in Hz
@@ -66,7 +67,8 @@ class Folder(Sequence):
         if kind not in suffixes:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(suffixes)}")
         self.kind, self.size, self.sample_rate, self.on_corrupt = kind, size, sample_rate, _checked(on_corrupt)
-        self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes[kind] and p.is_file())
+        found = [p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+        self.files = sorted(p for p in found if p.suffix.lower() in suffixes[kind] and p.is_file())
         if not self.files:
             raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
         count = len(self.files) if on_corrupt == "refuse" else min(len(self.files), LOOKED_AT)
@@ -81,6 +83,11 @@ class Folder(Sequence):
             raise ValueError(f"all {looked_at} in {path} are corrupt as {kind}, the first is {corrupt[0]}")
         if corrupt:
             print(f"{path}: skipped {len(corrupt)} corrupt of {looked_at}, the first is {corrupt[0]}")
+        if kind != "text":
+            captioned = {p.with_suffix(".txt") for p in self.files}
+            if alone := sorted(p for p in found if p.suffix == ".txt" and p not in captioned):
+                taken = f"{kind} file ({', '.join(suffixes[kind])})"
+                print(f"{path}: {len(alone)} captions are beside no {taken}, the first is {alone[0].relative_to(root)}")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -70,6 +70,27 @@ def test_a_bad_file_of_a_folder_keeps_its_place_and_is_named(photos, capsys):
         Folder(str(photos), "image", on_corrupt="refuse")
 
 
+def test_a_folder_takes_every_format_that_is_read_and_names_captions_of_others(tmp_path, capsys):
+    """A .gif or .tif is read as well as a .png; a .heic is not, and is not left out without a word. ._x is macOS's own."""
+    formats = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "TIFF"]
+    for i, suffix in enumerate(formats):
+        Image.new("L", (4, 4), 255).save(tmp_path / f"{i}.{suffix}")
+        (tmp_path / f"{i}.txt").write_text(suffix)
+    for name in ("8.heic", "._0.png", "._0.txt"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "8.txt").write_text("of another kind")
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "0.png").write_bytes(b"")
+    source = Folder(str(tmp_path), "image")
+    assert described(source) == formats
+    assert {sample["image"].getpixel((0, 0)) for sample in source} <= {255, (255, 255, 255)}
+    taken = ".png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff"
+    said = f"{tmp_path}: 1 captions are beside no image file ({taken}), the first is 8.txt\n"
+    assert capsys.readouterr().out == said
+    Folder(str(tmp_path), "text")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_document_may_have_a_byte_order_mark_and_is_not_empty(tmp_path):
     for name, data in (("a", "\ufeffKäse\n".encode()), ("b", "Käse\r\nx".encode("utf-16")), ("c", b"\n"), ("d", b"\xff")):
         (tmp_path / f"{name}.txt").write_bytes(data)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mdm.config import WORDS, UserError, instantiate, load
+from mdm.config import WORDS, UserError, instantiate, load, locate
 
 
 @dataclass
@@ -51,6 +51,24 @@ def test_text_of_any_setting_is_text(read, typed):
     assert (filled.name, filled.edit, filled.inner["a"].caption) == (typed, typed, typed)
     source = "source: {_component_: components.data.digits.digits, split: train}"
     assert read(f"source.caption={typed}", yaml=source).source["caption"] == typed
+
+
+def test_an_argument_of_what_is_null_is_refused_by_name(read):
+    """`mdm generate ... sampler.num_steps=4` where no sampler is named."""
+    settings = read("sampler.num_steps=4")
+    with pytest.raises(UserError, match=r"sampler: it needs a _component_ .*; it has num_steps"):
+        instantiate(settings.sampler, "sampler")
+    assert read("sampler=Confidence", "sampler.num_steps=4").sampler["num_steps"] == 4
+
+
+def test_a_name_that_a_file_of_ones_own_does_not_have_is_said_as_such(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_file.py").write_text("x = 1")
+    (tmp_path / "own_broken.py").write_text("def f(:\n")
+    with pytest.raises(UserError, match=r"masker: unknown component 'own_file.Mine'.*: own_file has no Mine$"):
+        locate("own_file.Mine", "masker")
+    with pytest.raises(UserError, match=r"unknown component 'own_broken.f'.*: invalid syntax \(own_broken.py, line 1\)"):
+        locate("own_broken.f", "masker")
 
 
 def test_null_empties_what_may_be_absent_and_interpolation_goes_on(read):

@@ -136,6 +136,13 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
         exit_on_user_error(lambda: None)
     assert capsys.readouterr().err == ""
     monkeypatch.undo()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as raw, monkeypatch.context() as unbuffered:  # as with PYTHONUNBUFFERED=1
+        unbuffered.setattr("mdm.cli.leave", leave)
+        unbuffered.setattr("sys.stdout", io.TextIOWrapper(raw, write_through=True))
+        with pytest.raises(SystemExit, match="141"):
+            exit_on_user_error(lambda: print("a line"))
 
     read, write = os.pipe()
     os.close(read)
