@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from components.data.bad import MACHINE
 from mdm.config import UserError, check
 from mdm.hardware import Hardware
 from mdm.model import MaskedDiffusionModel, ModelConfig
@@ -162,12 +163,18 @@ def check_space(folder: Path, num_parameters: int, ema: bool, keep: int = 2) -> 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware) -> None:
     """Loads a checkpoint in place, on any number of ranks.
 
-    Raises UserError where it is of another model, ema or optimizer, Damaged where what it holds cannot be read.
+    Raises UserError where it is of another model, ema or optimizer, or the machine is at fault; Damaged where what it holds
+    cannot be read.
     """
     tensors, whole = _tensors(model, optimizer, ema)
     try:
         dcp.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # a file of tensors is a zip of pickles: it raises anything
+        for cause in [failed for failed, _ in getattr(error, "failures", {}).values()] or [error]:
+            if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # which the library wraps: nothing is wrong with the file
+                raise cause from None
+            if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in MACHINE):
+                raise UserError(f"{checkpoint} cannot be read now ({_reason(error)}); it is left as it is") from error
         if any(word in _reason(error) for word in ("Missing key", "Size mismatch")):
             raise UserError(f"{checkpoint} is not a checkpoint of this model: {_reason(error)}") from error
         raise Damaged(f"{checkpoint} cannot be read ({_reason(error)})") from error

@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged goes on where it was, and what was lost is said."""
 
+import errno
 import io
 import json
 import os
@@ -12,11 +13,14 @@ import torch
 
 from mdm.checkpoint import complete
 from mdm.cli import exit_on_user_error
+from mdm.config import UserError
+from mdm.hardware import Hardware
 from mdm.processor import Processor
 from mdm.run import read_history
 from mdm.stopping import Stopped, StopRequest
 from tests.recipes.test_bad_input import one_line_of_many
 
+ALONE = Hardware(torch.device("cpu"), 0, 1, False)
 SMALL = ["tokens=2000", "checkpoint_every_tokens=600", "data.digits.validation=null"]
 
 
@@ -218,6 +222,23 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_last_whole_one_taken(whole
     assert aside.is_dir()
     assert losses(whole) == expected
     assert all(torch.equal(value, before[name]) for name, value in weights(whole).items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), OSError(errno.EMFILE, "Too many open files")], ids=repr)
+def test_a_checkpoint_is_not_damaged_where_its_reading_is_interrupted(tmp_path, monkeypatch, error):
+    from torch.distributed.checkpoint import FileSystemReader
+
+    from mdm import checkpoint
+
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(FileSystemReader, "read_data", fails)
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    kept = checkpoint.save(tmp_path, 1, model, optimizer, None, {}, ALONE)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+        checkpoint.restore(kept, model, optimizer, None, ALONE)
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_and_nothing_deleted(whole, again):
