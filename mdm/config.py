@@ -215,7 +215,7 @@ def _holds_text(config: DictConfig, key: str, node: Any) -> bool:
     if not isinstance(parent, DictConfig) or parent._is_none() or not isinstance(parent.get("_component_"), str):
         return False
     try:
-        hint = _hints(locate(parent["_component_"], above)).get(name)
+        hint = hints_of(locate(parent["_component_"], above)).get(name)
     except UserError:  # said when the whole config is checked
         return False
     return hint is str or set(typing.get_args(hint)) == {str, type(None)}
@@ -283,7 +283,7 @@ def check(node: Any, key: str, supplied: Sequence[str] = ()) -> None:
         raise UserError(f"{key}: it needs a _component_ (a dotted path to a class or function); it has {', '.join(node)}")
     component = locate(node["_component_"], key)
     parameters = inspect.signature(component).parameters
-    hints = _hints(component)
+    hints = hints_of(component)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in node.items():
         if name == "_component_":
@@ -357,7 +357,8 @@ def _root_cause(error: BaseException) -> str:
     return said
 
 
-def _hints(component: Any) -> dict[str, Any]:
+def hints_of(component: Any) -> dict[str, Any]:
+    """The annotations of what a component is called with; none where they cannot be resolved."""
     try:
         return typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
     except Exception:  # annotations of others may not resolve; then only names are checked

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mdm.config import UserError, instantiate, locate
+from mdm.config import UserError, hints_of, instantiate, locate
 
 
 def members(protocol: type) -> list[str]:
@@ -46,7 +45,7 @@ def require_members(built: Any, node: Mapping[str, Any], key: str, names: list[s
 
 def inside(node: Mapping[str, Any], key: str) -> None:
     """Checks the components inside a node, alone or by name, whose arguments are annotated with a protocol."""
-    hints = _hints(locate(node["_component_"], key))
+    hints = hints_of(locate(node["_component_"], key))
     for name, value in node.items():
         asked = [arm for arm in (hints.get(name), *_arms(hints.get(name))) if getattr(arm, "_is_protocol", False)]
         if not asked or not isinstance(value, Mapping):
@@ -60,13 +59,6 @@ def inside(node: Mapping[str, Any], key: str) -> None:
 def _arms(hint: Any) -> list[Any]:
     """What a union or a mapping is made of."""
     return [found for arm in typing.get_args(hint) for found in (arm, *_arms(arm))]
-
-
-def _hints(component: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
-    except Exception:  # annotations of others may not resolve
-        return {}
 
 
 def source_members(source: Any, endless: bool = False) -> list[str]:

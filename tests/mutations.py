@@ -900,6 +900,84 @@ MUTATIONS = [
         "components/test_reading.py",
         ("fit: the corner, not the middle", "(image.width - side) // 2, (image.height - side) // 2", "0, 0"),
     ),
+    *of(
+        "mdm/trust.py",
+        "mdm/test_trust.py",
+        ("trust: nothing is refused", "if not trust:\n", "if False:\n"),
+        (
+            "trust: what the run before named stays trusted",
+            "= frozenset(map(full_path, _names(config))), everything",
+            "= _named_by_run | frozenset(map(full_path, _names(config))), everything",
+        ),
+        ("trust: everything is forgotten", "_names(config))), everything", "_names(config))), False"),
+        ("trust: private members too", 'and not last.startswith("_")', ""),
+        ("trust: functions of a named module", "(path == owner and _is_class(owner))", "(path == owner)"),
+        ("trust: whatever lies beside a named function", "(same and _is_class(above))", "same"),
+        ("trust: paths are left as they are", "for name in FILES:", "for name in ():"),
+        ("trust: random weights of any size", '_has_file(out["_component_"]):', "False:"),
+    ),
+    *of(
+        "mdm/names.py",
+        "mdm/test_trust.py",
+        ("names: what is there is taken for moved", "if last in NAMES and not _exists(name):", "if last in NAMES:"),
+        ("names: another's of our name", "if name.startswith(OURS) and name", "if name"),
+    ),
+    *of(
+        "components/files.py",
+        "mdm/test_trust.py",
+        ("files: drives", "windows.drive or ", ""),
+        ("files: upwards", '".." in windows.parts or ', ""),
+        ("files: links of a page lead out", "if not path.resolve().is_relative_to(Path(folder).resolve()):", "if False:"),
+    ),
+    *of(
+        "mdm/config.py",
+        "mdm/test_trust.py",
+        ("config: words are YAML", "if _say(said, key, typed):", "if False:", "mdm/test_config.py"),
+        ("config: text is YAML", "elif _holds_text(config, key, stood) and", "elif False and", "mdm/test_config.py"),
+        (
+            "config: a whole node is merged",
+            'if value is None or not value or "_component_" in value:',
+            "if value is None or not value:",
+            "mdm/test_config.py",
+        ),
+    ),
+    *of(
+        "mdm/processor.py",
+        "mdm/test_trust.py",
+        ("processor: other codebooks than the vocabulary's", "if sizes != tuple(tokenizer.codebooks):", "if False:"),
+        ("processor: a part of an image", "if length != whole:", "if False:"),
+    ),
+    *of(
+        "mdm/checkpoint.py",
+        "mdm/test_trust.py",
+        (
+            "checkpoint: config.json imports",
+            'if isinstance(value, (dict, list)):\n            raise UserError(f"checkpoint',
+            'if False:\n            raise UserError(f"checkpoint',
+        ),
+        ("checkpoint: the embedding is not measured", "if embedding != [config.vocab_size, config.width]:", "if False:"),
+    ),
+    *of(
+        "components/data/shards.py",
+        "mdm/test_trust.py",
+        ("shards: an index of any length", 'if not 0 <= shard["count"] <= shard["bytes"]:', "if False:"),
+        ("shards: codes too large", " | (found >= sizes)", ""),
+    ),
+    *of(
+        "components/vocabulary.py",
+        "mdm/test_trust.py",
+        ("vocabulary: ranges overlap", "if r.start < stop or r.size < 1:", "if r.size < 1:"),
+    ),
+    *of(
+        "mdm/defaults.py",
+        "mdm/test_trust.py",
+        (
+            "defaults: samplers of strangers",
+            'check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)',
+            'node["sampler"]',
+        ),
+        ("defaults: steps without end", '_refuse_extremes(node, f"{path}: {key}")', "pass"),
+    ),
 ]
 
 

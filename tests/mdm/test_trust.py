@@ -12,7 +12,7 @@ import torch
 
 from components.data.bad import BadSample
 from components.data.shards import INDEX, TokenShards
-from components.files import inside, read_json
+from components.files import inside, read_inside, read_json, require
 from components.samplers import Ancestral, Blocks, Confidence, PerModality
 from components.tokenizers.image import GreyPatchTokenizer
 from components.vocabulary import Vocabulary
@@ -569,3 +569,15 @@ def test_what_a_stranger_s_file_is_cited_with_cannot_move_the_cursor(capsys, mon
     with pytest.raises(SystemExit):
         exit_on_user_error(work)
     assert capsys.readouterr().err == "mdm: the file \\x1b[2J\\u202e says\n"
+
+
+def test_a_value_of_a_file_is_of_its_kind_and_is_cited_in_short(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="a must be int, got True"):
+        require({"a": True}, "f", a=int)
+    with pytest.raises(ValueError, match=r"a must be int, got 'x{56}\.\.\.$"):
+        require({"a": "x" * 100}, "f", a=int)
+    (tmp_path / "a.png").write_bytes(b"12345")
+    assert read_inside(tmp_path, "a.png") == b"12345"
+    monkeypatch.setattr("components.files.MAX_SHOWN", 4)
+    with pytest.raises(ValueError, match="has 5 bytes, more than the 4 that are shown"):
+        read_inside(tmp_path, "a.png")
