@@ -98,6 +98,8 @@ def validate(cfg: Settings) -> None:
     shape = model_shape(cfg)
     cfg.parameterization.of(shape)
     check_run(cfg)
+    if cfg.ema is not None:
+        EMA.check(cfg.ema)
     check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
 
 
@@ -157,7 +159,7 @@ class Pretrain:
         shard(self.model, hw)
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
-        self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
+        self.ema = EMA(self.model, cfg.ema) if cfg.ema is not None else None
         self.example = example(self.folder, *shown(cfg.data, sources, self.processor, self.model.config.max_length))
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
