@@ -130,10 +130,14 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise UserError(f"ema must be in (0, 1), or null for none; got {decay}")
+        self.check(decay)
         self.decay = decay
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @staticmethod
+    def check(decay: float) -> None:
+        if not 0 < decay < 1:
+            raise UserError(f"ema must be in (0, 1), or null for none; got {decay}")
 
     @torch.no_grad()
     def update(self, parameters: Iterable[tuple[str, nn.Parameter]], kappa: float = 1.0) -> None:

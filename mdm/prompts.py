@@ -153,7 +153,7 @@ def read_prompt(
     room: int = CONTINUED,
     template: str | None = None,
 ) -> dict[str, Any]:
-    """The raw parts: files are read, edits made. Raises UserError where one cannot be.
+    """The raw parts: files are read, edits made. Raises UserError where one cannot be, or is longer than its canvas.
 
     length:   new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
     template: what is made of a prompt that is gone on with
@@ -166,6 +166,13 @@ def read_prompt(
         known = [s.removeprefix("task:") for s in processor.vocabulary.specials if s.startswith("task:")]
         raise UserError(f"task {task}: the model was made before that task, or without it; it has {', '.join(known)}")
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}
+    for modality, raw in parts.items():
+        try:
+            count, canvas = len(processor.encode(modality, raw)), processor.canvas.get(modality)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        if canvas is not None and count > canvas:
+            raise UserError(f"{where}: {modality} of {count} tokens does not fit its canvas of {canvas}")
     if "edit" not in prompt and task == "text":
         new = length or (CONTINUED if "prompt" in prompt else room)
         said = templated(processor, prompt["prompt"], template, where) if "prompt" in prompt else ""

@@ -130,6 +130,9 @@ def main(cfg: Settings) -> None:
     first = next_number(folder)
     for line in save_outputs(folder, written, made.outputs, rate, first):
         print("  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")))
+    empty = sum("audio" in output and len(output["audio"]) == 0 for output in made.outputs)
+    if empty:
+        print(f"{empty} of {len(made.outputs)} clips are empty: the model ended them at once")
     if cfg.film:
         shown = min(10, len(made.steps[0].tokens))
         frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]

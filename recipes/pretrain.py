@@ -100,6 +100,8 @@ def validate(cfg: Settings) -> None:
     shape = model_shape(cfg)
     cfg.parameterization.of(shape)
     check_run(cfg)
+    if cfg.ema is not None:
+        EMA.check(cfg.ema)
     check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
 
 
@@ -159,7 +161,7 @@ class Pretrain:
         shard(self.model, hw)
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
-        self.ema = EMA(self.model, cfg.ema) if cfg.ema else None
+        self.ema = EMA(self.model, cfg.ema) if cfg.ema is not None else None
         own = all(is_listed(tokenizer, TOKENIZERS) for tokenizer in self.processor.tokenizers.values())
         shows = shown(cfg.data, sources, self.processor, self.model.config.max_length)
         self.example = example(self.folder, *shows, trust=not own)

@@ -87,7 +87,7 @@ class Folder(Sequence):
             captioned = {p.with_suffix(".txt") for p in self.files}
             if alone := sorted(p for p in found if p.suffix == ".txt" and p not in captioned):
                 taken = f"{kind} file ({', '.join(suffixes[kind])})"
-                print(f"{path}: {len(alone)} captions are beside no {taken}, the first is {alone[0].relative_to(root)}")
+                print(f"{path}: {len(alone)} caption(s) beside no {taken}, the first is {alone[0].relative_to(root)}")
 
     def __len__(self) -> int:
         return len(self.files)

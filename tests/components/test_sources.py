@@ -85,7 +85,7 @@ def test_a_folder_takes_every_format_that_is_read_and_names_captions_of_others(t
     assert described(source) == formats
     assert {sample["image"].getpixel((0, 0)) for sample in source} <= {255, (255, 255, 255)}
     taken = ".png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff"
-    said = f"{tmp_path}: 1 captions are beside no image file ({taken}), the first is 8.txt\n"
+    said = f"{tmp_path}: 1 caption(s) beside no image file ({taken}), the first is 8.txt\n"
     assert capsys.readouterr().out == said
     Folder(str(tmp_path), "text")
     assert capsys.readouterr().out == ""

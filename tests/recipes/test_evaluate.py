@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from mdm.config import UserError
 
@@ -33,6 +34,10 @@ def everything():
     from mdm.geneval import Found
 
     return lambda images, classes: [[Found(c, 1.0, (0, 0, 4, 4)) for c in classes] for _ in images]
+
+
+def long_captions():
+    return [{"text": "many words " * 9, "image": Image.new("L", (8, 8))}]
 
 
 @pytest.fixture
@@ -90,6 +95,10 @@ def test_scorers_samples_and_a_page_that_compares(scored, untrained, tmp_path, c
         (
             "scored.recognition.scorers.words={_component_: mdm.scorers.ClipScore, model: /absent}",
             "model '/absent' cannot be loaded",
+        ),
+        (
+            f"data.digits={{validation: {{_component_: {__name__}.long_captions}}, tasks: {{text_to_image: 1}}}}",
+            r"data.digits.validation: .* does not fit canvas.text = 24 \(data.digits.on_long = refuse",
         ),
         ("shown=-1", "shown must be at least 0, got -1"),
     ],

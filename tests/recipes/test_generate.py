@@ -250,6 +250,10 @@ def test_a_mistake_is_one_sentence(untrained, files, tmp_path, case):
         ('{"text": 3}', "must be like"),
         ('{"txt": "a"}', "'txt' has no place here"),
         ("", "holds no line"),
+        (
+            json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "many words " * 9}),
+            "prompts: line 2: text of .* canvas of 24",
+        ),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named(untrained, tmp_path, line, message):
