@@ -184,7 +184,7 @@ def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, 
         return run("run", "compare", runs, f"output_dir={tmp_path / 'out'}", **options)
 
     assert "cut/metrics.json is not JSON" in one_line(compare("whole", "cut", check=False))
-    assert "must hold figures by name, got list" in one_line(compare("whole", "list", check=False))
+    assert "must hold keys and values, got list" in one_line(compare("whole", "list", check=False))
     assert "in place of the one that was there" not in compare("whole", "second").stdout
     assert "compare.html, in place of the one that was there" in compare("whole", "second").stdout
     assert "data: name at least one source" in one_line(run("plan", "data=null", check=False))
