@@ -6,7 +6,10 @@ part of the user's own for what its protocol wants. What cannot be reached (a hu
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +74,34 @@ class Trial:
         return [*(f"tried: {what}" for what in self.tried), *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]
 
 
+@contextlib.contextmanager
+def told_at_once() -> Iterator[None]:
+    """Without a network the hub's clients try again for minutes: where its host is not reached, they are told so.
+
+    Behind a proxy, or with a hub of one's own, they are left to find out.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    elsewhere = any(name.upper() in ("HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT") for name in os.environ)
+    if not (constants.HF_HUB_OFFLINE or elsewhere or _reached("huggingface.co")):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _reached(host: str, seconds: float = 3.0) -> bool:
+    try:
+        socket.create_connection((host, 443), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+@told_at_once()
 def attempt(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     """Tries whatever a recipe's settings name. own: the tokenizers of a recipe that makes them itself
 
