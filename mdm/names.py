@@ -88,7 +88,7 @@ def full_path(name: str) -> str:
 def _exists(path: str) -> bool:
     """Whether one of our own dotted paths still leads somewhere."""
     parts = path.split(".")
-    for split in range(len(parts) - 1, 0, -1):
+    for split in range(len(parts), 0, -1):
         try:
             found: Any = importlib.import_module(".".join(parts[:split]))
         except ModuleNotFoundError:

@@ -350,6 +350,8 @@ def test_a_path_of_ours_that_has_moved_is_found_by_its_name():
     assert full_path("components.words.TextTokenizer.from_ranks") == NAMES["TextTokenizer.from_ranks"]
     assert full_path("mine.ImageJudge") == "mine.ImageJudge"
     assert full_path("mdm.judges.Nothing") == "mdm.judges.Nothing"
+    assert full_path("mdm.model") == "mdm.model"  # a module that is there, though a builder has its name
+    assert full_path("components.samplers.confidence.Confidence") == "components.samplers.confidence.Confidence"
 
 
 def test_a_page_shows_files_of_its_samples_alone_and_escapes_what_it_shows(tmp_path):
