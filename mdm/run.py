@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def check_run(cfg: Any) -> None:
         cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
         "sample_every_tokens",
     )  # fmt: skip
+    check_held(Path(cfg.output_dir), asdict(cfg))
 
 
 def output_folder(output_dir: str) -> Path:
@@ -115,11 +117,7 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
             f"choose another output_dir, or delete {checkpoints} to start again"
         )
     if newest is not None:
-        for key in filter(config.__contains__, FIXED):
-            if _compared(key, saved.get("fixed", {}).get(key, {})) != _compared(key, config[key]):
-                raise UserError(
-                    f"{folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
-                )
+        check_same(folder, saved, config)
     checkpoint.barrier(hw)  # all ranks have looked
     for path, why in damaged.items():
         pass_over(path, why, hw)
@@ -130,6 +128,25 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
     if hw.main:
         checkpoint.remove_partial(checkpoints)
     return newest
+
+
+def check_same(folder: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raises UserError where a checkpoint's run had other settings, of those that a resumed run must share."""
+    for key in filter(config.__contains__, FIXED):
+        if _compared(key, saved.get("fixed", {}).get(key, {})) != _compared(key, config[key]):
+            raise UserError(
+                f"{folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
+            )
+
+
+def check_held(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder's newest whole checkpoint is of a run of other settings; nothing is changed there."""
+    for candidate in reversed(checkpoint.complete(folder / "checkpoints")):
+        try:
+            saved = checkpoint.read_state(candidate)
+        except checkpoint.Damaged:  # said by the run, which sets it aside
+            continue
+        return check_same(folder, saved, config)
 
 
 def pass_over(damaged: Path, why: str, hw: Hardware) -> None:

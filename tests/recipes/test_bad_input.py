@@ -149,6 +149,7 @@ def test_a_run_with_other_data_is_not_resumed_by_accident(config, run):
     run("run", "pretrain", "--config", config, "tokens=500")
     line = one_line(run("run", "pretrain", "--config", config, "tokens=500", "seed=1", check=False))
     assert "holds a run with another `seed`" in line
+    assert "holds a run with another `seed`" in one_line(run("validate", "pretrain", "--config", config, "seed=1", check=False))
     line = one_line(run("run", "pretrain", "--config", config, "tokens=500", "tokenizers.text.vocab_size=310", check=False))
     assert "holds a run with another `tokenizers`" in line
 
