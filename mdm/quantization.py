@@ -185,7 +185,8 @@ def load_quantized(model: nn.Module, scheme: str, state: Mapping[str, Tensor], d
         if left[key].dtype != dtype and not key.endswith(".scale"):  # gains keep theirs
             raise ValueError(f"{key} is of {left[key].dtype}, and {dtype} is expected")
     missing, unexpected = model.load_state_dict(left, strict=False, assign=True)
-    missing = [key for key in missing if key not in places(model)]
+    packed_places = places(model)
+    missing = [key for key in missing if key not in packed_places]
     if missing or unexpected:
         raise ValueError(f"missing {', '.join(missing) or 'nothing'}; unexpected {', '.join(unexpected) or 'nothing'}")
     model.requires_grad_(False)

@@ -96,21 +96,24 @@ def in_place_of(path: Path) -> str:
     return ", in place of the one that was there" if path.exists() else ""
 
 
+def newest_whole(checkpoints: Path) -> tuple[Path | None, Mapping[str, Any], dict[Path, str]]:
+    """The newest checkpoint that can be read, with its state, and why each newer one cannot be."""
+    damaged = {}
+    for candidate in reversed(checkpoint.complete(checkpoints)):
+        try:
+            return candidate, checkpoint.read_state(candidate), damaged
+        except checkpoint.Damaged as error:
+            damaged[candidate] = str(error)
+    return None, {}, damaged
+
+
 def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path | None:
     """The newest whole checkpoint of a run's folder; None where a new run begins. What is passed over is said.
 
     Raises UserError where the folder holds a run of other settings, or checkpoints of which none is whole.
     """
     checkpoints = folder / "checkpoints"
-    newest, damaged = None, {}
-    for candidate in reversed(checkpoint.complete(checkpoints)):
-        try:
-            saved = checkpoint.read_state(candidate)
-        except checkpoint.Damaged as error:
-            damaged[candidate] = str(error)
-            continue
-        newest = candidate
-        break
+    newest, saved, damaged = newest_whole(checkpoints)
     if newest is None and damaged:
         raise UserError(
             f"{next(iter(damaged.values()))}: the checkpoint is damaged, and there is no whole one before it; "
@@ -141,12 +144,9 @@ def check_same(folder: Path, saved: Mapping[str, Any], config: Mapping[str, Any]
 
 def check_held(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError where a folder's newest whole checkpoint is of a run of other settings; nothing is changed there."""
-    for candidate in reversed(checkpoint.complete(folder / "checkpoints")):
-        try:
-            saved = checkpoint.read_state(candidate)
-        except checkpoint.Damaged:  # said by the run, which sets it aside
-            continue
-        return check_same(folder, saved, config)
+    newest, saved, _ = newest_whole(folder / "checkpoints")  # the damaged are said by the run, which sets them aside
+    if newest is not None:
+        check_same(folder, saved, config)
 
 
 def pass_over(damaged: Path, why: str, hw: Hardware) -> None:

@@ -175,10 +175,7 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     results = Results()
     check_modalities(cfg, processor)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-    try:
-        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
         2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )
