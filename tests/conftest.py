@@ -14,6 +14,11 @@ from components.vocabulary import Vocabulary
 torch.set_num_threads(1)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named by their argument: a file that was written as the tests were collected may hold the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def vocabulary() -> Vocabulary:
     """Three modalities, small: text of 7 ids, images of 5, audio of two codebooks."""
