@@ -13,7 +13,8 @@ import torch
 import torchdata.nodes as tn
 
 from components.data.bad import BadSample, Note, Noted, Refused, attempt, name_of, usable
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.endless import Shuffled, Streamed
+from components.data.nodes import MicroBatches, Mix, Packed, Stream
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, Masker, NextToken
 from components.noise import sample_rng

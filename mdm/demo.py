@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from components.data.reading import read_audio, read_image
+from components.data.clips import read_audio
+from components.data.images import read_image
 from components.samplers import Ancestral, Confidence, EntropyBounded, FirstHitting, ReMDM, Sampler, Threshold
 from components.sequences import TASKS
 from components.types import Batch

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 
 from components.data.bad import BadSample
-from components.data.reading import json_lines, read_audio, read_image
+from components.data.clips import read_audio
+from components.data.images import read_image
+from components.data.reading import json_lines
 from components.sequences import INSTRUCT, TASKS, Task, find_task
 from components.templates import Templated, fill
 from mdm.config import UserError

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from components.data.reading import resample
+from components.resampling import resample
 
 Sample = Mapping[str, Any]
 
