@@ -7,7 +7,7 @@
     mdm run study --config inference_cpu checkpoint=runs/quickstart         samplers, steps, guidance
 
 Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`); `batch` and
-`inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns are described in mdm/study.py),
+`inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns: mdm/studies/table.py),
 summary.json, figure.png, finding.md and study.html. A cell that crashes or diverges is recorded and left out. Run it again to
 go on: a finished cell is never repeated, one that crashed is tried again. `rebuild=true` concludes and draws again from the
 table alone.
@@ -18,22 +18,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 from omegaconf import MISSING
 
 from components.sequences import TASKS
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
-from mdm.data import row_length
-from mdm.model import MaskedDiffusionModel
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import settings_of, write_results
-from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
-from mdm.study_page import write_page
-from mdm.trial import Trial, attempt
-from mdm.trust import trust_saved
+from mdm.config.names import close
+from mdm.config.protocols import lacking
+from mdm.config.trust import trust_saved
+from mdm.data.settings import row_length
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.recipe import load_recipe, run_recipe
+from mdm.studies.grid import Cell, combinations, drawn
+from mdm.studies.page import write_page
+from mdm.studies.runs import settings_of, write_results
+from mdm.studies.table import claim, measure_cells, read_table, run_cells, write_table
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -82,8 +87,7 @@ class Settings:
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the first run. Raises UserError."""
-    if cfg.question not in QUESTIONS:
-        raise UserError(f"question: {cfg.question!r} is not one of {', '.join(QUESTIONS)}")
+    answers(cfg.question)
     check_output_dir(cfg.output_dir)
     if cfg.rebuild:
         return
@@ -118,7 +122,7 @@ def trial(cfg: Settings) -> Trial:
 
 def main(cfg: Settings) -> None:
     folder = output_folder(cfg.output_dir)
-    question = importlib.import_module(f"mdm.studies.{cfg.question}")
+    question = answers(cfg.question)
     claim(folder, {"question": cfg.question, "run": cfg.run})
     if cfg.rebuild:
         rows = read_table(folder / "runs.parquet")
@@ -137,8 +141,20 @@ def main(cfg: Settings) -> None:
             rows = measure_cells(folder, rows, planned, measures, lambda cell: run_settings(cfg, cell), cfg.measure)
     write_table(folder / "runs.parquet", rows)
     summary, finding = question.conclude(rows)
-    write_results(folder, summary, question.draw(rows, summary), cfg.question.capitalize(), finding)
+    write_results(folder, summary, question.draw(rows, summary), cfg.question.rsplit(".", 1)[-1].capitalize(), finding)
     print(f"Page: {write_page(folder).resolve()}")
+
+
+def answers(question: str) -> ModuleType:
+    """The module that answers a question: one of ours by name, or the user's own. Raises UserError where it does not."""
+    try:
+        module = importlib.import_module(f"mdm.studies.{question}" if question in QUESTIONS else question)
+    except ImportError as error:
+        ours = f"one of {', '.join(QUESTIONS)}{close(question, QUESTIONS)}"
+        raise UserError(f"question: {question!r} is neither {ours}, nor a module of yours: {error}") from error
+    if lacks := lacking(module, ["conclude", "draw"]):
+        raise UserError(f"question: the module {question} lacks {', '.join(lacks)} (see mdm/studies/mixing.py)")
+    return module
 
 
 def run_settings(cfg: Settings, cell: Cell) -> Any:
@@ -159,7 +175,7 @@ def cells(cfg: Settings) -> list[Cell]:
     for name, group in cfg.groups.items():
         points = group.points + (drawn(group.search, group.draws) if group.search else [])
         grids = [{key: [value] for key, value in point.items()} for point in points] or [group.grid]
-        own = [cell for grid in grids for cell in expand(grid, group.seeds, name, group.set)]
+        own = [cell for grid in grids for cell in combinations(grid, group.seeds, name, group.set)]
         for budget in group.budgets:
             for cell in own:
                 tokens = round(budget / model_of(cfg, cell)[1])

@@ -9,15 +9,16 @@ import threading
 import numpy as np
 import pytest
 
-import mdm.runs
+import mdm.studies.runs
 from components.maskers import BernoulliMasker
 from components.scaling import ScalingLaw
 from components.tokenizers.image import GreyPatchTokenizer
-from mdm.cli import load_recipe
 from mdm.config import UserError, find_config
+from mdm.recipe import load_recipe
 from mdm.studies import mixing, scaling, schedules
+from mdm.studies.grid import combinations, drawn
 from mdm.studies.measures import TrainingGradient
-from mdm.study import drawn, expand, read_table, write_table
+from mdm.studies.table import read_table, write_table
 from tests.recipes.conftest import in_process
 from tests.recipes.conftest import mdm as mdm_command
 
@@ -146,13 +147,13 @@ def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtu
 
 
 def test_cells_are_every_combination_with_every_seed():
-    cells = expand({"model.width": [32, 64], "masker": [{"_component_": "a.B"}]}, [0, 1], "g", {"tokens": 5})
+    cells = combinations({"model.width": [32, 64], "masker": [{"_component_": "a.B"}]}, [0, 1], "g", {"tokens": 5})
     assert [c.name for c in cells][:2] == ["g_width32_maskerB_seed0", "g_width32_maskerB_seed1"]
     assert cells[-1].changes == {"tokens": 5, "model.width": 64, "masker": {"_component_": "a.B"}, "seed": 1}
     with pytest.raises(UserError, match="grid: it is empty"):
-        expand({}, [0])
+        combinations({}, [0])
     with pytest.raises(UserError, match=r"grid\.tokens: a list of values, got \[\]"):
-        expand({"tokens": []}, [0])
+        combinations({"tokens": []}, [0])
 
 
 TO_LINEAR = ["groups.cosine.set={masker.schedule._component_: components.schedules.Linear}"]
@@ -305,7 +306,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     assert (out / "figure.png").stat().st_size > 5000
     for name in list((out / "runs").glob("cosine*.json")):  # this one is run again, and breaks
         name.unlink()
-    monkeypatch.setattr(mdm.runs.sys, "executable", "/bin/false")
+    monkeypatch.setattr(mdm.studies.runs.sys, "executable", "/bin/false")
     in_process("study", config, f"output_dir={out}", *TINY)
     assert [r["status"] for r in read_table(out / "runs.parquet")] == ["finished", "crashed"]
     assert json.loads((out / "summary.json").read_text())["left_out"] == [rows[1]["cell"]]
@@ -323,7 +324,12 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("question=why", "question: 'why' is not one of scaling, mixing, schedules, batch, inference"),
+        (
+            "question=why",
+            "question: 'why' is neither one of scaling, mixing, schedules, batch, inference, nor a module of yours",
+        ),
+        ("question=scalin", r"batch, inference \(did you mean 'scaling'\?\), nor a module"),
+        ("question=json", "question: the module json lacks conclude, draw"),
         ("question=batch", "groups: question batch has none, its cells are those of sweep_batch"),
         ("groups.linear={search: {tokens: [9, 3]}}", r"search\.tokens: \[low, high\] or \[low, high, step\]"),
         ("measure={x: {_component_: mdm.studies.measures.TrainingGradient, step: 3}}", "unknown key 'measure.x.step'"),
@@ -338,6 +344,21 @@ def test_mistakes_are_one_sentence(tmp_path, change, message):
     config.write_text(f"output_dir: {tmp_path / 'out'}\nquestion: schedules\nrun: pretrain_pico\ngroups: {{}}\n")
     with pytest.raises(UserError, match=message):
         in_process("study", config, *TINY, change)
+
+
+def test_a_question_may_be_a_module_of_the_user_s_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "steepest.py").write_text(
+        "def conclude(rows):\n    return {'runs': len(rows)}, f'{len(rows)} runs were looked at.'\n"
+        "def draw(rows, summary):\n    return b'\\x89PNG'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "study.json").write_text('{"question": "steepest", "run": "pretrain_pico"}')
+    write_table(tmp_path / "runs.parquet", scaling_rows())
+    config = tmp_path / "study.yaml"
+    config.write_text(f"output_dir: {tmp_path}\nquestion: steepest\nrun: pretrain_pico\nrebuild: true\n")
+    in_process("study", config)
+    assert "21 runs were looked at." in capsys.readouterr().out
+    assert (tmp_path / "finding.md").read_text().startswith("# Steepest\n")
 
 
 def test_a_table_reloads_in_pandas(tmp_path):
@@ -362,10 +383,10 @@ def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path, monkeypat
             began.set()
             return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(mdm.runs, "subprocess", Recorded)
+    monkeypatch.setattr(mdm.studies.runs, "subprocess", Recorded)
     with (tmp_path / "cell.lock").open("w") as orphan:
         fcntl.flock(orphan, fcntl.LOCK_EX)
-        thread = threading.Thread(target=mdm.runs.run_one, args=(tmp_path, "cell", "pretrain_pico", {}, {}, True))
+        thread = threading.Thread(target=mdm.studies.runs.run_one, args=(tmp_path, "cell", "pretrain_pico", {}, {}, True))
         thread.start()
         assert not began.wait(0.5)
     assert began.wait(10)
