@@ -254,6 +254,7 @@ def complete(
 ) -> None:  # fmt: skip
     """Completes held-out items from their first half, without a caption; scores how many still show their class."""
     modality = TASKS[task.write].generated[0]
+    assert task.complete is not None  # else there is nothing to do
     chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         prompts = [{modality: second_half(processor, modality, s[modality])} for s in chosen]
@@ -266,7 +267,8 @@ def second_half(processor: Processor, modality: str, item: Any) -> Edit:
     """The lower half of an image, or the second half of a clip, to be generated anew."""
     if modality == "image":
         return inpaint(processor, item, (0, item.height // 2, item.width, item.height))
-    return respeak(processor, item, len(item) / processor.tokenizers[modality].sample_rate / 2)
+    tokenizer: Any = processor.tokenizers[modality]
+    return respeak(processor, item, len(item) / tokenizer.sample_rate / 2)
 
 
 def cross(

@@ -47,8 +47,8 @@ evaluate = load_recipe("evaluate")
 class Settings(pretrain.Settings):
     """Those of pretrain and of evaluate; `recipes/configs/quickstart.yaml` explains each."""
 
-    judged: dict[str, evaluate.JudgedTask] = MISSING
-    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = MISSING  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 200
     nelbo_repeats: int = 4
 
@@ -186,9 +186,9 @@ def write_overview(cfg: Settings, results: Any, processor: Any, folder: Path) ->
 def speech_section(cfg: Settings, results: Any, processor: Any) -> Section:
     """Players and spectrograms of generated words beside espeak-ng's."""
     rate = processor.tokenizers["audio"].sample_rate
-    made = [next((w for w in results.written["speech"] if w["label"] == c), None) for c in range(10)]
-    real = [next((s for s in results.read["speech"] if s["label"] == c), None) for c in range(10)]
-    kept = [c for c in range(10) if made[c] is not None and real[c] is not None]
+    made = {w["label"]: w for w in reversed(results.written["speech"])}  # the first of each class
+    real = {s["label"]: s for s in reversed(results.read["speech"])}
+    kept = [c for c in range(10) if c in made and c in real]
     rows = {"generated": [made[c]["audio"] for c in kept], "espeak-ng": [real[c]["audio"] for c in kept]}
     body = ""
     if kept:

@@ -107,7 +107,8 @@ def validate(cfg: Settings) -> None:
                 raise UserError(
                     f"modalities.{name}.{part}: a setting has sampler, guidance_scale, stop_at_end; got {', '.join(setting)}"
                 )
-            instantiate(setting.get("sampler"), f"modalities.{name}.{part}{key}.sampler")
+            sampler: Any = setting.get("sampler")
+            instantiate(sampler, f"modalities.{name}.{part}{key}.sampler")
             build_scale(setting.get("guidance_scale"), f"modalities.{name}.{part}{key}")
 
 
@@ -205,7 +206,7 @@ def scorer(
 
         return [{}] * cfg.samples, measure_text, of_text(documents[::5])
 
-    judged = Judged(train_judge(swept.judge, f"modalities.{name}.judge", processor, name), processor, name, test)
+    judged = Judged(train_judge(swept.judge or {}, f"modalities.{name}.judge", processor, name), processor, name, test)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
     return [{"text": swept.caption.format(WORDS[c])} for c in classes], lambda made: judged(made, classes), judged.real()
 

@@ -66,6 +66,7 @@ class Edited(Protocol):
 
     def region(self, raw: Any, where: str) -> Region:
         """The part that `where` names. Raises ValueError where it names none: what it may be."""
+        ...
 
 
 def fixed_length(tokenizer: Tokenizer) -> int | None:
@@ -88,8 +89,9 @@ def partial(tokenizer: Tokenizer, codes: Int[Tensor, " n"], known: Bool[Tensor, 
 
     codes: arbitrary where they are not known
     """
-    if hasattr(tokenizer, "partial"):
-        return tokenizer.partial(codes, known)
+    drawn = getattr(tokenizer, "partial", None)
+    if drawn is not None:
+        return drawn(codes, known)
     books = torch.tensor(tokenizer.codebooks)
     rows, frames = len(books), -(-len(codes) // len(books))
     grid = torch.full((frames * rows, 3), 255)

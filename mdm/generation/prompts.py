@@ -16,7 +16,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -137,7 +137,7 @@ def templated(processor: Processor, prompt: str, template: str | None, where: st
         return prompt
     if template != CHAT:
         return fill(template, prompt)
-    tokenizer = processor.tokenizers["text"]
+    tokenizer: Any = processor.tokenizers["text"]
     try:
         if not hasattr(tokenizer, "chat"):
             raise ValueError("the model's text tokenizer has no chat template")
@@ -187,7 +187,7 @@ def read_prompt(
             return {**parts, "text": infill(processor, prompt["edit"])}
         raw = read_part(modality, prompt["edit"], processor, where)
         region = parse_region(prompt["region"], where)
-        edit = inpaint(processor, raw, region) if modality == "image" else respeak(processor, raw, *region)
+        edit = inpaint(processor, raw, cast(Any, region)) if modality == "image" else respeak(processor, raw, *region)
         return {**parts, modality: edit}
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
@@ -202,10 +202,11 @@ def continuation(processor: Processor, text: str, new: int) -> Edit:
 
 def read_part(modality: str, value: str, processor: Processor, where: str) -> Any:
     """A text as it is; an image or a clip from its file, at the tokenizer's size or rate."""
+    tokenizer: Any = processor.tokenizers.get(modality)
     try:
         if modality == "image":
-            return read_image(Path(value), processor.tokenizers["image"].size)
-        return read_audio(Path(value), processor.tokenizers["audio"].sample_rate) if modality == "audio" else value
+            return read_image(Path(value), tokenizer.size)
+        return read_audio(Path(value), tokenizer.sample_rate) if modality == "audio" else value
     except BadSample as bad:
         raise UserError(f"{where}: {bad}") from bad
 

@@ -128,7 +128,8 @@ def words(processor: Processor, ids: torch.Tensor, confidence: torch.Tensor) -> 
 
 def patches(processor: Processor, ids: torch.Tensor, confidence: torch.Tensor) -> str:
     """An image, and beside it the confidence of each of its tokens."""
-    tokenizer, masked = processor.tokenizers["image"], ids == processor.vocabulary.mask_id
+    tokenizer: Any = processor.tokenizers["image"]
+    masked = ids == processor.vocabulary.mask_id
     picture, hidden = partial_image(processor, ids)
     grey = np.asarray(picture.convert("L"))
     side, patch = tokenizer.size // tokenizer.patch, tokenizer.patch
@@ -265,7 +266,8 @@ def build(own: Model, name: str) -> Any:
                     tab("text", {"text": box}, lambda text: {"text": infill(own.processor, text)}, 2, editing=True)
             if {"text", "image"} <= set(tokenizers):
                 with gr.Tab("Part of an image"):
-                    size = tokenizers["image"].size
+                    image_tokenizer: Any = tokenizers["image"]
+                    size = image_tokenizer.size
                     with gr.Row():
                         picture = gr.Image(image_mode=None, type="filepath", label="image", height=200)
                         box = gr.Textbox("a handwritten nine", label="caption", max_length=MAX_CHARACTERS)
@@ -275,11 +277,14 @@ def build(own: Model, name: str) -> Any:
                             for edge, value in (("left", 0), ("top", size // 2), ("right", size), ("bottom", size))
                         }
 
-                    def painted(text: str, image: str | None, *box: float) -> dict[str, Any]:
+                    def painted(
+                        text: str, image: str | None, left: float, top: float, right: float, bottom: float
+                    ) -> dict[str, Any]:
                         if image is None:
                             raise ValueError("choose an image first")
                         small = read_image(image, size, "image")
-                        return {"text": text, "image": inpaint(own.processor, small, tuple(int(b) for b in box))}
+                        box = (int(left), int(top), int(right), int(bottom))
+                        return {"text": text, "image": inpaint(own.processor, small, box)}
 
                     tab("text_to_image", {"text": box, "image": picture, **edges}, painted, 4, editing=True)
             if {"text", "audio"} <= set(tokenizers):

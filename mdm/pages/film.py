@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def image_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int) -> Ima
 
 def partial_image(processor: Processor, ids: Int[Tensor, " n"]) -> tuple[Image.Image, Bool[np.ndarray, "height width"]]:
     """An image so far, and which of its pixels are still masked (whatever they show)."""
-    tokenizer = processor.tokenizers["image"]
+    tokenizer: Any = processor.tokenizers["image"]
     masked = ids == processor.vocabulary.mask_id
     start = processor.vocabulary.ranges[processor.vocabulary.ranges_of("image")[0]].start
     side = tokenizer.size // tokenizer.patch

@@ -149,9 +149,9 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
 
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     """Running mean, shorter at the ends: single batches are noisy."""
-    values = np.asarray(values, dtype=float)
-    kernel = np.ones(min(window, len(values)))
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    own = np.asarray(values, dtype=float)
+    kernel = np.ones(min(window, len(own)))
+    return np.convolve(own, kernel, "same") / np.convolve(np.ones(len(own)), kernel, "same")
 
 
 def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], sample_rate: int) -> bytes:
