@@ -97,7 +97,7 @@ def validate(cfg: Settings) -> None:
     for name, swept in cfg.modalities.items():
         swept.task = canonical(swept.task, f"modalities.{name}.task")
         if find_task(swept.task).generated != (name,):
-            raise UserError(f"modalities.{name}.task: {swept.task} does not generate {name} alone")
+            raise UserError(f"modalities.{name}.task: {swept.task!r} does not generate {name} alone")
         check(swept.test, f"modalities.{name}.test")
         if name != "text":
             check(swept.judge, f"modalities.{name}.judge")
