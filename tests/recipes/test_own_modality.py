@@ -1,7 +1,9 @@
 """A modality of the user's own, in one file of theirs: trained, validated, sampled, saved, loaded, generated and added to."""
 
+import sys
+
 from mdm.generation.generate import generate
-from mdm.models.folder import load_model
+from mdm.models.folder import load_model, load_processor
 from mdm.training.history import read_history
 from tests.recipes.conftest import mdm
 from tests.recipes.test_bad_input import one_line
@@ -16,7 +18,7 @@ class Pen:  # moves: a letter and a digit each, as many as it takes
     def decode(self, codes):
         return " ".join(f"{chr(97 + letter)}{digit}" for letter, digit in codes.view(-1, 2).tolist())
     def save(self, folder):
-        return {"_component_": "mine.Pen"}
+        return {"_component_": "pens.Pen"}
 
 class OneWay:
     codebooks = (5, 3)
@@ -31,13 +33,13 @@ CONFIG = """
 output_dir: out
 model: {_component_: mdm.models.builders.nano, max_length: 40, width: 32, num_layers: 1, num_heads: 2}
 tokenizers:
-  pen: {_component_: mine.Pen}
+  pen: {_component_: pens.Pen}
   text: {_component_: components.tokenizers.text.TextTokenizer.train, vocab_size: 280}
 canvas: {pen: 8, text: 8}
 data:
   strokes:
-    train: {_component_: mine.strokes}
-    validation: {_component_: mine.strokes}
+    train: {_component_: pens.strokes}
+    validation: {_component_: pens.strokes}
     tasks: {"pen->text": 1.0, "text -> pen": 1.0}
 masker: {_component_: components.maskers.BernoulliMasker, pairs: true}
 batch: {logical: 8, micro: 8}
@@ -53,7 +55,7 @@ sample_every_tokens: 500
 
 
 def test_a_modality_of_the_user_s_own_goes_all_the_way(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "pens.py").write_text(MINE)
     (tmp_path / "pen.yaml").write_text(CONFIG)
 
     def run(*words, check=True):
@@ -82,6 +84,8 @@ def test_a_modality_of_the_user_s_own_goes_all_the_way(tmp_path, monkeypatch):
     (read,) = generate(model, processor, "pen_to_text", [{"pen": "a0 b1"}]).outputs
     assert isinstance(read["text"], str)
 
+    del sys.modules["pens"]  # every command imports it anew
+
     common = ["checkpoint=out", "trust=true", "output_dir=made", "device=cpu", "precision=fp32", "count=2"]
     run("generate", *common, "task=text -> pen", "prompt=draw 1")
     assert len((tmp_path / "made" / "outputs.jsonl").read_text().splitlines()) == 2
@@ -99,19 +103,20 @@ def test_a_modality_of_the_user_s_own_goes_all_the_way(tmp_path, monkeypatch):
         "canvas={}",
         "judged={}",
     ]
-    tuned += ["data={own: {train: {_component_: mine.strokes}, tasks: {pen: 1}}}", "batch={logical: 8, micro: 8}"]
+    tuned += ["data={own: {train: {_component_: pens.strokes}, tasks: {pen: 1}}}", "batch={logical: 8, micro: 8}"]
     run("run", "finetune", *tuned, "device=cpu", "precision=fp32")
-    _, further = load_model(tmp_path / "tuned", trust=True)
+    further = load_processor(tmp_path / "tuned", trust=True)
+    del sys.modules["pens"]
     assert further.vocabulary.tasks == (*processor.vocabulary.tasks, "pen")
-    tuned[-2] = "data={own: {train: {_component_: mine.strokes}, tasks: {text_to_smell: 1}}}"
+    tuned[-2] = "data={own: {train: {_component_: pens.strokes}, tasks: {text_to_smell: 1}}}"
     tuned[2] = "output_dir=not"
     why = one_line(run("run", "finetune", *tuned, "device=cpu", check=False))
     assert "task text_to_smell of data.own needs tokenizers.smell; there are pen, text" in why
 
 
 def test_a_tokenizer_that_lacks_a_method_is_named(tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "pens.py").write_text(MINE)
     (tmp_path / "pen.yaml").write_text(CONFIG)
     for command in (["validate", "pretrain"], ["run", "pretrain"]):
-        done = mdm(*command, "--config", "pen.yaml", "tokenizers.pen={_component_: mine.OneWay}", cwd=tmp_path, check=False)
-        assert one_line(done) == "mdm: tokenizers.pen: mine.OneWay lacks decode, save"
+        done = mdm(*command, "--config", "pen.yaml", "tokenizers.pen={_component_: pens.OneWay}", cwd=tmp_path, check=False)
+        assert one_line(done) == "mdm: tokenizers.pen: pens.OneWay lacks decode, save"
