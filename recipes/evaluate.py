@@ -24,11 +24,11 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
-from components.sequences import TASKS, find_task
+from components.tasks import find_task
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
-from mdm.data.settings import StreamSettings
+from mdm.data.settings import StreamSettings, canonical, name_tasks
 from mdm.data.validation import validation_batches
 from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
 from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
@@ -114,6 +114,7 @@ def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
+    name_tasks(cfg.data)
     validate_judged(cfg)
     check_scored(cfg.scored)
     if cfg.shown < 0:
@@ -127,12 +128,11 @@ def validate_judged(cfg: Any) -> None:
         check(task.judge, f"judged.{name}.judge")
         check(task.test, f"judged.{name}.test")
         for key in ("write", "read", "complete"):
-            if getattr(task, key) not in (*TASKS, None):
-                raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
+            if getattr(task, key) is not None:
+                setattr(task, key, canonical(getattr(task, key), f"judged.{name}.{key}"))
     for name, task in cfg.crossed.items():
         check(task.test, f"crossed.{name}.test")
-        if (task.task or name) not in TASKS:
-            raise UserError(f"crossed.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
+        task.task = canonical(task.task or name, f"crossed.{name}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
     at_least_one(cfg, "samples", "nelbo_repeats")
@@ -212,7 +212,7 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
 def require(processor: Processor, asked: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError where the model lacks a modality of the tasks that a key of the config asks for."""
     for key, tasks in asked.items():
-        for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
+        for modality in {m: None for t in tasks for m in find_task(t).modalities}:
             if modality not in processor.tokenizers:
                 known = ", ".join(processor.tokenizers)
                 raise UserError(f"{key}: the model has no {modality}, only {known}; take {key} out of the config")
@@ -223,7 +223,7 @@ def judged(
     progress: Callable[[int], Any],
 ) -> Any:  # fmt: skip
     """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge, which it returns."""
-    modality = TASKS[task.write].generated[0]
+    modality = find_task(task.write).generated[0]
     judge = train_judge(task.judge, f"judged.{name}.judge", processor, modality)
     test = list(usable(open_source(task.test, f"judged.{name}.test")))
     labels = [s["label"] for s in test]
@@ -253,7 +253,7 @@ def complete(
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Completes held-out items from their first half, without a caption; scores how many still show their class."""
-    modality = TASKS[task.write].generated[0]
+    modality = find_task(task.write).generated[0]
     assert task.complete is not None  # else there is nothing to do
     chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
@@ -277,7 +277,7 @@ def cross(
 ) -> None:  # fmt: skip
     """Generates from held-out parts, e.g. an image from speech, and scores how many show the class of what was given."""
     task = cfg.crossed[name].task or name
-    (modality,) = TASKS[task].generated
+    (modality,) = find_task(task).generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         made = generate(model, processor, task, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs

@@ -26,12 +26,14 @@ from tqdm import tqdm
 
 from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
-from components.sequences import TASKS
-from mdm.config import WORDS, UserError, at_least, at_least_one, check
+from components.tasks import find_task
+from components.vocabulary import Vocabulary
+from mdm.config import WORDS, UserError, at_least, at_least_one, check, one_line
 from mdm.config.protocols import conforming
+from mdm.data.settings import canonical
 from mdm.generation.defaults import Defaults, build_scale
 from mdm.generation.generate import check_settings, generate
-from mdm.generation.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
+from mdm.generation.prompts import check_prompt, check_task, check_template, read_jsonl, read_prompt, spelled_out
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, load_processor, model_folder
 from mdm.pages import film
@@ -78,14 +80,16 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile, cfg.device)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
-    model_folder(cfg.checkpoint)
-    if cfg.task not in TASKS:
-        raise UserError(f"task: {cfg.task!r} is not one of {', '.join(TASKS)}")
+    cfg.task = canonical(cfg.task, "task")
+    vocabulary = model_folder(cfg.checkpoint) / "vocabulary.json"
+    if vocabulary.is_file():  # a model from elsewhere has none
+        with one_line("checkpoint"):
+            check_task(cfg.task, Vocabulary.load(vocabulary))
     at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
     at_least(0, cfg, "seed")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-    if cfg.guidance_scale and not TASKS[cfg.task].given:
+    if cfg.guidance_scale and not find_task(cfg.task).given:
         raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
     sampler = choose(cfg)[0]
     try:
@@ -156,8 +160,8 @@ def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
 
 def check_length(cfg: Settings, prompt: Mapping[str, str], where: str) -> None:
     """Raises UserError for a length of what has none, or has its own."""
-    if cfg.length is not None and "text" not in TASKS[cfg.task].generated:
-        made = " and ".join(TASKS[cfg.task].generated)
+    if cfg.length is not None and "text" not in find_task(cfg.task).generated:
+        made = " and ".join(find_task(cfg.task).generated)
         raise UserError(f"length={cfg.length} is the length of a text, and task {cfg.task} generates {made}")
     if cfg.length is not None and cfg.task == "text" and "edit" in prompt:
         raise UserError(f"{where}: length={cfg.length} beside an edit, whose length is that of its text and its gaps")
@@ -172,7 +176,7 @@ def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple
         raise UserError(
             f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
         )
-    return sampler, scale if TASKS[cfg.task].given else 0.0
+    return sampler, scale if find_task(cfg.task).given else 0.0
 
 
 if __name__ == "__main__":

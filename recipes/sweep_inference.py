@@ -26,9 +26,10 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.metrics.quality import NGram, distinct, unigram_entropy
-from components.sequences import TASKS
+from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
 from mdm.data.pipeline import open_source
+from mdm.data.settings import canonical
 from mdm.evaluation.judges import Judged, train_judge
 from mdm.generation.defaults import build_scale
 from mdm.generation.generate import Generated, generate
@@ -94,11 +95,9 @@ def validate(cfg: Settings) -> None:
     if cfg.samples < 2:
         raise UserError(f"samples must be at least 2, got {cfg.samples}")
     for name, swept in cfg.modalities.items():
-        if swept.task not in TASKS or TASKS[swept.task].generated != (name,):
-            fitting = ", ".join(t for t, task in TASKS.items() if task.generated == (name,))
-            raise UserError(
-                f"modalities.{name}.task: {swept.task!r} does not generate {name} alone; these do: {fitting or 'none'}"
-            )
+        swept.task = canonical(swept.task, f"modalities.{name}.task")
+        if find_task(swept.task).generated != (name,):
+            raise UserError(f"modalities.{name}.task: {swept.task!r} does not generate {name} alone")
         check(swept.test, f"modalities.{name}.test")
         if name != "text":
             check(swept.judge, f"modalities.{name}.judge")

@@ -548,6 +548,22 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "components/tasks.py",
+        "components/test_tasks.py",
+        ("tasks: a modality twice", "if twice is not None:", "if False:"),
+        ("tasks: nothing generated", "if not self.generated:", "if False:"),
+        ("tasks: audio is audio", '"audio": "speech"', '"audio": "audio"'),
+        ("tasks: joint or not", "if len(task.generated) == 1 else", "if len(task.generated) else"),
+        ("tasks: those that cannot be formed", "if set(task.modalities) <= known]", "]"),
+        ("tasks: a config's own first", "(*KNOWN, *further)", "(*further, *KNOWN)"),
+    ),
+    *of(
+        "mdm/data/processor.py",
+        "mdm/data/test_any_modality.py",
+        ("processor: every canvas may end", "tokenizers.items() if may_end(tokenizer)]", "tokenizers.items()]"),
+        ("processor: tasks that are there twice", "if name in tasks and vocabulary.tasks]", "]"),
+    ),
+    *of(
         "components/sequences.py",
         "components/test_sequences.py",
         ("dropping a prompt drops all", "if given and drop_prompt:", "if drop_prompt:"),
@@ -973,7 +989,7 @@ MUTATIONS = [
         "mdm/data/processor.py",
         "mdm/config/test_trust.py",
         ("processor: other codebooks than the vocabulary's", "if sizes != tuple(tokenizer.codebooks):", "if False:"),
-        ("processor: a part of an image", "if length != whole:", "if False:"),
+        ("processor: a part of an image", "if whole is not None and length != whole:", "if False:"),
     ),
     *of(
         "mdm/models/folder.py",

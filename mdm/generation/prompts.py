@@ -24,8 +24,9 @@ from components.data.bad import BadSample
 from components.data.clips import read_audio
 from components.data.images import read_image
 from components.data.reading import json_lines
-from components.sequences import INSTRUCT, TASKS, Task, find_task
+from components.tasks import INSTRUCT, Task, find_task
 from components.templates import Templated, fill
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, infill, inpaint, respeak
@@ -118,6 +119,16 @@ def parse_region(region: str, where: str) -> tuple[int | float, ...]:
         ) from None
 
 
+def check_task(task: str, vocabulary: Vocabulary) -> None:
+    """Raises UserError for a task of a modality that the model lacks, or one that it was made without."""
+    missing = [m for m in find_task(task).modalities if m not in vocabulary.modalities]
+    if missing:
+        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(vocabulary.modalities)}")
+    if task not in vocabulary.tasks and (task != "text" or vocabulary.has("begin:text")):
+        known = ", ".join(vocabulary.tasks)
+        raise UserError(f"task {task}: the model was made before that task, or without it; it has {known}")
+
+
 def check_template(template: str | None, task: str) -> None:
     """Raises UserError for a template that has no place for the prompt, or no prompt to take."""
     if template is None:
@@ -160,13 +171,8 @@ def read_prompt(
     length:   new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
     template: what is made of a prompt that is gone on with
     """
+    check_task(task, processor.vocabulary)
     spec = find_task(task)
-    missing = [m for m in (*spec.given, *spec.generated) if m not in processor.tokenizers]
-    if missing:
-        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(processor.tokenizers)}")
-    if not processor.vocabulary.has(f"task:{task}") and (task != "text" or processor.vocabulary.has("begin:text")):
-        known = [s.removeprefix("task:") for s in processor.vocabulary.specials if s.startswith("task:")]
-        raise UserError(f"task {task}: the model was made before that task, or without it; it has {', '.join(known)}")
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}
     for modality, raw in parts.items():
         try:
@@ -214,7 +220,7 @@ def read_part(modality: str, value: str, processor: Processor, where: str) -> An
 def easiest(tasks: Iterable[str]) -> str:
     """Of the tasks that a model was trained on, one that shows most and takes no file; the first where each takes one."""
     every = ["text" if task == INSTRUCT else task for task in tasks]
-    return min(every, key=lambda task: (not set(TASKS[task].given) <= {"text"}, not TASKS[task].given))
+    return min(every, key=lambda task: (not set(find_task(task).given) <= {"text"}, not find_task(task).given))
 
 
 def shown(
@@ -224,7 +230,7 @@ def shown(
     task = easiest(t for s in data.values() for t, share in s.tasks.items() if share)
     name = next(n for n, s in data.items() if task in s.tasks or INSTRUCT in s.tasks)
     if task != "text":
-        return task, first_text(sources[name], "text", processor) if TASKS[task].given == ("text",) else None, None
+        return task, first_text(sources[name], "text", processor) if find_task(task).given == ("text",) else None, None
     prompt = first_text(sources[name], "prompt", processor) if INSTRUCT in data[name].tasks else None
     room = max_length - processor.overhead("text") - (0 if prompt is None else len(processor.encode("text", prompt)))
     return (task, prompt, room if room < CONTINUED else None) if room > 0 else (task, None, None)
@@ -251,7 +257,7 @@ def example(checkpoint: str | Path, task: str, text: str | None = None, length: 
         template = str(text[:start]) + "{}" + str(text[stop:])
         text = str(text[start:stop])
     values = {"text": text or "...", "image": "PICTURE.png", "audio": "CLIP.wav"}
-    given = TASKS[task].given
+    given = find_task(task).given
     words = [f"checkpoint={checkpoint}", f"task={task}"]
     if len(given) == 1 or (text and not given):
         words.append(f"prompt={values[given[0] if given else 'text']}")

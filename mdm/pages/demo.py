@@ -16,7 +16,7 @@ from PIL import Image
 from components.data.clips import read_audio
 from components.data.images import read_image
 from components.samplers import Ancestral, Confidence, EntropyBounded, FirstHitting, ReMDM, Sampler, Threshold
-from components.sequences import TASKS
+from components.tasks import find_task
 from components.types import Batch
 from mdm.data.processor import Processor
 from mdm.generation.defaults import Defaults
@@ -74,7 +74,7 @@ class Model:
         sampler = (
             SAMPLERS[options["sampler"]](int(options["steps"]), options["temperature"], options["top_p"]) or chosen.sampler
         )
-        scale = options["guidance_scale"] if TASKS[task].given else 0.0
+        scale = options["guidance_scale"] if find_task(task).given else 0.0
         seen: queue.Queue[Any] = queue.Queue()
 
         def work() -> None:
@@ -186,7 +186,8 @@ def build(own: Model, name: str) -> Any:
 
     def settings(task: str, count: int) -> dict[str, Any]:
         """The widgets of a tab's settings."""
-        scale = own.defaults.of(task, own.processor.vocabulary.modalities).guidance_scale if TASKS[task].given else 0.0
+        given = bool(find_task(task).given)
+        scale = own.defaults.of(task, own.processor.vocabulary.modalities).guidance_scale if given else 0.0
         with gr.Accordion("Settings", open=False):
             return {
                 "sampler": gr.Dropdown(list(SAMPLERS), value=next(iter(SAMPLERS)), label="sampler"),
@@ -195,7 +196,7 @@ def build(own: Model, name: str) -> Any:
                 ),
                 "temperature": gr.Slider(0, 2, 1.0, step=0.05, label="temperature (0 is greedy)"),
                 "top_p": gr.Slider(0.05, 1, 0.9, step=0.05, label="top-p"),
-                "guidance_scale": gr.Slider(0, 5, scale, step=0.25, label="guidance_scale", visible=bool(TASKS[task].given)),
+                "guidance_scale": gr.Slider(0, 5, scale, step=0.25, label="guidance_scale", visible=given),
                 "count": gr.Slider(1, LARGEST["count"], count, step=1, label="samples"),
                 "seed": gr.Number(0, precision=0, label="seed"),
             }
@@ -207,7 +208,7 @@ def build(own: Model, name: str) -> Any:
         widgets = settings(task, count)
         button = gr.Button("Generate", variant="primary", elem_id=f"go-{task}{'-edit' if fixed.get('editing') else ''}")
         live = gr.HTML(label="canvas", elem_classes="live")
-        made = TASKS[task].generated
+        made = find_task(task).generated
         results = []
         if "image" in made:
             results.append(gr.Gallery(label="images", columns=8, height=160, elem_classes="made-image"))

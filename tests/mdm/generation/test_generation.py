@@ -10,14 +10,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from components.blocks import document_mask
 from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, LinearScale, PerModality, Threshold
-from components.sequences import TASKS, Task
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
-from mdm.generation.defaults import Defaults
+from mdm.generation.defaults import Defaults, Inference
 from mdm.generation.editing import Edit, infill, inpaint, respeak
 from mdm.generation.generate import closed, generate, prepare
 from mdm.models import builders
@@ -42,9 +41,8 @@ def model(processor):
 
 
 @pytest.fixture
-def free_prompts(monkeypatch, processor):
+def free_prompts(processor):
     """Text from text, the prompt at its exact length: prompts of different lengths make rows of different lengths."""
-    monkeypatch.setitem(TASKS, "text_to_image", Task(("text",), ("image",)))
     return Processor(processor.vocabulary, processor.tokenizers, {"image": 16})
 
 
@@ -323,6 +321,7 @@ def test_defaults_are_those_of_the_modality_or_of_the_task(processor, tmp_path):
         "text: {sampler: {_component_: components.samplers.Ancestral, num_steps: 3}}\n"
         "image: {sampler: {_component_: components.samplers.EntropyBounded, gamma: 0.5}, guidance_scale: 2.0}\n"
         "image_to_text: {sampler: {_component_: components.samplers.Confidence, num_steps: 2}}\n"
+        '"audio -> image": {sampler: {_component_: components.samplers.Ancestral, num_steps: 4}}\n'
     )
     defaults = Defaults.load(path)
     modalities = processor.vocabulary.modalities
@@ -333,8 +332,9 @@ def test_defaults_are_those_of_the_modality_or_of_the_task(processor, tmp_path):
     joint = defaults.of("joint_text_image", modalities).sampler
     assert isinstance(joint, PerModality)
     assert joint.samplers[:2] == [Ancestral(num_steps=3), EntropyBounded(gamma=0.5)]
-    with pytest.raises(UserError, match="no settings for 'audio'; there are text, image, image_to_text"):
-        defaults.of("text_to_speech", modalities)
+    assert defaults.of("speech_to_image", modalities).sampler == Ancestral(num_steps=4)
+    for unmeasured in ("text_to_speech", "text_to_pen", "pen"):  # sampled exactly
+        assert defaults.of(unmeasured, modalities) == Inference(FirstHitting(), 0.0)
     path.write_text("image: {samplr: 3}")
     with pytest.raises(UserError, match="image must hold a sampler and a guidance_scale"):
         Defaults.load(path)
