@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
-import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from components.data.bad import Note, Noted, Refused
 from components.sequences import TokenSequence, response_sequence
@@ -55,7 +56,7 @@ class OnLong:
     processor: Processor
     on_long: str
 
-    def fit(self, modality: str, ids: torch.Tensor, ends: bool = False) -> tuple[torch.Tensor, list[Note]]:
+    def fit(self, modality: str, ids: Int[Tensor, " n"], ends: bool = False) -> tuple[Int[Tensor, " m"], list[Note]]:
         """The ids as they go onto the canvas, and a note where they were cut.
 
         ends: an end token has to follow it; none follows what was cut, which goes on
@@ -85,7 +86,7 @@ class TextBuilder:
 
     processor: Processor
 
-    def prepare(self, sample: Mapping[str, Any]) -> torch.Tensor:
+    def prepare(self, sample: Mapping[str, Any]) -> Tensor:
         """The ids of a document with its end token."""
         _part(sample, "text")
         return self.processor.text_document(sample)
@@ -102,7 +103,7 @@ class PairBuilder:
     tasks: Mapping[str, float]
     prompt_dropout: float
 
-    def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
+    def prepare(self, sample: Mapping[str, Any]) -> dict[str, Tensor] | Noted:
         """The ids of all that the tasks need, each as it goes onto its canvas."""
         encoded = self.fitting.processor.encode_sample(sample)
         parts = {m: _part(encoded, m) for t in self.tasks for m in find_task(t).modalities}
@@ -110,7 +111,7 @@ class PairBuilder:
         parts, notes = {m: ids for m, (ids, _) in fits.items()}, [note for _, own in fits.values() for note in own]
         return Noted(parts, notes) if notes else parts
 
-    def __call__(self, prepared: Mapping[str, torch.Tensor], rng: np.random.Generator) -> list[TokenSequence]:
+    def __call__(self, prepared: Mapping[str, Tensor], rng: np.random.Generator) -> list[TokenSequence]:
         shares = np.array(list(self.tasks.values()), dtype=float)
         task = list(self.tasks)[int(rng.choice(len(shares), p=shares / shares.sum()))]
         drop = bool(find_task(task).given) and rng.random() < self.prompt_dropout
@@ -128,7 +129,7 @@ class ResponseBuilder:
     prompt_dropout: float
     max_length: int | None = None
 
-    def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
+    def prepare(self, sample: Mapping[str, Any]) -> dict[str, Tensor] | Noted:
         """The ids of both."""
         processor = self.fitting.processor
         parts = {part: processor.encode("text", _part(sample, part)) for part in ("prompt", "text")}
@@ -140,7 +141,7 @@ class ResponseBuilder:
             self.fitting.leave_out(f"{prompt}, with {room} for its text, does not fit model.max_length = {self.max_length}")
         return Noted(parts, notes) if notes else parts
 
-    def __call__(self, prepared: Mapping[str, torch.Tensor], rng: np.random.Generator) -> list[TokenSequence]:
+    def __call__(self, prepared: Mapping[str, Tensor], rng: np.random.Generator) -> list[TokenSequence]:
         processor, drop = self.fitting.processor, rng.random() < self.prompt_dropout
         prompt, text, length = prepared["prompt"], prepared["text"], processor.canvas.get("text")
         ends = length is None or len(text) < length

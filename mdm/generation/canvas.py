@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -53,8 +53,8 @@ class Canvas:
         """Which slots there are."""
         return self.index < self.tokens.shape[1]
 
-    def take(self, values: Tensor) -> Tensor:
-        """The values `[rows, seq, ...]` at the slots; arbitrary ones where there is no slot."""
+    def take(self, values: Shaped[Tensor, "rows seq ..."]) -> Shaped[Tensor, "rows slots ..."]:
+        """The values at the slots; arbitrary ones where there is no slot."""
         index = self.index.clamp(max=values.shape[1] - 1)
         return values.gather(1, index.view(*index.shape, *[1] * (values.ndim - 2)).expand(*index.shape, *values.shape[2:]))
 
@@ -167,7 +167,9 @@ class CachedSlotLogits(SlotLogits):
             layer.shape = (len(rows), inner.canvas.tokens.shape[1])
         kept = CacheState(layers, torch.full_like(rows, -1), torch.zeros_like(rows))
 
-        def attend(tokens: Tensor, mask: Tensor | None, positions: Tensor, rows: Tensor) -> Tensor:
+        def attend(
+            tokens: Int[Tensor, "rows new"], mask: Any, positions: Int[Tensor, "rows new"], rows: Int[Tensor, " rows"]
+        ) -> Float[Tensor, "rows new width"]:
             with attending_to(layers, inner.model.blocks, rows, positions):
                 return inner.model.hidden(tokens, mask, positions)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchtune.modules.peft import LoRALinear, get_merged_lora_ckpt
 
@@ -47,7 +48,7 @@ class NormedLoRA(LoRALinear):
 
     normed = NormedProjection.normed
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out"]:
         return self.normed(super().forward(x))
 
 
@@ -86,7 +87,7 @@ def add_lora(
             p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
 
 
-def is_nf4(value: Tensor) -> bool:
+def is_nf4(value: Shaped[Tensor, "*shape"]) -> bool:
     return hasattr(value, "get_original_weight")
 
 

@@ -30,7 +30,7 @@ class NonFinite:
         self.hw = hw
         self.seen: list[tuple[int, str, torch.Tensor]] = []
 
-    def record(self, step: int, micros: list[MicroBatch], loss: torch.Tensor, norm: torch.Tensor) -> None:
+    def record(self, step: int, micros: list[MicroBatch], loss: Float[Tensor, ""], norm: Float[Tensor, ""]) -> None:
         documents = torch.cat([m.noisy.clean.document[m.noisy.clean.document != PAD_DOCUMENT] for m in micros])
         batch = f"samples {int(documents.min())} to {int(documents.max())}" if len(documents) else "no sample"
         self.seen.append((step, batch, torch.stack([loss.float(), norm.float()])))
