@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mdm.pages.media import write_wav
+from components.sequences import find_task
+from components.tokenizers.clips import write_wav
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
@@ -123,8 +125,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    looks = {"text": ("C0", "-"), "image": ("C1", "--"), "audio": ("C2", ":")}
-    looks |= {"text_to_image": looks["image"], "text_to_speech": looks["audio"]}
+    looks = _looks([key for line in history for key in line])
     for axis, prefix, title in ((left, "train_bits/", "training"), (right, "bits/", "held-out NELBO")):
         keys = list(dict.fromkeys(k for line in history for k in line if k.startswith(prefix)))
         for key in keys:
@@ -145,6 +146,18 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     return figure_png(figure)
+
+
+def _looks(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each modality, in the order of their tokens; the first task that generates it alone has the same."""
+    modalities = dict.fromkeys(key.removeprefix("train_bits/") for key in keys if key.startswith("train_bits/"))
+    looks = {modality: (f"C{i}", ("-", "--", ":")[i % 3]) for i, modality in enumerate(modalities)}
+    free = dict(looks)
+    for task in dict.fromkeys(key.removeprefix("bits/") for key in keys if key.startswith("bits/")):
+        with contextlib.suppress(ValueError):  # instruct is none of the tasks by name
+            made = find_task(task).generated
+            looks |= {task: free.pop(made[0])} if len(made) == 1 and made[0] in free else {}
+    return looks
 
 
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
