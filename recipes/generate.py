@@ -26,15 +26,16 @@ from tqdm import tqdm
 
 from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
-from components.sequences import find_task
+from components.tasks import find_task
 from mdm.config import WORDS, UserError, at_least, at_least_one, check
 from mdm.config.protocols import conforming
 from mdm.data.processor import Processor
+from mdm.data.settings import canonical
 from mdm.generation.defaults import Defaults, build_scale
 from mdm.generation.generate import check_settings, generate
-from mdm.generation.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
+from mdm.generation.prompts import check_prompt, check_task, check_template, read_jsonl, read_prompt, spelled_out, suffixes
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.models.folder import load_model, load_processor, model_folder
+from mdm.models.folder import load_model, load_processor
 from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs
 from mdm.recipe import run_recipe
@@ -79,26 +80,24 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile, cfg.device)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
-    model_folder(cfg.checkpoint)
-    try:
-        spec = find_task(cfg.task)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    cfg.task = canonical(cfg.task, "task")
+    processor = load_processor(cfg.checkpoint)
+    check_task(cfg.task, processor.vocabulary)
     at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
     at_least(0, cfg, "seed")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-    if cfg.guidance_scale and not spec.given:
+    if cfg.guidance_scale and not find_task(cfg.task).given:
         raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
-    processor = load_processor(cfg.checkpoint)
     sampler = choose(cfg, processor)[0]
     try:
         check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler)
     except ValueError as error:
         raise UserError(str(error)) from error
     check_template(cfg.template, cfg.task)
+    files = suffixes(processor)
     for prompt, where in asked(cfg):
-        check_prompt(prompt, cfg.task, processor, where)
+        check_prompt(prompt, cfg.task, files, where)
         check_length(cfg, prompt, where)
     check_output_dir(cfg.output_dir)
 

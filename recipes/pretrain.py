@@ -33,7 +33,7 @@ from mdm.config.names import TOKENIZERS
 from mdm.config.trust import is_listed
 from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
-from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks
+from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
 from mdm.data.validation import validation_batches
 from mdm.evaluation.nelbo import forward_loss, nelbo, task_bits, write_samples
 from mdm.generation.prompts import example, shown
@@ -164,7 +164,7 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas)
+        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas, tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""
@@ -284,7 +284,7 @@ class Pretrain:
             self.history.validation(self.state, bits)
 
     def sample(self) -> None:
-        """A few samples of each forward task, into output_dir/samples/."""
+        """A few samples of each stream, into output_dir/samples/."""
         folder = self.folder / "samples" / f"step_{self.state['step']:08d}"
         write_samples(folder, self.model, self.processor, self.cfg.data, self.held_out, self.hw)
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 
-from components.sequences import TASKS
+from components.tasks import INSTRUCT
 from mdm.config import UserError, check, instantiate
 from mdm.config.names import close
 from mdm.config.protocols import lacking
@@ -202,7 +202,7 @@ def row_lengths(settings: Any) -> dict[str, tuple[float, float]]:
     """Stream -> its share of the rows, and their mean length in positions."""
     total, found = sum(s.weight for s in settings.data.values()), {}
     for name, s in settings.data.items():
-        tasks = {task: share for task, share in s.tasks.items() if s.pack or task in TASKS}
+        tasks = {task: share for task, share in s.tasks.items() if s.pack or task != INSTRUCT}
         length = sum(share * row_length(s, task, settings.canvas) for task, share in tasks.items())
         found[name] = (s.weight / total, length / sum(tasks.values()))
     return found

@@ -76,7 +76,7 @@ def beside(
     build_theirs: Callable[[Vocabulary], tuple[Any, Callable[[Tensor], Tensor]]],
 ) -> Suite:
     """Forward and backward of a model with logits everywhere and the NELBO, and of ours: the same rows and masks."""
-    vocabulary = Vocabulary.build({"text": (p["dit"]["vocab"],)}, tasks=("text",))
+    vocabulary = Vocabulary.build({"text": (p["dit"]["vocab"],)}, ["text"], tasks=("text",))
     micro, _ = random_batch(vocabulary, p["rows"], p["length"], device)
     theirs, logits_fn = build_theirs(vocabulary)
     noisy, weight = micro.noisy, micro.noisy.weight

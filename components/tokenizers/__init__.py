@@ -22,8 +22,8 @@ class Tokenizer(Protocol):
     `codebooks`: the size of each codebook. Codes are interleaved frame by frame, so position i belongs to codebook
     i % len(codebooks); text and images have one.
 
-    A tokenizer is all that the library knows of a modality. Files, looks, sounds and editing are further methods, each of which it
-    may have: modality.py lists them, pictures.py and clips.py give them to one of images or of audio.
+    A tokenizer is all that the library knows of a modality. Files, looks, sounds and editing are further methods, each of which
+    it may have: modality.py lists them, pictures.py and clips.py give them to one of images or of audio.
     """
 
     @property

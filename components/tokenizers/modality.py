@@ -101,7 +101,7 @@ def _path(tokenizer: Any) -> str:
 
 
 def region(tokenizer: Tokenizer, raw: Any, where: str, modality: str) -> Region:
-    """The part that `where` names. Raises ValueError where there is none, or the tokenizer, that of `modality`, has no region."""
+    """The part that `where` names. Raises ValueError where there is none, or the tokenizer (of `modality`) has no region."""
     if not isinstance(tokenizer, Edited):
         raise ValueError(f"{modality} cannot be edited: {_path(tokenizer)} has no region")
     return tokenizer.region(raw, where)

@@ -14,6 +14,7 @@ from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, S
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
 from components.sequences import content
+from components.tasks import INSTRUCT
 from components.tokenizers import Tokenizer
 from components.types import Batch, Movable, NoisyBatch
 from components.vocabulary import Vocabulary
@@ -21,7 +22,7 @@ from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
-from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings
+from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings, lacking
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,14 @@ def streams(
 
     max_length: of a row; null sets no limit
 
-    Raises ValueError for samples in memory that end the run: where one is refused, or none can be used.
+    Raises ValueError for a task whose modality has no tokenizer, and for samples in memory that end the run: where one is
+    refused, or none can be used.
     """
     built = []
     for k, (name, settings) in enumerate(data.items()):
+        why = next(filter(None, (lacking(t, name, processor.tokenizers) for t in settings.tasks if t != INSTRUCT)), None)
+        if why is not None:
+            raise ValueError(why)
         check_codebooks(name, sources[name], processor)
         build = builder(name, settings, processor, prompt_dropout, max_length)
         node, pairs = _endless(sources[name], seed + k, build.prepare, f"data.{name}"), masker[name].pairs

@@ -4,9 +4,9 @@
     edit(processor, "audio", audio, "0.1-0.3")         a span of a clip in seconds; "0.1-" goes on to a new end
     infill(processor, "the [mask:2] statement")        text, two tokens of it
 
-What a part of a sample is, and how it is named, its tokenizer knows (`region`, see components/tokenizers/modality.py). A learned
-tokenizer's codes tell of their neighbourhood, so what is generated anew is blanked before it is encoded: whatever was there, the
-codes that stay are the same.
+What a part of a sample is, and how it is named, its tokenizer knows (`region`, see components/tokenizers/modality.py). A
+learned tokenizer's codes tell of their neighbourhood, so what is generated anew is blanked before it is encoded: whatever was
+there, the codes that stay are the same.
 
 An `Edit` stands in a prompt where the modality that is generated would: {"text": "a handwritten seven", "image": edit(...)}.
 """

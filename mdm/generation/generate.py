@@ -16,7 +16,8 @@ from torch import Tensor
 
 from components.samplers import Blocks, FillAfterEnd, Sampler, SamplerState, guided, sample
 from components.samplers.guidance import Scale
-from components.sequences import TokenSequence, collate, find_task
+from components.sequences import TokenSequence, collate
+from components.tasks import find_task, name_of
 from components.types import Batch
 from components.vocabulary import Vocabulary
 from mdm.data.processor import Processor
@@ -100,6 +101,7 @@ def generate(
     that do not go together.
     """
     spec = find_task(task)
+    task = name_of(spec)
     check_settings(task, prompts, batch_size, cache, sampler)
     if sampler is None or guidance_scale is None:  # else there is no file to read
         defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)

@@ -5,9 +5,9 @@
     {"text": "a handwritten seven", "edit": "seven.png", "region": "4,0,8,8"}    and a part of what it generates
     {"prompt": "a handwritten seven"}            the one thing that a task is given; of the task `text`, what it goes on with
 
-A line of a file and the same keys on the command line are one thing. A part is the path of a file where the modality's tokenizer
-reads files, and a region is what that tokenizer takes for one: left,top,right,bottom in pixels (an image), start-stop in seconds
-(a clip; `start-` goes on to a new end). A text that is edited has its gaps in it: "the [mask:2] statement".
+A line of a file and the same keys on the command line are one thing. A part is the path of a file where the modality's
+tokenizer reads files, and a region is what that tokenizer takes for one: left,top,right,bottom in pixels (an image), start-stop
+in seconds (a clip; `start-` goes on to a new end). A text that is edited has its gaps in it: "the [mask:2] statement".
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 
 from components.data.bad import BadSample
 from components.data.reading import json_lines
-from components.sequences import INSTRUCT, Task, find_task
+from components.tasks import INSTRUCT, Task, find_task
 from components.templates import Templated, fill
-from components.tokenizers import Tokenizer
 from components.tokenizers.modality import Filed, suffix
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, edit, infill
@@ -65,33 +65,35 @@ def spelled_out(prompt: Mapping[str, str], task: str, where: str) -> dict[str, s
     return {spec.given[0]: prompt["prompt"], **rest}
 
 
-def check_prompt(prompt: Mapping[str, str], task: str, processor: Processor, where: str) -> None:
-    """Raises UserError where a prompt lacks what the task is given, has what it is not, or names a file that is not there."""
-    check_task(task, processor)
-    spec, tokenizers = find_task(task), processor.tokenizers
+def check_prompt(prompt: Mapping[str, str], task: str, files: Mapping[str, str | None], where: str) -> None:
+    """Raises UserError where a prompt lacks what the task is given, has what it is not, or names a file that is not there.
+
+    files: suffixes by modality
+    """
+    spec = find_task(task)
     for key, value in prompt.items():
         if key not in (*spec.given, "edit", "region", *(("prompt",) if task == "text" else ())):
             given = ", ".join(spec.given) or "nothing"
             raise UserError(f"{where}: {key!r} has no place here; task {task} is given {given} (and may take edit and region)")
-        if key in tokenizers and suffix(tokenizers[key]) and not Path(value).is_file():
+        if files.get(key) is not None and not Path(value).is_file():
             raise UserError(f"{where}: {key} file not found: {value}")
     for modality in spec.given:
         if modality not in prompt:
-            kind = "the path of a file" if suffix(tokenizers[modality]) else "a text"
+            kind = "a text" if files[modality] is None else "the path of a file"
             raise UserError(f"{where}: task {task} is given {modality} ({kind}), and there is none")
     if "region" in prompt and "edit" not in prompt:
         raise UserError(f"{where}: a region needs an edit: the file that it is a part of")
     if "edit" in prompt:
-        check_edit(prompt, spec, tokenizers, where)
+        check_edit(prompt, spec, files, where)
 
 
-def check_edit(prompt: Mapping[str, str], spec: Task, tokenizers: Mapping[str, Tokenizer], where: str) -> None:
+def check_edit(prompt: Mapping[str, str], spec: Task, files: Mapping[str, str | None], where: str) -> None:
     """Raises UserError for a region of a text, none of something else, or a file that is not there."""
     region = prompt.get("region")
     if region is None and "text" in spec.generated:
         return
-    if region is None or not any(suffix(tokenizers[m]) for m in spec.generated):
-        wanted = " or ".join(f"{'a' if suffix(tokenizers[m]) else '[mask] gaps and no'} region ({m})" for m in spec.generated)
+    if region is None or all(files[m] is None for m in spec.generated):
+        wanted = " or ".join(f"{'[mask] gaps and no' if files[m] is None else 'a'} region ({m})" for m in spec.generated)
         raise UserError(
             f"{where}: the task generates {' and '.join(spec.generated)}, so an edit takes {wanted}; got region={region}"
         )
@@ -99,9 +101,59 @@ def check_edit(prompt: Mapping[str, str], spec: Task, tokenizers: Mapping[str, T
         raise UserError(f"{where}: edit: file not found: {prompt['edit']}")
 
 
-def check_task(task: str, processor: Processor) -> None:
-    """Raises UserError where the model lacks a modality of the task, or was made without it."""
-    check_task(task, processor)
+def check_task(task: str, vocabulary: Vocabulary) -> None:
+    """Raises UserError for a task of a modality that the model lacks, or one that it was made without."""
+    missing = [m for m in find_task(task).modalities if m not in vocabulary.modalities]
+    if missing:
+        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(vocabulary.modalities)}")
+    if task not in vocabulary.tasks and (task != "text" or vocabulary.has("begin:text")):
+        known = ", ".join(vocabulary.tasks)
+        raise UserError(f"task {task}: the model was made before that task, or without it; it has {known}")
+
+
+def check_template(template: str | None, task: str) -> None:
+    """Raises UserError for a template that has no place for the prompt, or no prompt to take."""
+    if template is None:
+        return
+    if task != "text":
+        raise UserError(f"template: it is for a prompt of the task text, which is gone on with; the task is {task}")
+    if template != CHAT and "{}" not in template:
+        raise UserError(f"template: {template!r} must hold {{}}, where the prompt stands, or be {CHAT}")
+
+
+def templated(processor: Processor, prompt: str, template: str | None, where: str) -> str:
+    """The prompt in a template, whose control tokens are control tokens, or in the checkpoint's own chat template.
+
+    Raises UserError where the checkpoint has none.
+    """
+    if template is None:
+        return prompt
+    if template != CHAT:
+        return fill(template, prompt)
+    tokenizer = processor.tokenizers["text"]
+    try:
+        if not hasattr(tokenizer, "chat"):
+            raise ValueError("the model's text tokenizer has no chat template")
+        return tokenizer.chat([{"role": "user", "content": prompt}])
+    except ValueError as error:
+        raise UserError(f"{where}: template={CHAT}: {error}") from error
+
+
+def read_prompt(
+    prompt: Mapping[str, str],
+    task: str,
+    processor: Processor,
+    where: str,
+    length: int | None = None,
+    room: int = CONTINUED,
+    template: str | None = None,
+) -> dict[str, Any]:
+    """The raw parts: files are read, edits made. Raises UserError where one cannot be, or is longer than its canvas.
+
+    length:   new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
+    template: what is made of a prompt that is gone on with
+    """
+    check_task(task, processor.vocabulary)
     spec = find_task(task)
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}
     for modality, raw in parts.items():
@@ -178,8 +230,14 @@ def shown(
 
 
 def suffixes(processor: Processor) -> dict[str, str | None]:
-    """Of the files of each modality; None where a sample is words."""
-    return {modality: suffix(tokenizer) for modality, tokenizer in processor.tokenizers.items()}
+    """Of the files of each modality; None where a sample is words. Raises UserError for files that cannot be read or written."""
+    found = {}
+    for modality, tokenizer in processor.tokenizers.items():
+        try:
+            found[modality] = suffix(tokenizer)
+        except ValueError as error:
+            raise UserError(f"tokenizers.{modality}: {error}") from error
+    return found
 
 
 def first_text(source: Any, part: str, processor: Processor) -> str | None:

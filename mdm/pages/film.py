@@ -1,4 +1,4 @@
-"""Pictures of the unmasking, step by step: of each modality as its tokenizer draws a half-made one, or words. Masked is blue."""
+"""Pictures of the unmasking, step by step: each modality as its tokenizer draws a half-made one, or words. Masked is blue."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def strip(frames: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def every_other(whole: Image.Image, steps: int) -> Image.Image:
-    """Each second row of a strip of `steps` frames."""
-    height = whole.height // steps
-    return strip([whole.crop((0, i * height, whole.width, (i + 1) * height)) for i in range(0, steps, 2)])
+def thinned(frames: Sequence[Image.Image], most: int) -> list[Image.Image]:
+    """So many of the frames at the most, from the first to the last."""
+    count = min(most, len(frames))
+    return [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:

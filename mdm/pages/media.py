@@ -53,8 +53,8 @@ def save_outputs(
 ) -> list[dict[str, Any]]:
     """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, words, file names. Returns its lines.
 
-    What of the prompts is no words is written too, as `0000_given.png` and `0000_given.wav`; and beside a file that a page cannot
-    show, how it looks or sounds: `"pen": "0000.json", "pen_drawn": "0000_pen.png"`.
+    What of the prompts is no words is written too, as `0000_given.png` and `0000_given.wav`; and beside a file that a page
+    cannot show, how it looks or sounds: `"pen": "0000.json", "pen_drawn": "0000_pen.png"`.
 
     first: number of the first one; from 1 on they are added to those that are there
     """
@@ -88,7 +88,7 @@ class Written:
         self.folder, self.stem, self.tokenizers, self.names = folder, stem, processor.tokenizers, set[str]()
 
     def all(self, parts: Mapping[str, Any]) -> dict[str, str]:
-        """What a line says of the parts: words themselves, or the names of their files; an edit is none of both, nor are codes."""
+        """What a line says of the parts: words themselves, or the names of their files; of an edit, or of codes, nothing."""
         return {key: value for m, raw in parts.items() for key, value in self.part(m, raw).items()}
 
     def part(self, modality: str, raw: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.sequences import find_task
+from components.tasks import find_task
 from components.tokenizers.clips import write_wav
 
 STYLE = """
@@ -149,7 +149,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
 
 
 def _looks(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each modality, in the order of their tokens; the first task that generates it alone has the same."""
+    """A colour and a dash for each modality as they come; the first task that generates it alone has the same."""
     modalities = dict.fromkeys(key.removeprefix("train_bits/") for key in keys if key.startswith("train_bits/"))
     looks = {modality: (f"C{i}", ("-", "--", ":")[i % 3]) for i, modality in enumerate(modalities)}
     free = dict(looks)
@@ -174,17 +174,20 @@ def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str]
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from components.metrics.mel import log_mel
+    from components.metrics.mel import SAMPLE_RATE, log_mel
+    from components.resampling import resample
 
+    seconds = max(len(clip) / sample_rate for clips in rows.values() for clip in clips)
     figure, axes = plt.subplots(
         len(rows), len(labels), figsize=(1.3 * len(labels), 1.5 * len(rows)), squeeze=False, sharey=True
     )
     for axis_row, (name, clips) in zip(axes, rows.items(), strict=True):
         for axis, clip, label in zip(axis_row, clips, labels, strict=True):
-            mel = log_mel(np.pad(clip, (0, max(640 - len(clip), 0))).astype(float))
-            seconds = len(clip) / sample_rate
-            axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, max(seconds, 0.01), 0, mel.shape[1]))
-            axis.set(xticks=[0, 0.4], yticks=[], xlim=(0, 0.56))
+            own = resample(clip, sample_rate, SAMPLE_RATE) if len(clip) else clip
+            mel = log_mel(np.pad(own, (0, max(640 - len(own), 0))).astype(float))
+            end = max(len(clip) / sample_rate, 0.01)
+            axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, mel.shape[1]))
+            axis.set(xticks=[0, round(0.7 * seconds, 1)], yticks=[], xlim=(0, max(seconds, 0.01)))
             axis.tick_params(labelsize=7)
             if axis_row is axes[0]:
                 axis.set_title(label, fontsize=9)

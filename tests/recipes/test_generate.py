@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.sequences import TASKS
+from components.tasks import KNOWN, find_task
+from components.tokenizers.clips import write_wav
 from mdm.config import UserError, find_config, load
 from mdm.generation.editing import infill
 from mdm.generation.generate import generate
 from mdm.models.folder import load_model
-from mdm.pages.media import write_wav
 from mdm.recipe import load_recipe
 
 TEXTS = {"text": "a seven"}
@@ -37,16 +37,16 @@ def make(untrained, output_dir, *overrides):
     return [json.loads(line) for line in (output_dir / "outputs.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KNOWN)
 def test_every_task_writes_what_it_generates(untrained, files, tmp_path, task):
     values = {"text": "a seven", "image": files / "picture.png", "audio": files / "clip.wav"}
-    prompt = [f"prompt.{m}={values[m]}" for m in TASKS[task].given]
+    prompt = [f"prompt.{m}={values[m]}" for m in find_task(task).given]
     lines = make(untrained, tmp_path / "out", f"task={task}", "count=2", *prompt)
     assert len(lines) == 2
     for line in lines:
-        assert set(TASKS[task].generated) <= set(line)
+        assert set(find_task(task).generated) <= set(line)
         for modality in ("image", "audio"):
-            if modality in TASKS[task].generated:
+            if modality in find_task(task).generated:
                 assert (tmp_path / "out" / line[modality]).stat().st_size > 40
 
 
@@ -145,7 +145,7 @@ def test_edits_of_every_modality(untrained, files, tmp_path):
 
 @pytest.mark.parametrize("task", ["text_to_image", "text_to_speech", "text", "joint_text_image"])
 def test_a_film_has_a_frame_for_every_pass_and_the_first(untrained, tmp_path, task):
-    prompt = ["prompt=a seven"] if TASKS[task].given else []
+    prompt = ["prompt=a seven"] if find_task(task).given else []
     sampler = "sampler={_component_: components.samplers.Ancestral, num_steps: 5}"
     make(untrained, tmp_path, f"task={task}", "film=true", "count=2", "stop_at_end=false", sampler, *prompt)
     with Image.open(tmp_path / "film.gif") as film:
@@ -183,11 +183,11 @@ MISTAKES = {
     "region without edit": (["task=text_to_image", "prompt=a", "region=0,0,4,4"], "a region needs an edit"),
     "edit of another modality": (
         ["task=text_to_image", "prompt=a", "edit=x"],
-        "an edit takes a region left,top,right,bottom (image)",
+        "the task generates image, so an edit takes a region (image); got region=None",
     ),
     "a region that is none": (
-        ["task=text_to_image", "prompt=a", "edit=README.md", "region=0,1"],
-        "is neither left,top,right,bottom",
+        ["task=text_to_image", "prompt=a", "edit={picture}", "region=0,1"],
+        "prompt: region '0,1': left,top,right,bottom in pixels, inside 0..8, and not empty",
     ),
     "region outside": (["task=text_to_image", "prompt=a", "edit={picture}", "region=0,0,9,9"], "inside 0..8"),
     "a length beside an edit": (
