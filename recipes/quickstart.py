@@ -167,11 +167,11 @@ def metrics_section(results: Any) -> Section:
 
 
 def curves_section(history: list[dict], results: Any) -> Section:
-    body = report.picture(report.loss_curves(history, results.metrics.get("text_unigram_bits_per_token")))
-    text = (
-        "Left, all tokens of a modality, captions among the text; right, what is generated, given its caption. Text under the "
-        "grey line is predicted better than from word frequencies alone."
-    )
+    unigram = results.metrics.get("text_unigram_bits_per_token")
+    body = report.picture(report.loss_curves(history, unigram))
+    text = "Left, all tokens of a modality, captions among the text; right, what is generated, given its caption."
+    if unigram is not None:
+        text += " Text under the grey line is predicted better than from word frequencies alone."
     return Section("Learning", text, body)
 
 

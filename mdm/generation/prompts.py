@@ -230,7 +230,7 @@ def shown(
 
 
 def suffixes(processor: Processor) -> dict[str, str | None]:
-    """Of the files of each modality; None where a sample is words. Raises UserError for files that cannot be read or written."""
+    """Of the files of each modality; None where a sample is words. Raises UserError where they cannot be read or written."""
     found = {}
     for modality, tokenizer in processor.tokenizers.items():
         try:

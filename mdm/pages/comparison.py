@@ -103,7 +103,7 @@ def made(line: Mapping[str, Any]) -> str:
 
 
 def _part(value: Any, folder: Path) -> str:
-    """Words, or a file of the samples' own folder to look at or to hear: one from elsewhere is not shown, whoever wrote the line."""
+    """Words, or a file of the samples' own folder to look at or hear: one from elsewhere is not, whoever wrote the line."""
     name = str(value)
     kind = None if any(c.isspace() for c in name) else kind_of(name)
     if kind is None:

@@ -222,7 +222,7 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
         button.click(go, [*inputs.values(), *widgets.values()], [live, *(shown for _, _, shown in results)], api_name=tab.name)
 
     def outlets(modality: str, count: int) -> list[tuple[Callable[[Sequence[Mapping[str, Any]]], Any], Any]]:
-        """Where finished samples are shown, each with what it shows of them: pictures, players; words are read on the canvas."""
+        """Where finished samples are shown, each with what it shows of them: pictures, players; words are on the canvas."""
         tokenizer, found = tokenizers[modality], []
         if isinstance(tokenizer, Drawn):
             gallery = gr.Gallery(label=modality, columns=8, height=160, elem_classes=f"made-{modality}")

@@ -17,7 +17,7 @@ from mdm.data.processor import Processor
 from mdm.pages.media import enlarged, image_grid
 
 MASK_SIGN = "\u2592"
-WIDTH = 1000  # of the samples side by side, in pixels: what is wider goes on below
+WIDTH = 1040  # of the samples side by side, in pixels: what is wider goes on below
 
 
 def frame(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], scale: int = 6, gap: int = 4) -> Image.Image:

@@ -189,7 +189,7 @@ def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str]
             axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, mel.shape[1]))
             axis.set(xticks=[0, round(0.7 * seconds, 1)], yticks=[], xlim=(0, max(seconds, 0.01)))
             axis.tick_params(labelsize=7)
-            if axis_row is axes[0]:
+            if name == next(iter(rows)):
                 axis.set_title(label, fontsize=9)
         axis_row[0].set_ylabel(name, fontsize=9)
     figure.supxlabel("seconds; vertical: mel bands, 0 to 4 kHz", fontsize=8, y=-0.02, va="top")
