@@ -80,7 +80,7 @@ def test_an_upload_is_read_as_every_other_file_is(page, tmp_path):
     assert "Done in" in made[0]
     with pytest.raises(Exception, match="audio: it cannot be read as audio: Format not recognised"):
         client.predict("a seven", handle_file(tmp_path / "no.wav"), "0-", *settings, api_name="/go-text_to_speech-edit")
-    with pytest.raises(Exception, match="region .*7.*: left,top,right,bottom in pixels, inside 0..8"):
+    with pytest.raises(Exception, match=r"region .*7.*: left,top,right,bottom in pixels, inside 0\.\.8"):
         client.predict("a seven", picture, "7", *settings, api_name="/go-text_to_image-edit")
 
 
