@@ -28,7 +28,7 @@ def model_card(run: Path, name: str, license: str) -> str:
     folder = model_folder(run)
     shape = json.loads((folder / "config.json").read_text())
     modalities = list(json.loads((folder / "processor.json").read_text())["tokenizers"])
-    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
     trained = [task for stream in settings.get("data", {}).values() for task in stream["tasks"]]
     possible = Vocabulary.load(folder / "vocabulary.json").tasks or [name_of(Task((), (m,))) for m in modalities]

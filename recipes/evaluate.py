@@ -260,6 +260,7 @@ def complete(
 ) -> None:  # fmt: skip
     """Completes held-out items from their first half, without a caption; scores how many still show their class."""
     modality = find_task(task.write).generated[0]
+    assert task.complete is not None  # else there is nothing to do
     chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         prompts = [{modality: second_half(processor, modality, s[modality])} for s in chosen]

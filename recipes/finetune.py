@@ -54,8 +54,8 @@ class Settings(pretrain.Settings):
     model: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     canvas: dict[str, int | None] = field(default_factory=dict)
-    judged: dict[str, evaluate.JudgedTask] = field(default_factory=dict)
-    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 1000
     nelbo_repeats: int = 1
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import MISSING
@@ -93,7 +93,7 @@ def validate(cfg: Settings) -> None:
     check_run(cfg)
     if cfg.ema is not None:
         EMA.check(cfg.ema)
-    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
+    check_tasks(cfg.data, cfg.tokenizers, cast(dict[str, int], cfg.canvas), shape.max_length)  # no null, since `check_run`
 
 
 def model_shape(cfg: Settings) -> ModelConfig:
@@ -120,7 +120,7 @@ class Pretrain:
         torch.manual_seed(cfg.seed)
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
-        sources = {name: open_source(s.train, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
+        sources = {name: open_source(s.train or {}, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
         self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
@@ -164,7 +164,8 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas, tasks_of(self.cfg))
+        built = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
+        return Processor.build(built, cast(dict[str, int], self.cfg.canvas), tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""

@@ -58,8 +58,8 @@ evaluate = load_recipe("evaluate")
 class Settings(pretrain.Settings):
     """Those of pretrain and of evaluate; `recipes/configs/quickstart.yaml` explains each."""
 
-    judged: dict[str, evaluate.JudgedTask] = MISSING
-    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = MISSING  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 200
     nelbo_repeats: int = 4
 

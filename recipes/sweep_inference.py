@@ -97,7 +97,7 @@ def validate(cfg: Settings) -> None:
     for name, swept in cfg.modalities.items():
         swept.task = canonical(swept.task, f"modalities.{name}.task")
         if find_task(swept.task).generated != (name,):
-            raise UserError(f"modalities.{name}.task: {swept.task} does not generate {name} alone")
+            raise UserError(f"modalities.{name}.task: {swept.task!r} does not generate {name} alone")
         check(swept.test, f"modalities.{name}.test")
         given = len(find_task(swept.task).given)
         if given != (swept.judge is not None):
@@ -110,7 +110,8 @@ def validate(cfg: Settings) -> None:
                 raise UserError(
                     f"modalities.{name}.{part}: a setting has sampler, guidance_scale, stop_at_end; got {', '.join(setting)}"
                 )
-            instantiate(setting.get("sampler"), f"modalities.{name}.{part}{key}.sampler")
+            sampler: Any = setting.get("sampler")
+            instantiate(sampler, f"modalities.{name}.{part}{key}.sampler")
             build_scale(setting.get("guidance_scale"), f"modalities.{name}.{part}{key}")
 
 
@@ -209,7 +210,7 @@ def scorer(
 
         return [{}] * cfg.samples, measure_text, of_text(documents[::5])
 
-    judged = Judged(train_judge(swept.judge, f"modalities.{name}.judge", processor, name), processor, name, test)
+    judged = Judged(train_judge(swept.judge or {}, f"modalities.{name}.judge", processor, name), processor, name, test)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
     (caption,) = find_task(swept.task).given
     return [{caption: swept.caption.format(WORDS[c])} for c in classes], lambda made: judged(made, classes), judged.real()

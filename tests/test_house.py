@@ -12,7 +12,7 @@ FORBIDDEN = {"components": {"mdm", "recipes", "benchmarks", "tests"}, "mdm": {"r
 HEAVY = {"torchtune", "torchdata", "tiktoken", "tokenizers", "datasets", "sklearn", "pycodec2", "matplotlib", "transformers"}
 MAY_IMPORT = {
     "components.blocks": {"torchtune"},
-    "components.data.nodes": {"torchdata"},
+    **{f"components.data.{name}": {"torchdata"} for name in ("node", "endless", "nodes")},
     "components.tokenizers.text": {"tiktoken"},
 }
 

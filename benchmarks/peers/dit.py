@@ -102,8 +102,8 @@ def flash_attn_by_pytorch() -> dict[str, ModuleType]:
     for name in names[1:]:
         parent, _, own = name.rpartition(".")
         setattr(modules[parent], own, modules[name])
-    modules["flash_attn.layers.rotary"].apply_rotary_emb_qkv_ = rotate
-    modules["flash_attn.flash_attn_interface"].flash_attn_varlen_qkvpacked_func = attend
+    vars(modules["flash_attn.layers.rotary"])["apply_rotary_emb_qkv_"] = rotate
+    vars(modules["flash_attn.flash_attn_interface"])["flash_attn_varlen_qkvpacked_func"] = attend
     return modules
 
 

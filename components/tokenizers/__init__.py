@@ -31,9 +31,12 @@ class Tokenizer(Protocol):
 
     def encode(self, raw: Any) -> Int[Tensor, " n"]:
         """Codes of one sample, each smaller than its codebook."""
+        ...
 
     def decode(self, codes: Int[Tensor, " n"]) -> Any:
         """The sample that the codes stand for."""
+        ...
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the files it needs into `folder`; returns the `_component_` node that builds it again from there."""
+        ...

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.data.reading import waveform
+from components.data.clips import waveform
 from components.tokenizers.clips import Clips
 
 FIELD_BITS = (9, 9, 4, 6)
@@ -27,12 +27,12 @@ class Codec2Tokenizer(Clips):
 
     sample_rate = 8000
     frame_samples = FRAME_SAMPLES
-    codebooks = tuple(2**bits for bits in FIELD_BITS)
+    codebooks: tuple[int, ...] = tuple(2**bits for bits in FIELD_BITS)
 
     def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
         """Codes of a waveform, its last frame completed with silence.
 
-        Raises ValueError for what is no waveform (`components.data.reading.waveform`).
+        Raises ValueError for what is no waveform (`components.data.clips.waveform`).
         """
         wave = waveform(raw, "audio tokenizer")
         padded = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES))
@@ -74,6 +74,6 @@ class Codec2Tokenizer(Clips):
 
 def _codec() -> Any:
     """A fresh codec: it keeps state from frame to frame, which must not leak from one clip into the next."""
-    from pycodec2 import Codec2
+    from pycodec2 import Codec2  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
     return Codec2(700)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.data.reading import read_audio, waveform
+from components.data.clips import read_audio, waveform
 from components.tokenizers.modality import HALF, Region
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from components.data.reading import square
+from components.data.images import square
 from components.tokenizers.pictures import Pictures
 
 
@@ -36,7 +36,9 @@ class GreyPatchTokenizer(Pictures):
             raise ValueError(
                 f"image tokenizer: {levels} levels in {patch}x{patch} patches; levels must be 2..256 and the codes at most 2^20"
             )
-        self.size, self.patch, self.levels = size, patch, levels
+        self.size: int = size
+        self.patch: int = patch
+        self.levels: int = levels
 
     @property
     def codebooks(self) -> tuple[int, ...]:

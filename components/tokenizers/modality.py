@@ -71,6 +71,7 @@ class Edited(Protocol):
 
         The first line of its own docstring says the same, on a page where it is typed.
         """
+        ...
 
 
 def fixed_length(tokenizer: Tokenizer) -> int | None:
@@ -85,10 +86,11 @@ def may_end(tokenizer: Tokenizer) -> bool:
 
 def suffix(tokenizer: Tokenizer) -> str | None:
     """Of its files; None where a sample is words. Raises ValueError for one whose files cannot be read or written."""
-    if hasattr(tokenizer, "suffix") and not isinstance(tokenizer, Filed):
+    own: str | None = getattr(tokenizer, "suffix", None)
+    if own is not None and not isinstance(tokenizer, Filed):
         lacks = " and ".join(name for name in ("read", "write") if not hasattr(tokenizer, name))
-        raise ValueError(f"{_path(tokenizer)} has files (suffix = {tokenizer.suffix!r}), and lacks {lacks}")
-    return tokenizer.suffix if isinstance(tokenizer, Filed) else None
+        raise ValueError(f"{_path(tokenizer)} has files (suffix = {own!r}), and lacks {lacks}")
+    return own
 
 
 def is_words(tokenizer: Tokenizer) -> bool:
@@ -121,8 +123,9 @@ def partial(tokenizer: Tokenizer, codes: Int[Tensor, " n"], known: Bool[Tensor, 
 
     codes: arbitrary where they are not known
     """
-    if hasattr(tokenizer, "partial"):
-        return tokenizer.partial(codes, known)
+    drawn = getattr(tokenizer, "partial", None)
+    if drawn is not None:
+        return drawn(codes, known)
     books = torch.tensor(tokenizer.codebooks)
     rows, frames = len(books), -(-len(codes) // len(books))
     grid = torch.full((frames * rows, 3), 255)

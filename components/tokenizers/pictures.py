@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
-from components.data.reading import read_image
+from components.data.images import read_image
 from components.tokenizers.modality import HALF, MASKED, Region
 
 

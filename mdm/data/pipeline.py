@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torchdata.nodes as tn
 
 from components.data.bad import BadSample, Note, Refused, attempt, name_of, usable
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.endless import Shuffled, Streamed
+from components.data.node import Node
+from components.data.nodes import MicroBatches, Mix, Packed, Stream
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
 from components.sequences import content
@@ -52,7 +54,9 @@ def micro_batch(
             one compiled graph serves the stream
     """
     noisy = masker(batch)
-    coefficient, denominator = coefficients(noisy, settings.weighting, settings.reduction)
+    weighting = cast(Literal["nelbo", "plain"], settings.weighting)  # `check_data` has seen to both
+    reduction = cast(Literal["sequence", "token"], settings.reduction)
+    coefficient, denominator = coefficients(noisy, weighting, reduction)
     ranges = batch.id_range[content(batch, vocabulary.end_id)]
     return MicroBatch(
         noisy=noisy,
@@ -146,7 +150,7 @@ def check_codebooks(name: str, source: Any, processor: Processor) -> None:
             )
 
 
-def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> tn.BaseNode:
+def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> Node[Any]:
     """The node of a source."""
     if not hasattr(source, "__len__"):
         return Streamed(source, seed, prepare=prepare)
@@ -182,8 +186,9 @@ def training_loader(
     vocabulary = processor.vocabulary
     node = MicroBatches(Mix(built, seed), physical, micro, vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
+    step = cast(tn.BaseNode[list[tuple[str, Batch, list[Note]]]], node)  # which it is: torchdata says no types of its own
     node = tn.Mapper(
-        node, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n], notes) for n, b, notes in batches]
+        step, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n], notes) for n, b, notes in batches]
     )
     return tn.Loader(tn.Prefetcher(node, prefetch) if prefetch else node)
 

@@ -97,8 +97,11 @@ def _validation_rows(
         return made.sample if isinstance(made, Noted) else made
 
     items = (prepared(i) for i in order)
+    rows: list[TokenSequence | None]
     if settings.pack is None:
-        rows = [None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)]
+        rows: list[TokenSequence | None] = [
+            None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)
+        ]
     else:
         pieces = (piece for d in items if d is not None for piece in d.split(processor.text_room(settings.pack)))
         rows = [processor.text_sequence(piece) for piece in itertools.islice(pieces, samples)]

@@ -107,7 +107,7 @@ def _refuse_extremes(node: Any, where: str) -> None:
 
 def _require_sampler(built: Any, key: str) -> None:
     """Raises UserError for what cannot sample, or has something inside that cannot, or no schedule where it needs one."""
-    needed = [("sampler", built, Sampler)]
+    needed: list[tuple[str, Any, Any]] = [("sampler", built, Sampler)]
     schedule = getattr(type(built), "__dataclass_fields__", {}).get("schedule")
     if schedule is not None and not (built.schedule is None and "None" in str(schedule.type)):
         needed.append(("schedule", built.schedule, Schedule))

@@ -81,7 +81,7 @@ def generate(
     stop_at_end: bool = True,
     forbid: Sequence[int] = (),
     film: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     watch: Callable[[Step, Batch], None] | None = None,
 ) -> Generated:
     """Generates one sample for each prompt. A sample depends on (seed, its place among the prompts), not on the batch size.
@@ -125,6 +125,7 @@ def generate(
         unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
         logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
         if cache != "off":
+            assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
             logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)
         logits_fn = guided(logits_fn, prompt.to(device), vocabulary.mask_id, guidance_scale, fill.to(device))
 

@@ -130,7 +130,7 @@ def templated(processor: Processor, prompt: str, template: str | None, where: st
         return prompt
     if template != CHAT:
         return fill(template, prompt)
-    tokenizer = processor.tokenizers["text"]
+    tokenizer: Any = processor.tokenizers["text"]
     try:
         if not hasattr(tokenizer, "chat"):
             raise ValueError("the model's text tokenizer has no chat template")

@@ -155,7 +155,8 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
     """The page: a tab for each modality that the model generates, and one to edit. captions: by task, to begin with."""
     import gradio as gr
 
-    processor, tokenizers = own.processor, own.processor.tokenizers
+    processor = own.processor
+    tokenizers: Mapping[str, Any] = processor.tokenizers
 
     def settings(task: str, count: int) -> dict[str, Any]:
         """The widgets of a tab's settings."""

@@ -94,8 +94,8 @@ class Written:
     def part(self, modality: str, raw: Any) -> dict[str, str]:
         if isinstance(raw, (str, Edit, Tensor)):
             return {modality: str(raw)} if isinstance(raw, str) else {}
-        tokenizer, line = self.tokenizers[modality], {}
-        own = suffix(tokenizer)
+        tokenizer: Any = self.tokenizers[modality]
+        line, own = dict[str, str](), suffix(tokenizer)
         if own is not None:
             line[modality] = self._name(modality, own)
             tokenizer.write(raw, self.folder / line[modality])

@@ -162,9 +162,9 @@ def _looks(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     """Running mean, shorter at the ends: single batches are noisy."""
-    values = np.asarray(values, dtype=float)
-    kernel = np.ones(min(window, len(values)))
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    own = np.asarray(values, dtype=float)
+    kernel = np.ones(min(window, len(own)))
+    return np.convolve(own, kernel, "same") / np.convolve(np.ones(len(own)), kernel, "same")
 
 
 def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], sample_rate: int) -> bytes:

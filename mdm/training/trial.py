@@ -44,13 +44,13 @@ def attempt(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     Raises UserError for what would end the work later.
     """
     trial = Trial()
-    drawn, opened = {}, {}
+    drawn, opened = dict[str, Any](), dict[str, Any]()
     for key, node in sources(cfg).items():
         source = trial.reach(key, lambda node=node, key=key: open_source(node, key, key.endswith(".train")))
         samples = None if source is None else trial.reach(key, lambda source=source, key=key: draw(source, key))
         if samples is not None and samples.bad and not samples:
             raise UserError(f"{key}: none of {len(samples.bad)} samples can be used; the first: {samples.bad[0]}")
-        if samples is not None:
+        if source is not None and samples is not None:
             opened[key], drawn[key] = source, samples
             of = f" of {len(source):,}" if hasattr(source, "__len__") else ""
             bad = f", {len(samples.bad)} more cannot be used ({samples.bad[0]})" if samples.bad else ""

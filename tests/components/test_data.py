@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
 from components.data.bad import BadSample, usable
+from components.data.clips import read_audio
 from components.data.digits import digits
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
-from components.data.reading import read_audio
+from components.data.endless import Shuffled, Streamed
+from components.data.nodes import MicroBatches, Mix, Packed, Stream
 from components.data.reference import language_reference
 from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, hugging_face

@@ -158,6 +158,15 @@ def test_a_film_has_a_frame_for_every_pass_and_the_first(untrained, tmp_path, ta
     assert (np.abs(last.astype(int) - blue).sum(-1) < 20).sum() == 0
 
 
+def test_an_arrow_is_the_task_of_its_name(untrained, tmp_path):
+    named, arrow = (
+        make(untrained, tmp_path / name, f"task={task}", "prompt=a seven", "count=1")
+        for name, task in (("a", "text_to_image"), ("b", "text -> image"))
+    )
+    assert named == arrow
+    assert (tmp_path / "a" / "0000.png").read_bytes() == (tmp_path / "b" / "0000.png").read_bytes()
+
+
 def test_caches_work_from_the_command(untrained, tmp_path):
     inner = "{_component_: components.samplers.Confidence, num_steps: 2}"
     blocks = f"sampler={{_component_: components.samplers.Blocks, block_length: 4, sampler: {inner}}}"
@@ -173,6 +182,9 @@ def test_defaults_beside_the_model_are_used(untrained, tmp_path, capsys):
 
 
 MISTAKES = {
+    "an arrow without quotes": (["task=text-"], "task: 'text-' is no task: write an arrow in quotes (\"text->image\")"),
+    "a modality that the model lacks": (["task=text_to_smell"], "the model has no smell, only text, image, audio"),
+    "a task that it was made without": (["task=audio->text,image", "prompt=a"], "the model was made before that task, or"),
     "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none"),
     "no file": (["task=image_to_text", "prompt=absent.png"], "image file not found: absent.png"),
     "one prompt for two parts": (["task=text_image_to_speech", "prompt=a"], "write prompt.text=... prompt.image=..."),
