@@ -26,7 +26,7 @@ from PIL import Image
 from components.data.digits import WORDS
 from components.samplers import Confidence
 from components.tasks import find_task
-from components.tokenizers.modality import Drawn, Played
+from components.tokenizers.modality import Drawn, Played, fixed_length
 from mdm.config import UserError
 from mdm.config.names import TOKENIZERS
 from mdm.config.trust import is_listed
@@ -198,21 +198,23 @@ def drawn_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
 
 
 def film_section(shown: Judged, model: Any, hw: Hardware, folder: Path, panels: dict[str, Image.Image]) -> Section:
-    """A sample of each caption, from all masks to the finished one."""
+    """A sample of each caption, from masks to the finished one: by confidence, or as it is made where its length is open."""
     (caption,) = find_task(shown.task.write).given
     prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
-    sampler = Confidence(num_steps=max(8, shown.processor.canvas[shown.modality] // 4))
+    fixed = fixed_length(shown.tokenizer) is not None
+    how = (Confidence(num_steps=8), 1.0) if fixed else (None, None)
     with hw.autocast():
-        made = generate(model, shown.processor, shown.task.write, prompts, sampler, 1.0, seed=1, film=True)
+        made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
     frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]
-    still, moving = film.strip(film.thinned(frames, 9)), film.gif(frames)
+    still, moving = film.strip(film.thinned(frames, 9)), film.gif(film.thinned(frames, 30))
     stem = "film" if not any(title.startswith(MASKS) for title in panels) else f"film_{shown.name}"
     still.save(folder / f"{stem}.png")
     (folder / f"{stem}.gif").write_bytes(moving)
     panels[f"{MASKS} to {shown.name}"] = film.strip(film.thinned(frames, 5))
     body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
     body += report.picture(still, "the same, step below step")
-    text = f"From all masks, the most confident tokens first, in {sampler.num_steps} steps."
+    order = "the most confident tokens first, in eight steps" if fixed else "as mdm generate makes it"
+    text = f"From all masks, {order}."
     return Section(f"From masks to {shown.name}", text, body)
 
 

@@ -232,7 +232,7 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
             for i in range(PLAYERS):
                 player = gr.Audio(label=f"{modality} {i + 1}", elem_classes=f"made-{modality}", visible=i < count)
                 found.append((functools.partial(heard, tokenizer, modality, i), player))
-        if not found and not is_words(tokenizer):
+        if not found and not is_words(tokenizers[modality]):
             found.append((lambda outputs: [str(o[modality]) for o in outputs], gr.JSON(label=modality)))
         return found
 
