@@ -144,7 +144,8 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
     for argument in arguments:
         key, sign, typed = argument.partition("=")
         if not sign or not key or key.startswith("-"):
-            raise UserError(f"{argument!r} is not an override; write key=value")
+            arrow = ', and an arrow in quotes ("text->image")' if argument == "-" else ""  # what a shell leaves of a bare ->
+            raise UserError(f"{argument!r} is not an override; write key=value{arrow}")
         if _say(said, key, typed):
             continue
         if "${" in typed:  # an interpolation, resolved when all is merged

@@ -63,12 +63,12 @@ class Processor:
         Raises ValueError for a modality that it has, and as `build` does.
         """
         every, lengths = {**self.tokenizers, **tokenizers}, {**self.canvas, **canvas}
-        check_canvas(every, lengths)
         vocabulary, asked = self.vocabulary, formed(every, tasks)
         if not tokenizers:
             asked = [name for name in asked if name in tasks and vocabulary.tasks]
         if tokenizers or set(asked) - set(vocabulary.tasks):
             vocabulary = vocabulary.grown(_codebooks(tokenizers), _ending(tokenizers), asked)
+        check_canvas(every, lengths)
         return Processor(vocabulary, every, lengths)
 
     @_own_precision

@@ -25,6 +25,7 @@ BAD = {
     "negative end": (["optimizer.final_lr=-1"], "optimizer.final_lr must be at least 0, got -1.0"),
     "negative seed": (["seed=-1"], "seed must be at least 0, got -1"),
     "not an override": (["tokens"], "'tokens' is not an override; write key=value"),
+    "a bare arrow": (["-"], "'-' is not an override; write key=value, and an arrow in quotes (\"text->image\")"),
     "width and heads": (["model.num_heads=3"], "model.width 32 does not divide into model.num_heads = 3"),
     "longer than the model": (["data.text.pack=65"], "data.text.pack = 65 is longer than the model"),
     "pair longer than the model": (["model.max_length=32", "canvas.image=64"], "takes 81 positions"),
