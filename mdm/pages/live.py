@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from components.tokenizers.modality import fixed_length, is_words
 from components.types import Batch
@@ -38,7 +40,7 @@ def canvas(processor: Processor, batch: Batch, step: Step, row: int) -> str:
     return "".join(parts)
 
 
-def words(processor: Processor, name: str, ids: torch.Tensor, confidence: torch.Tensor) -> str:
+def words(processor: Processor, name: str, ids: Int[Tensor, " n"], confidence: Float[Tensor, " n"]) -> str:
     """A text, a span for each token."""
     vocabulary, spans = processor.vocabulary, []
     for token, sure in zip(ids.tolist(), confidence.tolist(), strict=True):
@@ -50,7 +52,7 @@ def words(processor: Processor, name: str, ids: torch.Tensor, confidence: torch.
     return f'<div class="canvas text"><div class="words">{"".join(spans)}</div></div>'
 
 
-def codes(processor: Processor, name: str, ids: torch.Tensor, confidence: torch.Tensor) -> str:
+def codes(processor: Processor, name: str, ids: Int[Tensor, " n"], confidence: Float[Tensor, " n"]) -> str:
     """What the codes show so far, where their tokenizer draws that, and the confidence of each; behind the end it is white.
 
     A row for each codebook and a column for each frame; of a modality of fixed length, e.g. patches of an image, a square.
