@@ -37,11 +37,13 @@ def pyright(*arguments: str, cwd: Path = ROOT) -> str:
 
 
 def test_the_library_is_clean():
-    assert "\n0 errors, 0 warnings" in "\n" + pyright()
+    found = pyright()
+    assert found.startswith("0 errors, 0 warnings"), found
 
 
 def test_every_public_symbol_of_the_components_has_a_type():
-    assert "Type completeness score: 100%" in pyright("--verifytypes", "components", "--ignoreexternal")
+    found = pyright("--verifytypes", "components", "--ignoreexternal")
+    assert "Type completeness score: 100%" in found, found
 
 
 def test_a_users_mistake_is_underlined_where_it_stands_and_nothing_else_is(tmp_path):

@@ -209,8 +209,9 @@ class Pretrain:
                 if last or state["tokens"] >= due["save"]:
                     saved = self.save()
                     due["save"] += cfg.checkpoint_every_tokens
-                if self.stopping:
-                    raise self.stop.stopped(f"at step {state['step']:,}: saved as {saved}; the same command goes on from there")
+                    if self.stopping:
+                        at = f"at step {state['step']:,}: saved as {saved}"
+                        raise self.stop.stopped(f"{at}; the same command goes on from there")
                 if state["tokens"] >= due["sample"]:
                     self.sample()
                     due["sample"] += cfg.sample_every_tokens

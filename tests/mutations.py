@@ -435,6 +435,23 @@ MUTATIONS = [
         ("a pad is decoded as a code", "torch.where(codes < size, codes, 0)", "torch.where(codes < size, codes, size - 1)"),
     ),
     *of(
+        "components/tokenizers/pictures.py",
+        "mdm/generation/test_editing.py",
+        (
+            "a patch that is only touched stays",
+            "(edge < high) & (edge + self.patch > low)",
+            "(edge + self.patch <= high) & (edge >= low)",
+        ),
+        ("a patch is known by its first code", ".all(dim=1)", "[:, 0]", "components/test_modality.py"),
+        ("what is masked shows", "colours[self._pixels(~whole)] = MASKED", "pass", "components/test_modality.py"),
+    ),
+    *of(
+        "components/tokenizers/clips.py",
+        "mdm/generation/test_editing.py",
+        ("a clip is not silenced", "silenced[begin * per_frame", "silenced[:0][begin * per_frame"),
+        ("a span ends early", "math.ceil(round(stop * rate) / per_frame)", "(round(stop * rate) // per_frame)"),
+    ),
+    *of(
         "components/tokenizers/sinc.py",
         "components/test_learned_tokenizers.py",
         ("sinc: another window", "torch.cos(math.pi * u / (2 * ZEROS)) ** 2", "torch.cos(math.pi * u / (2 * ZEROS))"),
@@ -927,11 +944,6 @@ MUTATIONS = [
     *of(
         "mdm/generation/editing.py",
         "mdm/generation/test_generation.py",
-        (
-            "a patch that is only touched stays",
-            "(edge < high) & (edge + patch > low)",
-            "(edge + patch <= high) & (edge >= low)",
-        ),
         (
             "what fills a canvas up is open",
             "torch.full((length - len(self.region),), self.open_end)",

@@ -23,7 +23,7 @@ from components.data.bad import BadSample, drawn
 from components.data.clips import read_audio, waveform
 from components.data.hub import Convert
 from components.data.images import read_image
-from components.data.mapped import Mapped
+from components.data.indexed import Mapped
 from components.data.reading import decoded
 from components.data.sources import Folder, Jsonl, hugging_face
 from components.tokenizers.audio import Codec2Tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from components.data.bad import BadSample, as_it_is, attempt, name_of, reason
-from components.data.node import Node
+from components.data.nodes import Node
 from components.noise import sample_rng
 
 

@@ -8,18 +8,36 @@ What a node yields is a function of (seed, position) alone: never of a rank, a w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from components.data.bad import BadSample, Note, Noted
-from components.data.node import Node
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate
 from components.types import Batch
+
+T_co = TypeVar("T_co", covariant=True)
+
+if TYPE_CHECKING:  # torchdata says none of this to a type checker, for which a node of its own would yield anything
+
+    class Node(Iterator[T_co]):
+        """A node is an iterator with a state. A subclass has `reset`, `next` and `get_state`; who uses it calls `reset`, the
+        built-in next() and `state_dict`."""
+
+        def reset(self, initial_state: dict[str, Any] | None = None) -> None: ...
+        def next(self) -> T_co: ...
+        def get_state(self) -> dict[str, Any]: ...
+        def state_dict(self) -> dict[str, Any]: ...
+        def __next__(self) -> T_co: ...
+
+else:
+    from torchdata.nodes import BaseNode
+
+    Node = BaseNode
 
 
 class Packed(Node[list[TokenSequence] | Noted]):

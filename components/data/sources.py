@@ -18,8 +18,7 @@ from components.data.bad import BadSample, OnCorrupt, checked_policy
 from components.data.clips import read_audio, waveform
 from components.data.hub import Convert, Shorter, load_split, undecoded
 from components.data.images import read_image
-from components.data.indexed import Indexed
-from components.data.mapped import Iterated, Mapped
+from components.data.indexed import Indexed, Iterated, Mapped
 from components.data.reading import checked_text, json_lines, read_text
 from components.resampling import resample
 from components.templates import fill

@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.data.clips import waveform
+from components.tokenizers.clips import Clips
 
 FIELD_BITS = (9, 9, 4, 6)
 FRAME_BYTES = 4
 FRAME_SAMPLES = 320
 
 
-class Codec2Tokenizer:
+class Codec2Tokenizer(Clips):
     """Mono speech at 8 kHz, float in [-1, 1] <-> codes interleaved frame by frame."""
 
     sample_rate = 8000

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.data.clips import waveform
+from components.tokenizers.clips import Clips
 from components.tokenizers.pretrained import pretrained
 from components.tokenizers.sinc import sinc_resample
 
@@ -78,7 +79,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # where the class's own default config 
 }
 
 
-class NeuralAudioTokenizer:
+class NeuralAudioTokenizer(Clips):
     """Mono audio, float in [-1, 1] at `sample_rate` Hz <-> codes.
 
     path:      a folder or a name on the hub; None is random weights

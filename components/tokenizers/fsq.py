@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from components.data.clips import waveform
 from components.data.images import square
 from components.files import read_json
+from components.tokenizers.clips import Clips
+from components.tokenizers.pictures import Pictures
 
 MAX_CODES = 2**20
 LARGEST = {
@@ -154,7 +156,7 @@ class FSQAutoencoder(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-class FSQImageTokenizer:
+class FSQImageTokenizer(Pictures):
     """Square images <-> one code a patch, row by row. path: what `mdm run train_tokenizer` wrote"""
 
     def __init__(self, path: str | FSQAutoencoder) -> None:
@@ -197,7 +199,7 @@ FLOOR_DB = 80.0
 """What is that far under the loudest is silence."""
 
 
-class FSQMelTokenizer:
+class FSQMelTokenizer(Clips):
     """Mono audio <-> `books` codes for every `patch` frames of its mel spectrogram. path: as for images"""
 
     def __init__(self, path: str | FSQAutoencoder) -> None:

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from components.data.images import square
+from components.tokenizers.pictures import Pictures
 
 
-class GreyPatchTokenizer:
+class GreyPatchTokenizer(Pictures):
     """Square grey images <-> one code a patch, row by row.
 
     size:   width and height of the image, in pixels

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.data.images import square
+from components.tokenizers.pictures import Pictures
 from components.tokenizers.pretrained import pretrained
 
 MOVQ: dict[str, Any] = {
@@ -35,7 +36,7 @@ MOVQ: dict[str, Any] = {
 """The shape of Kandinsky's MoVQ (2209.09002), 67.8 M parameters: what random weights have if no config is given."""
 
 
-class VQImageTokenizer:
+class VQImageTokenizer(Pictures):
     """Square colour images <-> codes of a learned codebook, row by row.
 
     path:      a folder or a name on the hub; None is random weights

@@ -11,8 +11,7 @@ import torchdata.nodes as tn
 
 from components.data.bad import BadSample, Note, Refused, attempt, name_of, usable
 from components.data.endless import Shuffled, Streamed
-from components.data.node import Node
-from components.data.nodes import MicroBatches, Mix, Packed, Stream
+from components.data.nodes import MicroBatches, Mix, Node, Packed, Stream
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
 from components.sequences import content

@@ -106,5 +106,4 @@ def write_samples(
         model.train()
         reshard(model, hw)
         if hw.main:
-            rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
-            save_outputs(folder / task, prompts, made.outputs, rate)
+            save_outputs(folder / task, processor, prompts, made.outputs)

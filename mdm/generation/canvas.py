@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from components.blocks import document_mask
 from components.kv_cache import PositionCache, attending_to
-from components.samplers import LogitsFn
+from components.samplers import LogitsFn, Selectable
 from components.types import Batch
 from mdm.hardware import recorded
 from mdm.models.transformer import MaskedDiffusionModel
@@ -86,7 +86,8 @@ class OnCanvas:
         return self.logits_fn(self.canvas.whole(local))
 
     def select(self, rows: Int[Tensor, " rows"]) -> OnCanvas:
-        return OnCanvas(self.canvas.select(rows), self.logits_fn.select(rows))
+        inner = self.logits_fn
+        return OnCanvas(self.canvas.select(rows), inner.select(rows) if isinstance(inner, Selectable) else inner)
 
 
 @dataclass(frozen=True)

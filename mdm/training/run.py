@@ -176,9 +176,8 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
     Raises UserError where that checkpoint has another vocabulary, or other tensors.
     """
     hw = run.hw
-    if run.resumed is None:
-        state = {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED if key in config}}
-        state["samples"] = run.lengths
+    fixed = {key: config[key] for key in FIXED if key in config}
+    state = {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": fixed, "samples": run.lengths}
     while run.resumed is not None:
         state = checkpoint.read_state(run.resumed)
         if state.pop("vocabulary") != run.vocabulary.to_dict():

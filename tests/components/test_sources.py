@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from components.data import sources
 from components.data.bad import BadSample, Refused, drawn, name_of, usable
 from components.data.images import read_image
-from components.data.mapped import Iterated
+from components.data.indexed import Iterated
 from components.data.sources import Folder, Jsonl, adapted, hugging_face
 
 

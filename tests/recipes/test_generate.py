@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from components.tasks import KNOWN, find_task
+from components.tokenizers.clips import write_wav
 from mdm.config import UserError, find_config, load
 from mdm.generation.editing import infill
 from mdm.generation.generate import generate
 from mdm.models.folder import load_model
-from mdm.pages.media import write_wav
 from mdm.recipe import load_recipe
 
 TEXTS = {"text": "a seven"}
@@ -195,11 +195,11 @@ MISTAKES = {
     "region without edit": (["task=text_to_image", "prompt=a", "region=0,0,4,4"], "a region needs an edit"),
     "edit of another modality": (
         ["task=text_to_image", "prompt=a", "edit=x"],
-        "an edit takes a region left,top,right,bottom (image)",
+        "the task generates image, so an edit takes a region (image); got region=None",
     ),
     "a region that is none": (
-        ["task=text_to_image", "prompt=a", "edit=README.md", "region=0,1"],
-        "is neither left,top,right,bottom",
+        ["task=text_to_image", "prompt=a", "edit={picture}", "region=0,1"],
+        "prompt: region '0,1': left,top,right,bottom in pixels, inside 0..8, and not empty",
     ),
     "region outside": (["task=text_to_image", "prompt=a", "edit={picture}", "region=0,0,9,9"], "inside 0..8"),
     "a length beside an edit": (
