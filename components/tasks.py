@@ -107,7 +107,7 @@ def _sides(name: str) -> tuple[list[str], list[str]]:
         return _listed(given), _listed(generated)
     if "-" in name or ">" in name:
         raise ValueError(
-            'write an arrow in quotes ("text->image"): of what follows an unquoted > the shell makes a file, and may have now'
+            'write an arrow in quotes ("text->image"); without, the shell makes a file of what follows >: it may be there now'
         )
     words = name.split("_")
     if "to" in words:

@@ -67,7 +67,7 @@ def test_every_way_to_write_a_task_has_one_name(given, generated, name, aliases)
         ("text_pen", r"write GIVEN_to_GENERATED \(text_to_image\), joint_A_B \(joint_text_image\), or one modality \(text\)"),
         ("instruct", "got 'instruct'"),
         ("", "got ''"),
-        ("text-", r"'text-' is no task: write an arrow in quotes \(\"text->image\"\): of what follows an unquoted > the shell"),
+        ("text-", r"'text-' is no task: write an arrow in quotes \(\"text->image\"\); without, the shell makes"),
         ("-", "write an arrow in quotes"),
         ("text>pen", "write an arrow in quotes"),
     ],

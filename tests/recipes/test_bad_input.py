@@ -52,7 +52,7 @@ BAD = {
     ),
     "an arrow without quotes": (
         ["data.digits.tasks={text-: 1}"],
-        "data.digits.tasks: 'text-' is no task: write an arrow in quotes (\"text->image\"): of what follows an unquoted > the",
+        "data.digits.tasks: 'text-' is no task: write an arrow in quotes (\"text->image\"); without, the",
     ),
     "a modality called speech": (
         ["tokenizers.speech={_component_: components.tokenizers.audio.Codec2Tokenizer}"],
