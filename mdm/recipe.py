@@ -88,11 +88,11 @@ class Parser(argparse.ArgumentParser):
         arguments, extra = (self.parse_known_args if handed_on else self.parse_known_intermixed_args)(words)
         if extra:
             hint = close(extra[0].partition("=")[0], self._option_string_actions)
-            raise UserError(f"{self.prog} does not take {extra[0]!r}{hint}; {self.prog} --help lists what it takes")
+            raise UserError(f"unknown argument {extra[0]!r}{hint}; {self.prog} --help lists what it takes")
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}; {self.prog} --help lists what it takes")
+        raise UserError(f"{message}; {self.prog} --help lists what it takes")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         leave(status)

@@ -155,7 +155,7 @@ def _writer(folder: str, source: str, shard_size: int) -> ShardWriter:
     return ShardWriter(folder, json.loads(source), shard_size)
 
 
-def _write_shard(folder: str, source: str, shard_size: int, places: list[str], number: int) -> dict[str, Any]:
+def _write_shard(folder: str, source: str, shard_size: int, places: tuple[str, ...], number: int) -> dict[str, Any]:
     """In a worker of Ray, which keeps its tokenizers from shard to shard.
 
     places: where modules are found, those beside the config among them
@@ -178,7 +178,7 @@ def ray_shards(
         raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
-    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size, sys.path)
+    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size, tuple(sys.path))
     left, running, tries = iter(numbers), {}, Counter()
     try:
         running = {task.remote(*arguments, n): n for n in itertools.islice(left, workers)}
