@@ -150,9 +150,7 @@ def _launch(words: Sequence[str]) -> None:
     if launched.training_script is None:
         raise UserError(f"mdm run needs a recipe: one of {', '.join(recipe_names())}, or the path of a .py file")
     if launched.module or launched.no_python or launched.run_path:
-        raise UserError(
-            "mdm run takes a recipe, or the path of a .py file; --module, --no_python and --run_path name no recipe"
-        )
+        raise UserError("mdm run takes a recipe or the path of a .py file; --module, --no_python and --run_path name none")
     recipe, own = find_recipe(launched.training_script), launched.training_script_args
     if _explained(recipe, own):
         return

@@ -67,8 +67,8 @@ def load_module(name: str, path: Path) -> ModuleType:
     if name not in sys.modules:
         folders = [str(path.parent)] if path.name == "__init__.py" else None
         spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
-        if spec is None or spec.loader is None:
-            raise UserError(f"{path} is no Python file")
+        assert spec is not None
+        assert spec.loader is not None  # a file of Python has both
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.config.names import up_to_date
 from mdm.data.processor import Processor
-from mdm.data.settings import check_data
+from mdm.data.settings import check_data, check_tokenizers
 from mdm.hardware import Hardware, check_compile, check_hardware
 from mdm.models.memory import check_memory
 from mdm.training import checkpoint
@@ -63,8 +63,7 @@ def check_run(cfg: Any) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile)
     check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
-    for modality, node in cfg.tokenizers.items():
-        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+    check_tokenizers(cfg.tokenizers)
     check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
     cfg.optimizer.validate()
     if cfg.metric_logger is not None:

@@ -36,7 +36,27 @@ BAD = {
         ["tokenizers.text={_component_: components.tokenizers.text.TextTokenizer.from_ranks, path: absent.tiktoken}"],
         "rank file not found: absent.tiktoken",
     ),
-    "unknown task": (["data.digits.tasks={text_to_video: 1}"], "'text_to_video' is not one of text, text_to_image"),
+    "unknown modality": (
+        ["data.digits.tasks={text_to_video: 1}"],
+        "task text_to_video of data.digits needs tokenizers.video; there are text, image",
+    ),
+    "no task": (
+        ["data.digits.tasks={text_video: 1}"],
+        "data.digits.tasks: 'text_video' is no task: write GIVEN_to_GENERATED (text_to_image), joint_A_B",
+    ),
+    "the same modality twice": (["data.digits.tasks={text_to_text: 1}"], "'text_to_text' is no task: text stands twice"),
+    "the same task twice": (
+        ['data.digits.tasks={text_to_image: 1, "text->image": 1}'],
+        "data.digits.tasks: text_to_image stands twice, once as 'text->image'",
+    ),
+    "an arrow without quotes": (
+        ["data.digits.tasks={text-: 1}"],
+        "data.digits.tasks: 'text-' is no task: write an arrow in quotes (\"text->image\"): of what follows an unquoted > the",
+    ),
+    "a modality called speech": (
+        ["tokenizers.speech={_component_: components.tokenizers.audio.Codec2Tokenizer}"],
+        "tokenizers: a modality's name is letters and digits, and not to, joint, instruct or speech; got 'speech'",
+    ),
     "bad choice": (["loss.weighting=best"], "loss.weighting: 'best' is not one of nelbo, plain"),
     "bad device": (["device=tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
     "graphs in training": (["compile=graphs"], "compile: 'graphs' is not one of auto, true, false"),
