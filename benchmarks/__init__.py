@@ -1,1 +1,1 @@
-"""Benchmarks: one command a suite, `python -m benchmarks SUITE`; every figure is a ratio measured inside one run."""
+"""Benchmarks: one command a suite, `mdm bench SUITE`; every figure is a ratio measured inside one run."""

@@ -1,52 +1,60 @@
 """Measure a part of the library. Every figure is a ratio of variants that took turns inside one run.
 
-python -m benchmarks train                                      masked positions only, bf16, compile, float8
-python -m benchmarks compile                                    what the compiler gains, and how long it takes
-python -m benchmarks quantize [--checkpoint runs/quickstart]    int8, int4, float8: speed, memory and quality
-python -m benchmarks sample                                     caches, compile, adaptive samplers
-python -m benchmarks data                                       rows a second against what training consumes
-python -m benchmarks tokenizers                                 encoding and decoding
-python -m benchmarks peers --checkouts FOLDER                   the code of others, from your own checkouts
+mdm bench train                                      masked positions only, bf16, compile, float8
+mdm bench compile                                    what the compiler gains, and how long it takes
+mdm bench quantize [--checkpoint runs/quickstart]    int8, int4, float8: speed, memory and quality
+mdm bench sample                                     caches, compile, adaptive samplers
+mdm bench data                                       rows a second against what training consumes
+mdm bench tokenizers                                 encoding and decoding
+mdm bench peers --checkouts FOLDER                   the code of others, from your own checkouts
+
+In a checkout, python -m benchmarks is the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import table
+from mdm.config import UserError
+from mdm.config.names import close
+from mdm.recipe import Parser, exit_on_user_error
 
 SUITES = ("train", "compile", "quantize", "sample", "data", "tokenizers", "peers")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(words: Sequence[str], prog: str) -> None:
+    """Raises UserError."""
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument("suite", metavar="SUITE", help=f"what to measure: {', '.join(SUITES)}")
+    parser.add_argument(
+        "--preset", default="cpu", help="smoke (seconds), cpu (two cores, under five minutes: the default) or gpu"
     )
-    parser.add_argument("suite", choices=SUITES, help="what to measure")
-    parser.add_argument("--preset", default="cpu", help="smoke (seconds), cpu (two cores, under five minutes) or gpu")
-    parser.add_argument("--output", default=None, help="write FILE.json, and FILE.png beside it")
-    parser.add_argument("--checkpoint", default=None, help="quantize: a trained quickstart, whose quality is measured too")
-    parser.add_argument("--checkouts", default=None, help="peers: a folder with checkouts, as benchmarks/peers names them")
-    arguments = parser.parse_args()
-    suite = importlib.import_module(f"benchmarks.{arguments.suite}")
+    parser.add_argument("--output", metavar="FILE.json", help="write it there, and FILE.png beside it")
+    parser.add_argument("--checkpoint", metavar="DIR", help="quantize: a trained quickstart, whose quality is measured too")
+    parser.add_argument("--checkouts", metavar="FOLDER", help="peers: a folder with checkouts, as benchmarks/peers names them")
+    arguments = parser.read(words)
+    if arguments.suite not in SUITES:
+        raise UserError(f"suite {arguments.suite!r} is not one of {', '.join(SUITES)}{close(arguments.suite, SUITES)}")
+    suite = importlib.import_module(f".{arguments.suite}", __package__)
     if arguments.preset not in suite.PRESETS:
-        parser.error(f"--preset {arguments.preset}: choose from {', '.join(suite.PRESETS)}")
+        raise UserError(f"--preset {arguments.preset}: choose from {', '.join(suite.PRESETS)}")
     if arguments.output is not None and Path(arguments.output).suffix != ".json":
-        parser.error(f"--output {arguments.output}: name a .json file")
+        raise UserError(f"--output {arguments.output}: name a .json file")
     own = inspect.signature(suite.run).parameters
     given = {key: value for key, value in vars(arguments).items() if key in ("checkpoint", "checkouts") and value is not None}
     for key in given:
         if key not in own:
-            parser.error(f"--{key}: {arguments.suite} does not take one")
+            raise UserError(f"--{key}: {arguments.suite} does not take one")
     result = suite.run(arguments.preset, **given)
-    print(table(result))
+    print(importlib.import_module(".measure", __package__).table(result))
     if arguments.output:
         result.write(Path(arguments.output))
         print(f"Written to {arguments.output}")
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(lambda: main(sys.argv[1:], "python -m benchmarks"))

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import build, masked_only, random_batch, ways
 from components.vocabulary import Vocabulary
+from mdm.config import UserError
 from mdm.hardware import Hardware, can_compile, fast_bf16
+
+from .measure import Result, interleaved, rows
+from .train import build, masked_only, random_batch, ways
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 500, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},
@@ -27,7 +29,7 @@ def run(preset: str) -> Result:
     p = PRESETS[preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not can_compile(device):
-        raise SystemExit("python -m benchmarks compile: there is no C++ compiler here, so nothing to compare")
+        raise UserError("compile: there is no C++ compiler here, so nothing to compare")
     hw = Hardware(device, 0, 1, fast_bf16(device.type == "cuda"))
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, ["text"], tasks=("text",))
     batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Result, interleaved, rows
-from benchmarks.train import compiled, precisions
 from components.data.digits import WORDS
 from components.samplers import Confidence
 from mdm.config import UserError, find_config, load
@@ -24,6 +22,9 @@ from mdm.models.folder import load_model
 from mdm.models.quantization import SCHEMES, check_scheme, dequantize, in_dtype, num_bytes, quantize
 from mdm.models.transformer import MaskedDiffusionModel
 from mdm.recipe import load_recipe
+
+from .measure import Result, interleaved, rows
+from .train import compiled, precisions
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import Result, interleaved, rows
+from .measure import Result, interleaved, rows
 
 PRESETS = {
     "smoke": {"documents": 20, "images": 8, "vq_images": 0, "clips": 4, "neural_clips": 0, "warmup": 1, "repeats": 2},

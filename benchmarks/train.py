@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Result, interleaved, peak_memory, rows
 from components.losses import coefficients, loss_from_logits
 from components.maskers import BernoulliMasker, LowDiscrepancyTimes
 from components.sequences import collate, task_sequence
@@ -25,6 +24,8 @@ from mdm.models import builders
 from mdm.models.memory import FLOAT8, to_float8
 from mdm.models.transformer import MaskedDiffusionModel
 from mdm.training.planner import peak_tflops
+
+from .measure import Result, interleaved, peak_memory, rows
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 2_000, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},

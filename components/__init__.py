@@ -5,6 +5,7 @@ It is off by default: it then costs nothing, and torch.compile sees plain functi
 """
 
 import os
+import sys
 
 if os.environ.get("MDM_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
@@ -12,3 +13,7 @@ if os.environ.get("MDM_TYPECHECK") == "1":
     import components.typecheck  # noqa: F401 (before the hook, which would check the checker)
 
     install_import_hook(["components", "mdm"], "components.typecheck.check")
+
+from components.namesakes import say as _say
+
+_say(sys.path[0] or ".")  # the folder of the script that is run

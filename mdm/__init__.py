@@ -11,9 +11,14 @@ What people import is named here, and loaded when it is used: `import mdm` alone
 import importlib
 import logging
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import components as components  # its switch for run-time shape checks covers mdm too
+
+_ours = Path(__file__).resolve().parents[1] / "components" / "__init__.py"
+if Path(components.__file__ or "").resolve() != _ours:
+    raise ImportError(f"{components.__file__} was imported in place of this library's {_ours}; give yours another name")
 
 if TYPE_CHECKING:
     from mdm.data.processor import Processor as Processor

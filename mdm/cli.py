@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import runpy
@@ -15,17 +16,34 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mdm.config import UserError, find_config, load, recipe_root
-from mdm.config.trust import trust_run
-from mdm.recipe import exit_on_user_error, find_recipe, leave, load_recipe, recipe_names
+from omegaconf import OmegaConf
+
+from components.namesakes import say
+from mdm.config import UserError, carried, find_config, layers, load, recipe_root
+from mdm.config.names import close
+from mdm.config.trust import named, trust_run
+from mdm.recipe import (
+    Parser,
+    about,
+    config_of,
+    exit_on_user_error,
+    explain,
+    find_recipe,
+    leave,
+    load_module,
+    load_recipe,
+    recipe_names,
+    takes_config,
+)
 
 
-def _ls(arguments: argparse.Namespace) -> None:
+def _ls(parser: Parser, words: Sequence[str]) -> None:
+    parser.read(words)
     print(f"{'RECIPE':<18}WHAT IT DOES, AND ITS CONFIGS")
     configs = sorted((recipe_root() / "configs").glob("*.yaml"))
     for name in recipe_names():
         own = [c.stem for c in configs if _recipe_of(c) == name]
-        first = (find_recipe(name).read_text().split('"""')[1].strip().splitlines() or [""])[0]
+        first = about(find_recipe(name))[0].partition("\n")[0]
         print(f"{name:<18}{first}\n{'':<18}  {', '.join(own)}")
 
 
@@ -35,17 +53,22 @@ def _recipe_of(config: Path) -> str:
     return shown.group(1) if shown else config.stem
 
 
-def _cp(arguments: argparse.Namespace) -> None:
-    target = Path(arguments.path)
-    copies = []
+def _cp(parser: Parser, words: Sequence[str]) -> None:
+    arguments = parser.read(words)
+    target, recipe, copies = Path(arguments.path), None, []
     if target.suffix in (".yaml", ".yml"):
-        copies.append((find_config(arguments.recipe), target))
+        config: str | None = arguments.recipe
     else:
-        target = target.with_suffix(".py")
-        copies.append((find_recipe(arguments.recipe), target))
-        config = recipe_root() / "configs" / f"{find_recipe(arguments.recipe).stem}.yaml"
-        if config.is_file():
-            copies.append((config, target.with_suffix(".yaml")))
+        target, recipe = target.with_suffix(".py"), find_recipe(arguments.recipe)
+        copies.append((recipe, target))
+        config = about(recipe)[1]
+        config = config and config_of(recipe, config)
+    if config is not None:
+        source = find_config(config)
+        beside = target if recipe is None else target.with_suffix(".yaml")
+        copies.append((source, beside))
+        copies += [(module, target.with_name(module.name)) for module in _modules_of(source)]
+    copies = [pair for pair in copies if not _is_there(*pair)]
     for _, to in copies:
         if to.exists() and not arguments.force:
             raise UserError(f"{to} exists; choose another path, or --force to replace it")
@@ -56,151 +79,228 @@ def _cp(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise UserError(f"{to} cannot be written ({error.strerror or error}); choose another path") from error
         print(f"{source.name} -> {to}")
-    if len(copies) == 2:
-        print(f"Run it with: mdm run {copies[0][1]} --config {copies[1][1]}")
+    if recipe is not None:
+        print(f"Run it with: mdm run {target}" + (f" --config {target.with_suffix('.yaml')}" if config else ""))
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    recipe = find_recipe(arguments.recipe)
-    words = list(arguments.arguments)
-    if "--config" not in words and not any(w.startswith("--config=") for w in words) and recipe.parent != recipe_root():
-        beside = recipe.with_suffix(".yaml")
-        if beside.is_file():
-            words = ["--config", str(beside), *words]
-    sys.path.insert(0, os.getcwd())  # a config may name components in the user's own folder
-    if arguments.launcher:
-        _validate_arguments(recipe, words)  # said once, here, rather than by every process
-        from torch.distributed.run import main as torchrun
+def _modules_of(config: Path) -> list[Path]:
+    """The modules beside a config that it names by `_component_`: it cannot run without them."""
+    own = OmegaConf.to_container(layers(config)[config], resolve=False)
+    files = {config.parent / f"{name.partition('.')[0]}.py" for name in named(own)}
+    return sorted(file for file in files if file.is_file())
 
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-        standalone = [] if any("rdzv" in w for w in arguments.launcher) else ["--standalone"]
-        from torch.distributed.elastic.multiprocessing.api import SignalException
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-        try:
-            torchrun([*standalone, *arguments.launcher, str(recipe), *words])
-        except SignalException as error:  # it was passed on to every process
-            leave(128 + error.sigval)
-        except ChildFailedError as error:
-            code = error.get_first_failure()[1].exitcode
-            if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-                raise
-            leave(code)  # the process has said why
+def _is_there(source: Path, to: Path) -> bool:
+    """Whether a module has been copied before, with another config."""
+    return source.suffix == ".py" and to.is_file() and source.name == to.name and to.read_bytes() == source.read_bytes()
+
+
+def _run(parser: Parser, words: Sequence[str]) -> None:
+    if not words:
+        parser.print_help()
+    elif words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        _launch(words)
+    else:
+        arguments = parser.read(words)
+        _start(find_recipe(arguments.recipe), arguments.arguments)
+
+
+def _start(recipe: Path, words: Sequence[str]) -> None:
+    """Runs a recipe in this process."""
+    if _explained(recipe, words):
         return
+    say(os.getcwd())
+    _import_from_here(recipe)
     sys.argv = [str(recipe), *words]
     runpy.run_path(str(recipe), run_name="__main__")
 
 
-def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
-    """The recipe, and its settings, whose keys are right."""
-    module = load_recipe(str(recipe))
-    parser = argparse.ArgumentParser(prog=f"mdm validate {recipe.stem}")
-    parser.add_argument("--config", default=module.CONFIG)
-    parser.add_argument("overrides", nargs="*")
-    parsed = parser.parse_intermixed_args(words)
-    filled = load(module.Settings, find_config(parsed.config), parsed.overrides)
-    trust_run(asdict(filled), getattr(filled, "trust", False))
-    module.validate(filled)
-    return module, filled
+def _import_from_here(recipe: Path) -> None:
+    """A user's own files are importable: those of the current folder, and those beside a recipe of theirs."""
+    sys.path.insert(0, os.getcwd())
+    if recipe.parent != recipe_root():  # beside ours stand `evaluate` and others, which are not meant
+        sys.path.append(str(recipe.resolve().parent))
 
 
-def _validate(arguments: argparse.Namespace) -> None:
+def _explained(recipe: Path, words: Sequence[str], command: str = "run") -> bool:
+    """Prints a recipe's help where that is asked for; without a CONFIG it is any script, which has its own."""
+    if "-h" not in words and "--help" not in words:
+        return False
+    doc, config = about(recipe)
+    if config is not None:
+        parser = Parser(prog=f"mdm {command} {recipe.stem}", description=doc, add_help=False)
+        takes_config(parser, config_of(recipe, config))
+        explain(parser, parser.read(words).config)
+    return config is not None
+
+
+def _launch(words: Sequence[str]) -> None:
+    """Runs a recipe in several processes: torchrun's own parser tells its flags from the recipe, its launcher starts them.
+
+    Each process is this command again, so it imports what a process alone would.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    flags = Parser(prog="mdm run", parents=[torchrun.get_args_parser()], add_help=False, allow_abbrev=True)
+    for action in flags._actions:
+        action.required = False  # what is missing has another name here
+    launched = flags.read(words)
+    if launched.training_script is None:
+        raise UserError(f"mdm run needs a recipe: one of {', '.join(recipe_names())}, or the path of a .py file")
+    if launched.module or launched.no_python or launched.run_path:
+        raise UserError("mdm run takes a recipe or the path of a .py file; --module, --no_python and --run_path name none")
+    recipe, own = find_recipe(launched.training_script), launched.training_script_args
+    if _explained(recipe, own):
+        return
+    _import_from_here(recipe)
+    _validate_arguments(recipe, own)  # said once, here, rather than by every process
+    alone = ("nnodes", "rdzv_endpoint", "rdzv_backend", "master_port")
+    launched.standalone |= all(getattr(launched, flag) == flags.get_default(flag) for flag in alone)
+    launched.no_python, launched.training_script = True, sys.executable
+    launched.training_script_args = ["-u", "-P", "-m", "mdm.cli", "run", str(recipe), *own]
+    try:
+        torchrun.run(launched)
+    except SignalException as error:  # it was passed on to every process
+        leave(128 + error.sigval)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise
+        leave(code)  # the process has said why
+
+
+def _named_recipe(parser: Parser, words: Sequence[str]) -> None:
+    """`mdm generate` and the other commands that are recipes, with options of their own."""
+    recipe = find_recipe(parser.get_default("recipe"))
+    parser.description, config = about(recipe)
+    arguments = takes_config(parser, config or recipe.stem).read(words)
+    if arguments.help:
+        return explain(parser, arguments.config)
+    _start(recipe, ["--config", arguments.config, *arguments.overrides, *(arguments.options or ())])
+
+
+def _validate(parser: Parser, words: Sequence[str]) -> None:
     """All keys, and then a trial of what they name (mdm/training/trial.py): the recipe's own `trial`, where it has one."""
+    arguments = parser.read(words)
+    recipe = find_recipe(arguments.recipe)
+    if _explained(recipe, arguments.arguments, "validate"):
+        return
     from mdm.training.trial import attempt
 
-    sys.path.insert(0, os.getcwd())
-    module, filled = _validate_arguments(find_recipe(arguments.recipe), arguments.arguments)
+    say(os.getcwd())
+    _import_from_here(recipe)
+    module, filled = _validate_arguments(recipe, arguments.arguments)
     for line in getattr(module, "trial", attempt)(filled).lines():
         print(line)
     print("The config is valid.")
 
 
-def _study(words: Sequence[str]) -> None:
+def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
+    """The recipe, and its settings, whose keys are right."""
+    module = load_recipe(str(recipe))
+    parser = Parser(prog=f"mdm validate {recipe.stem}", add_help=False)
+    arguments = takes_config(parser, config_of(recipe, module.CONFIG)).read(words)
+    filled = load(module.Settings, find_config(arguments.config), arguments.overrides)
+    trust_run(asdict(filled), getattr(filled, "trust", False))
+    module.validate(filled)
+    return module, filled
+
+
+def _study(parser: Parser, words: Sequence[str]) -> None:
     from mdm.studies.page import write_page
 
-    if len(words) != 1 or words[0].startswith("-"):
-        raise UserError("mdm study takes one folder, the output_dir of mdm run study (which runs one: mdm run study --help)")
-    print(f"Page: {write_page(Path(words[0])).resolve()}")
+    print(f"Page: {write_page(Path(parser.read(words).folder)).resolve()}")
 
 
-USAGE = """\
-mdm ls                                             the recipes and their configs
-mdm cp RECIPE PATH                                 copy a recipe (PATH.py, with its config) or a config (PATH.yaml)
-mdm run [TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]
-                                                   run a recipe by name or path; torchrun's flags start several processes
-mdm generate checkpoint=DIR [key=value ...]        short for `mdm run generate ...`; --film writes a GIF of the unmasking
-mdm demo checkpoint=DIR [key=value ...]            short for `mdm run demo ...`: a page to generate and edit on
-mdm plan --config CONFIG --gpu h100:8              what a training run needs, and how fast it will be
-mdm study FOLDER                                   a page of a study's runs, curves and samples (mdm run study makes one)
-mdm validate RECIPE [--config CONFIG] [key=value ...]
-                                                   check a config without running it
-mdm run RECIPE --help                              what a recipe does
+def _bench(parser: Parser, words: Sequence[str]) -> None:
+    """The benchmarks are a package of no name that others could have: in a checkout they are `benchmarks` too."""
+    load_module("mdm_benchmarks", carried("benchmarks") / "__init__.py")
+    importlib.import_module("mdm_benchmarks.__main__").main(words, parser.prog)
+
+
+EXAMPLES = """\
+mdm COMMAND --help explains a command, mdm run RECIPE --help a recipe, with every key of its config.
 
 examples:
   mdm run quickstart
-  mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven"
+  mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" --film
   mdm cp pretrain my.py && mdm run my.py --config my.yaml model.num_layers=2
   mdm run --nproc_per_node 2 pretrain batch.physical=224
 """
 
+TORCHRUN = """\
+Flags of torchrun, before the recipe, start several processes (torchrun --help explains all of them):
+  mdm run --nproc_per_node 8 pretrain
+  mdm run --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 pretrain
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="mdm", usage=USAGE, description="Masked diffusion on text, images and speech.")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    ls = commands.add_parser("ls", help="list recipes and configs")
-    ls.set_defaults(work=_ls)
-    cp = commands.add_parser("cp", help="copy a recipe or a config")
-    cp.add_argument("recipe", help="name of the recipe (or, for PATH.yaml, of the config)")
-    cp.add_argument("path", help="where to: .py copies the recipe with its config, .yaml the config alone")
+mdm run RECIPE --help explains a recipe, with every key of its config.
+"""
+
+
+def parser() -> tuple[Parser, dict[str, Parser]]:
+    """The command's parser, and that of each command below it, with the function that does its `work`."""
+    top = Parser(prog="mdm", description="Masked diffusion on text, images and speech.", epilog=EXAMPLES)
+    below = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, work: Any, help: str, more: str = "", **options: Any) -> Parser:
+        made = below.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.{more}", **options)
+        made.set_defaults(work=work)
+        return made
+
+    command("ls", _ls, "list the recipes and their configs")
+    along = " Modules beside a config that it names come along."
+    cp = command("cp", _cp, "copy a recipe with its config, or a config alone", along)
+    cp.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or for PATH.yaml of a config (mdm ls)")
+    cp.add_argument("path", metavar="PATH", help="PATH.py takes the recipe with its config, PATH.yaml the config alone")
     cp.add_argument("--force", action="store_true", help="replace existing files")
-    cp.set_defaults(work=_cp)
-    validate = commands.add_parser("validate", help="check a config without running it")
-    validate.add_argument("recipe")
-    validate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="[--config CONFIG] [key=value ...]")
-    validate.set_defaults(work=_validate)
-    return top
 
+    own = "RECIPE [--config CONFIG] [key=value ...]"
+    usage = f"mdm run [TORCHRUN FLAGS] {own}"
+    run = command("run", _run, "run a recipe, in one process or in several", usage=usage, epilog=TORCHRUN)
+    usage, trial = f"mdm validate {own}", "check a config: its keys, its tokenizers, a few of its samples; nothing is trained"
+    check = command("validate", _validate, trial, usage=usage)
+    for made in (run, check):
+        made.add_argument("recipe", metavar="RECIPE", help="name of a recipe (mdm ls), or the path of a .py file")
+        config = "name of a config or path of a YAML file; if absent, my.yaml beside my.py, else the recipe's own"
+        made.add_argument("arguments", nargs=argparse.REMAINDER, metavar="--config CONFIG", help=config)
 
-def split_launcher(words: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """torchrun's flags (everything before the recipe), the recipe, and the recipe's own arguments."""
-    flags: list[str] = []
-    rest = list(words)
-    while rest and rest[0].startswith("-"):
-        flag = rest.pop(0)
-        flags.append(flag)
-        if "=" not in flag and flag not in ("--standalone",) and rest:
-            flags.append(rest.pop(0))
-    if not rest:
-        raise UserError(f"mdm run needs a recipe: one of {', '.join(recipe_names())}, or the path of a .py file")
-    return flags, rest[0], rest[1:]
+    def recipe(name: str, help: str) -> Parser:
+        made = command(name, _named_recipe, help, add_help=False)
+        made.set_defaults(recipe=name, options=None)
+        return made
+
+    generate = recipe("generate", "draw samples from a trained model, or edit (short for mdm run generate)")
+    film = "write a GIF of the unmasking: film=true"
+    generate.add_argument("--film", dest="options", action="append_const", const="film=true", help=film)
+    recipe("demo", "open a page to generate and edit on (short for mdm run demo)")
+    plan = recipe("plan", "count what a training run needs, and how fast it will be (short for mdm run plan)")
+    card = "the card, and how many: gpu=h100:8"
+    plan.add_argument("--gpu", dest="options", action="append", type="gpu={}".format, metavar="CARD:COUNT", help=card)
+
+    study = command("study", _study, "write a page of a study's runs, curves and samples")
+    study.add_argument("folder", metavar="FOLDER", help="output_dir of a study (mdm run study --help explains how to run one)")
+    command("bench", _bench, "measure a part of the library", add_help=False)
+    return top, below.choices
 
 
 def main() -> None:
     """Entry point of `mdm`."""
-    words = sys.argv[1:]
 
     def work() -> None:
-        if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
-            launcher, recipe, arguments = split_launcher(words[1:])
-            _run(argparse.Namespace(launcher=launcher, recipe=recipe, arguments=arguments))
-        elif words[:1] in (["generate"], ["demo"], ["plan"]):
-            rest = ["film=true" if w == "--film" else w for w in words[1:]]
-            if "--gpu" in rest[:-1]:
-                at = rest.index("--gpu")
-                rest[at : at + 2] = [f"gpu={rest[at + 1]}"]
-            _run(argparse.Namespace(launcher=[], recipe=words[0], arguments=rest))
-        elif words[:1] == ["study"]:
-            _study(words[1:])
-        elif not words or words[:1] == ["run"]:
-            parser().print_help()
-        elif words[0] not in ("ls", "cp", "validate", "-h", "--help"):
-            raise UserError(
-                f"command {words[0]!r} is not one of ls, cp, run, generate, demo, plan, study, validate "
-                "(mdm --help explains them)"
-            )
+        words = sys.argv[1:]
+        top, commands = parser()
+        if not words:
+            top.print_help()
+        elif words[0].startswith("-"):
+            top.read(words)
+        elif words[0] not in commands:
+            hint = close(words[0], commands)
+            raise UserError(f"command {words[0]!r} is not one of {', '.join(commands)}{hint}; mdm --help explains them")
         else:
-            arguments = parser().parse_args(words)
-            arguments.work(arguments)
+            asked = commands[words[0]]
+            asked.get_default("work")(asked, words[1:])
 
     exit_on_user_error(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import errno
 import importlib.util
@@ -10,14 +11,15 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from components.data.bad import Refused
-from mdm.config import UserError, find_config, load, recipe_root
+from mdm.config import UserError, find_config, layers, load, recipe_root
+from mdm.config.names import close
 from mdm.config.trust import trust_run
 from mdm.training.stopping import Stopped
 
@@ -31,7 +33,8 @@ def find_recipe(name: str) -> Path:
         return path
     path = recipe_root() / f"{name}.py"
     if not path.is_file():
-        raise UserError(f"recipe {name!r} is not one of {', '.join(recipe_names())}, nor the path of a .py file")
+        names = recipe_names()
+        raise UserError(f"recipe {name!r} is not one of {', '.join(names)}, nor the path of a .py file{close(name, names)}")
     return path
 
 
@@ -39,18 +42,84 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in recipe_root().glob("*.py"))
 
 
+def about(recipe: Path) -> tuple[str, str | None]:
+    """What a recipe says of itself, and its CONFIG: read from the file, which is not run. None: a script that has no config."""
+    try:
+        tree = ast.parse(recipe.read_text())
+    except SyntaxError as error:
+        raise UserError(f"{recipe}, line {error.lineno}: {error.msg}") from error
+    config = None
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="CONFIG")], value=ast.Constant(value=str(name))):
+                config = name
+    return ast.get_docstring(tree) or "", config
+
+
 def load_recipe(name: str) -> ModuleType:
     """A recipe as a module: one recipe may run another as a step (`quickstart` does)."""
     path = find_recipe(name)
-    module_name = f"mdm_recipe_{path.stem}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
+    return load_module(f"mdm_recipe_{path.stem}", path)
+
+
+def load_module(name: str, path: Path) -> ModuleType:
+    """A file as a module of that name, once; an `__init__.py` as a package."""
+    if name not in sys.modules:
+        folders = [str(path.parent)] if path.name == "__init__.py" else None
+        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
         assert spec is not None
         assert spec.loader is not None  # a file of Python has both
         module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    return sys.modules[module_name]
+    return sys.modules[name]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose refusals are UserErrors: one line, with the nearest of what there is."""
+
+    def __init__(self, *args: Any, allow_abbrev: bool = False, **options: Any) -> None:
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(*args, allow_abbrev=allow_abbrev, formatter_class=layout, **options)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments, in any order, but for words that are another parser's. Raises UserError."""
+        handed_on = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
+        arguments, extra = (self.parse_known_args if handed_on else self.parse_known_intermixed_args)(words)
+        if extra:
+            hint = close(extra[0].partition("=")[0], self._option_string_actions)
+            raise UserError(f"unknown argument {extra[0]!r}{hint}; {self.prog} --help lists what it takes")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists what it takes")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        leave(status)
+
+
+def takes_config(parser: Parser, config: str) -> Parser:
+    """The arguments of every recipe; made without a help of argparse's own, since what `--help` shows depends on `--config`."""
+    named = f"name of a config (mdm ls) or path of a YAML file; {config} if absent"
+    parser.add_argument("--config", default=config, help=named)
+    settings = "settings in place of the config's, whose keys are below"
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=settings)
+    parser.add_argument("-h", "--help", action="store_true", help="show this")
+    return parser
+
+
+def config_of(recipe: Path, config: str) -> str:
+    """The config of a recipe where none is named: of a copy, the one beside it; else the library's."""
+    beside = recipe.with_suffix(".yaml")
+    return str(beside) if recipe.resolve().parent != recipe_root().resolve() and beside.is_file() else config
+
+
+def explain(parser: Parser, config: str) -> None:
+    """Prints what a recipe takes: its arguments, and every key with its comment, as in the config and in what it builds on."""
+    files = layers(find_config(config))
+    heads = [f"{'keys of' if i == 0 else 'which builds on'} {file}:" for i, file in enumerate(files)]
+    parser.epilog = "\n\n".join(f"{head}\n\n{file.read_text().strip()}" for head, file in zip(heads, files, strict=True))
+    parser.print_help()
 
 
 def run_recipe(
@@ -62,20 +131,17 @@ def run_recipe(
 ) -> None:
     """What stands at the end of every recipe: read the config, check all of it, then work.
 
-    config: the config that is used where `--config` is absent
+    config: the config that is used where `--config` is absent, and none is beside a copied recipe
     again:  what the same command does after it was interrupted: nothing else is promised
     """
-    parser = argparse.ArgumentParser(
-        prog=f"mdm run {Path(sys.argv[0]).stem}",
-        description=sys.modules["__main__"].__doc__,
-        epilog=f"Every key is explained in the config: mdm cp {config} my.yaml",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", default=config, help="name of a config (mdm ls) or path of a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
-    arguments = parser.parse_intermixed_args()
+    recipe = Path(sys.argv[0])
+    doc = sys.modules["__main__"].__doc__
+    parser = takes_config(Parser(prog=f"mdm run {recipe.stem}", description=doc, add_help=False), config_of(recipe, config))
 
     def work() -> None:
+        arguments = parser.read(sys.argv[1:])
+        if arguments.help:
+            return explain(parser, arguments.config)
         filled = load(settings, find_config(arguments.config), arguments.overrides)
         trust_run(asdict(filled), getattr(filled, "trust", False))
         validate(filled)

@@ -18,14 +18,14 @@ from mdm.models.memory import CHECKPOINTING
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.planner import MEASURED_MFU, Plan, parse_gpu, plan
 
-CONFIG = "pretrain"
+CONFIG = "plan"
 
 pretrain = load_recipe("pretrain")
 
 
 @dataclass
 class Settings(pretrain.Settings):
-    """Those of pretrain; gpu: CARD or CARD:COUNT;  vocab: size of the vocabulary, where the tokenizers are not to be built."""
+    """Those of pretrain; `recipes/configs/plan.yaml` explains the others."""
 
     gpu: str = "h100"
     vocab: int | None = None

@@ -4,7 +4,7 @@
     mdm generate checkpoint=runs/quantized task=text_to_image prompt="a handwritten seven"
 
 Writes output_dir/model, which every recipe loads as any other. What each scheme costs in quality and gains in memory and speed:
-`python -m benchmarks quantize`, and `mdm run evaluate checkpoint=runs/quantized` for your own figures.
+`mdm bench quantize`, and `mdm run evaluate checkpoint=runs/quantized` for your own figures.
 """
 
 from __future__ import annotations

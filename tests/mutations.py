@@ -962,10 +962,10 @@ MUTATIONS = [
         ("trust: nothing is refused", "if not trust:\n", "if False:\n"),
         (
             "trust: what the run before named stays trusted",
-            "= frozenset(map(full_path, _names(config))), everything",
-            "= _named_by_run | frozenset(map(full_path, _names(config))), everything",
+            "= frozenset(map(full_path, named(config))), everything",
+            "= _named_by_run | frozenset(map(full_path, named(config))), everything",
         ),
-        ("trust: everything is forgotten", "_names(config))), everything", "_names(config))), False"),
+        ("trust: everything is forgotten", "named(config))), everything", "named(config))), False"),
         ("trust: private members too", 'and not last.startswith("_")', ""),
         ("trust: functions of a named module", "(path == owner and _is_class(owner))", "(path == owner)"),
         ("trust: whatever lies beside a named function", "(same and _is_class(above))", "same"),

@@ -1,6 +1,6 @@
 """The code of others beside ours, from checkouts that you name: equal shapes, equal tokens, equal weights where they can be.
 
-    python -m benchmarks peers --checkouts FOLDER
+    mdm bench peers --checkouts FOLDER
 
 FOLDER holds any of these, as `git clone` names them; what is missing, or cannot be imported here, is listed as not measured:
 
@@ -26,9 +26,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Result, Row, interleaved, peak_memory, rows
-from benchmarks.peers import dit, llada
-from benchmarks.peers.checkouts import Suite
+from mdm.config import UserError
+
+from ..measure import Result, Row, interleaved, peak_memory, rows
+from . import dit, llada
+from .checkouts import Suite
 
 LLADA_CPU = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": 2_000}
 LLADA_768 = {"d_model": 768, "n_heads": 12, "n_layers": 12, "mlp_hidden_size": 2048, "vocab_size": 50_000}
@@ -84,7 +86,7 @@ SUITES = {
 
 def run(preset: str, checkouts: str | None = None) -> Result:
     if checkouts is None or not Path(checkouts).is_dir():
-        raise SystemExit("python -m benchmarks peers: --checkouts FOLDER, with LLaDA, Fast-dLLM, dllm, mdlm or unidisc in it")
+        raise UserError("peers: --checkouts FOLDER, with LLaDA, Fast-dLLM, dllm, mdlm or unidisc in it")
     p, folder = PRESETS[preset], Path(checkouts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: list[Row] = []
@@ -99,7 +101,7 @@ def run(preset: str, checkouts: str | None = None) -> Result:
         found += own
         figures |= agreement
     if not found:
-        raise SystemExit("python -m benchmarks peers: nothing could be measured\n" + "\n".join(unmeasured))
+        raise UserError("peers: nothing could be measured\n" + "\n".join(unmeasured))
     return Result("peers", preset, "tokens/s", p, found, figures, unmeasured)
 
 

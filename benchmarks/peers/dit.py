@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from benchmarks.peers.checkouts import Suite, dtype_on, importing, script
-from benchmarks.train import build, masked_only, random_batch, ways
 from components.vocabulary import Vocabulary
 from mdm.hardware import Hardware
+
+from ..train import build, masked_only, random_batch, ways
+from .checkouts import Suite, dtype_on, importing, script
 
 
 def mdlm_training(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:

@@ -17,8 +17,6 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer, models
 
-from benchmarks.peers.checkouts import Suite, bare_package, dtype_on, importing, script
-from benchmarks.train import ways
 from components.maskers import BernoulliMasker, LowDiscrepancyTimes
 from components.samplers import Blocks, Confidence
 from components.sequences import collate
@@ -33,6 +31,9 @@ from mdm.generation.generate import generate
 from mdm.hardware import Hardware
 from mdm.models.folder import load_model
 from mdm.models.transformer import MaskedDiffusionModel
+
+from ..train import ways
+from .checkouts import Suite, bare_package, dtype_on, importing, script
 
 
 def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:

@@ -11,7 +11,9 @@ from mdm.config.errors import reason as reason
 from mdm.config.settings import WORDS as WORDS
 from mdm.config.settings import at_least as at_least
 from mdm.config.settings import at_least_one as at_least_one
+from mdm.config.settings import carried as carried
 from mdm.config.settings import find_config as find_config
+from mdm.config.settings import layers as layers
 from mdm.config.settings import load as load
 from mdm.config.settings import read_yaml as read_yaml
 from mdm.config.settings import recipe_root as recipe_root

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.namesakes import hidden
 from mdm.config.errors import UserError
 from mdm.config.names import NAMES, close, full_path
 
@@ -90,7 +91,9 @@ def locate(path: str, key: str) -> Any:
     try:
         return _get_component_from_path(_said_if_moved(path))
     except (InstantiationError, ValueError, ImportError, SyntaxError) as error:
-        raise UserError(f"{key}: unknown component {path!r}{close(path, NAMES)}: {_root_cause(error)}") from error
+        theirs = hidden(path.partition(".")[0], os.getcwd())
+        why = "; ".join(filter(None, [_root_cause(error), theirs]))
+        raise UserError(f"{key}: unknown component {path!r}{close(path, NAMES)}: {why}") from error
 
 
 @functools.cache

@@ -8,6 +8,7 @@ in one sentence: the key, its value, what it may be. A `_component_` of the libr
 from __future__ import annotations
 
 import dataclasses
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     from_file = read_yaml(path)
+    for file in layers(path):  # a module beside a config may be named in it
+        if (folder := str(file.parent.resolve())) not in sys.path:
+            sys.path.append(folder)
     spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
     said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
     try:
@@ -54,9 +58,14 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def recipe_root() -> Path:
-    """The folder of recipes: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
+    """The folder of recipes."""
+    return carried("recipes")
+
+
+def carried(name: str) -> Path:
+    """A folder that is no package: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
     package = Path(__file__).parents[1]
-    return package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+    return package / f"_{name}" if (package / f"_{name}").is_dir() else package.parent / name
 
 
 def find_config(name: str) -> Path:
@@ -75,6 +84,26 @@ def read_yaml(path: Path) -> DictConfig:
 
     Raises UserError where a file is missing, or is no YAML of keys and values.
     """
+    merged: dict[Any, Any] = {}
+    for config in reversed(layers(path).values()):
+        merged = _layered(merged, typing.cast(dict, OmegaConf.to_container(config, resolve=False)))
+    return OmegaConf.create(merged)
+
+
+def layers(path: Path) -> dict[Path, DictConfig]:
+    """The files that a config is made of, each with its own keys: the config's, then its base's, the base's own base's."""
+    found: dict[Path, DictConfig] = {}
+    while True:
+        found[path] = config = _read_file(path)
+        base = config.pop("base", None)
+        if base is None:
+            return found
+        path = path.parent / find_config(base)
+        if path in found:
+            raise UserError(f"{path} builds on itself: base={base}")
+
+
+def _read_file(path: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"config file not found: {path}")
     try:
@@ -83,12 +112,7 @@ def read_yaml(path: Path) -> DictConfig:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
-    base = config.pop("base", None)
-    if base is None:
-        return config
-    below = read_yaml(path.parent / find_config(base))
-    plain = (typing.cast(dict, OmegaConf.to_container(c, resolve=False)) for c in (below, config))
-    return OmegaConf.create(_layered(*plain))
+    return config
 
 
 def _layered(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:

@@ -32,24 +32,25 @@ def trust_run(config: Any, everything: bool = False) -> None:
     everything: `trust=true` of the command
     """
     global _named_by_run, _everything
-    _named_by_run, _everything = frozenset(map(full_path, _names(config))), everything
+    _named_by_run, _everything = frozenset(map(full_path, named(config))), everything
 
 
 def trust_saved(node: Any) -> None:
     """What this process has written, it may read back."""
     global _named_by_run
-    _named_by_run |= frozenset(map(full_path, _names(node)))
+    _named_by_run |= frozenset(map(full_path, named(node)))
 
 
-def _names(node: Any) -> Iterator[str]:
+def named(node: Any) -> Iterator[str]:
+    """The components that settings name, those inside others too."""
     if isinstance(node, Mapping):
         if isinstance(node.get("_component_"), str):
             yield node["_component_"]
         for value in node.values():
-            yield from _names(value)
+            yield from named(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            yield from _names(value)
+            yield from named(value)
 
 
 def _trusted_by_run(path: str) -> bool:

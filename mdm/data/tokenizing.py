@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -155,8 +156,12 @@ def _writer(folder: str, source: str, shard_size: int) -> ShardWriter:
     return ShardWriter(folder, json.loads(source), shard_size)
 
 
-def _write_shard(folder: str, source: str, shard_size: int, number: int) -> dict[str, Any]:
-    """In a worker of Ray, which keeps its tokenizers from shard to shard."""
+def _write_shard(folder: str, source: str, shard_size: int, places: tuple[str, ...], number: int) -> dict[str, Any]:
+    """In a worker of Ray, which keeps its tokenizers from shard to shard.
+
+    places: where modules are found, those beside the config among them
+    """
+    sys.path.extend(place for place in places if place not in sys.path)
     return _writer(folder, source, shard_size)(number)
 
 
@@ -175,7 +180,7 @@ def ray_shards(
         raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
-    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size)
+    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size, tuple(sys.path))
     left, running, tries = iter(numbers), {}, Counter()
     try:
         running = {task.remote(*arguments, n): n for n in itertools.islice(left, workers)}

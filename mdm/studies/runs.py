@@ -143,7 +143,7 @@ def run_one(
 ) -> dict[str, Any]:
     """One run of the recipe `pretrain` in a process of its own; writes its outcome and returns it."""
     own = folder / name
-    command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", config]
+    command = [sys.executable, "-P", "-m", "mdm.cli", "run", "pretrain", "--config", config]
     command += _overrides({**changes, "output_dir": own})
     with _alone(folder / f"{name}.lock") as lock, (folder / f"{name}.log").open("w") as log:
         code = subprocess.run(

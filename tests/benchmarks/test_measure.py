@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import subprocess
-import sys
 
 import pytest
 
-from benchmarks.__main__ import SUITES
+from benchmarks.__main__ import SUITES, main
 from benchmarks.measure import Result, Timing, interleaved, rows, table
+from mdm.config import UserError
 
 
 def test_rates_are_work_over_the_median_and_ratios_against_the_first():
@@ -48,9 +47,12 @@ def test_every_suite_has_a_preset_for_two_cores_and_for_a_gpu(suite):
 
 
 def test_mistakes_are_one_line():
-    def message(*words):
-        return subprocess.run([sys.executable, "-m", "benchmarks", *words], capture_output=True, text=True).stderr
-
-    assert "--preset tpu: choose from smoke, cpu, gpu" in message("train", "--preset", "tpu")
-    assert "--checkpoint: data does not take one" in message("data", "--checkpoint", "x")
-    assert "--checkouts FOLDER" in message("peers")
+    for words, message in {
+        "train --preset tpu": "--preset tpu: choose from smoke, cpu, gpu",
+        "data --checkpoint x": "--checkpoint: data does not take one",
+        "data --output x.png": "--output x.png: name a .json file",
+        "peers": "peers: --checkouts FOLDER",
+        "trian": "suite 'trian' is not one of train, compile, .*did you mean 'train'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            main(words.split(), "python -m benchmarks")

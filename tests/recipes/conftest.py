@@ -59,7 +59,7 @@ def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options)
     words = [str(a) for a in arguments]
     if options or typecheck == "0" or (words[:1] == ["run"] and words[1].startswith("--") and words[1] != "--help"):
         env = {**os.environ, "MDM_TYPECHECK": typecheck, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "mdm.cli", *words]
+        command = [sys.executable, "-P", "-m", "mdm.cli", *words]  # as the installed command, it does not import from `cwd`
         done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=timeout, **options)
     else:
         done = _here(words, Path(cwd))
@@ -103,7 +103,7 @@ def runs_in_process(monkeypatch):
 
         @staticmethod
         def run(command, env, stdout, stderr, pass_fds):
-            done = _here(command[3:], ROOT)
+            done = _here(command[4:], ROOT)
             stdout.write(done.stdout + done.stderr)
             return done
 

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from mdm.cli import split_launcher
 from mdm.config import UserError, find_config, load
 from mdm.recipe import load_recipe
 
@@ -83,10 +82,3 @@ def test_a_config_may_build_on_another(tmp_path):
     (tmp_path / "third.yaml").write_text("base: absent\n")
     with pytest.raises(UserError, match="config 'absent' is not one of"):
         load(recipe.Settings, tmp_path / "third.yaml")
-
-
-def test_torchruns_flags_pass_through():
-    assert split_launcher(["--nproc_per_node", "2", "pretrain", "a=1"]) == (["--nproc_per_node", "2"], "pretrain", ["a=1"])
-    assert split_launcher(["--nnodes=1", "x.py"]) == (["--nnodes=1"], "x.py", [])
-    with pytest.raises(UserError, match="needs a recipe"):
-        split_launcher(["--nnodes=1"])

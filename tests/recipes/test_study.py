@@ -244,7 +244,7 @@ def test_a_finished_run_is_measured_once_and_shown_on_a_page(tmp_path, runs_in_p
     assert mdm_command("study", out).stdout == f"Page: {out / 'study.html'}\n"
     assert (out / "study.html").is_file()
     assert "no table of a study" in mdm_command("study", tmp_path, check=False).stderr
-    assert "takes one folder" in mdm_command("study", check=False).stderr
+    assert "required: FOLDER; mdm study --help" in mdm_command("study", check=False).stderr
     with pytest.raises(UserError, match="holds another study, whose question is 'schedules' and not 'scaling'"):
         in_process("study", config, f"output_dir={out}", *TINY, "question=scaling")
     with pytest.raises(UserError, match=r"this run had masker.schedule._component_ = .*Cosine, now it is .*Linear"):
