@@ -1,0 +1,309 @@
+"""Handwriting as a modality: words as the path of a pen. All that the library is told of it is here, in a file of yours.
+
+    mdm cp quickstart_pen my/pen.yaml          this file comes with its config
+    mdm run quickstart --config my/pen.yaml
+
+A writing is a list of strokes. A stroke is an array `[points, 2]` of x (to the right) and y (downwards), in heights of the
+letter x; between two strokes the pen is lifted. The words come from the vector fonts of the package `hershey-fonts`.
+
+    written_words, written_and_spoken    the data: samples with a "pen"
+    PenTokenizer                         a writing <-> two codes for every four steps of the pen
+    PenJudge                             reads what is drawn
+"""
+
+from __future__ import annotations
+
+import functools
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from components.data.digits import WORDS
+from components.data.speech import spoken_words
+
+Stroke = Float[np.ndarray, "points 2"]
+Writing = list[np.ndarray]
+
+# ---- data ----
+
+FONTS = {  # sans serif, script, italic, roman and gothic: no font is in two splits
+    "train": ("futural", "cursive", "timesi", "timesr", "gothgbt"),
+    "judge": ("futuram", "scriptc", "rowmant"),
+    "test": ("timesib", "gothitt"),
+}
+X_HEIGHT = 14  # of the fonts, in their units
+
+
+def written_words(
+    split: Literal["train", "judge", "test"], hands: int = 24, caption: str = "a written {}", seed: int = 0
+) -> list[dict]:
+    """Samples `{"text": caption, "pen": writing, "label": 0..9, "word", "font"}`, the same for the same seed.
+
+    hands: how many people write every word in every font
+    """
+    if split not in FONTS:
+        raise ValueError(f"written_words: split {split!r} is not one of {', '.join(FONTS)}")
+    samples = []
+    for font in FONTS[split]:
+        for label, word in enumerate(WORDS):
+            for hand in range(hands):
+                rng = np.random.default_rng([seed, *font.encode(), label, hand])
+                pen = by_hand(lettering(font, word), rng)
+                samples.append({"text": caption.format(word), "pen": pen, "label": label, "word": word, "font": font})
+    return samples
+
+
+def written_and_spoken(
+    split: Literal["train", "judge", "test"], hands: int = 4, voices: int | None = None, seed: int = 0
+) -> list[dict]:
+    """Samples with an "audio" too: each clip beside `hands` writings of its word, drawn once.
+
+    voices: only the first of the split's; None is all
+    """
+    rng, by_label = np.random.default_rng(seed), [[] for _ in WORDS]
+    for sample in written_words(split, seed=seed):
+        by_label[sample["label"]].append(sample)
+    return [
+        {**clip, **by_label[clip["label"]][i]}
+        for clip in spoken_words(split, voices=voices)
+        for i in rng.choice(len(by_label[clip["label"]]), size=hands, replace=False)
+    ]
+
+
+@functools.cache
+def lettering(font: str, word: str) -> Writing:
+    """A word in a font, every line of it once: thick letters are outlines, and a pen follows one of the two sides."""
+    from HersheyFonts import HersheyFonts
+
+    letters = HersheyFonts()
+    letters.load_default_font(font)
+    writing, ink = [], np.zeros((0, 4))
+    for points in letters.strokes_for_text(word):
+        line = np.array(list(points), dtype=float).reshape(-1, 2) / X_HEIGHT
+        if length(line) == 0:
+            continue
+        path = evenly(line, max(4, round(length(line) / 0.035)))
+        heading = np.gradient(path, axis=0)
+        heading /= np.linalg.norm(heading, axis=1, keepdims=True) + 1e-9
+        near = np.linalg.norm(path[:, None] - ink[:, :2], axis=2) < 0.18
+        drawn = (near & (np.abs(heading @ ink[:, 2:].T) > 0.75)).any(axis=1)  # beside ink of the same direction
+        ink = np.concatenate([ink, np.concatenate([path, heading], axis=1)])
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], drawn, [True]])))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            stroke = path[start:stop]
+            if writing and np.linalg.norm(stroke[0] - writing[-1][-1]) < 0.07:  # the pen is not lifted
+                writing[-1] = np.concatenate([writing[-1], stroke])
+            elif stop - start >= 4:  # a smaller one is a speck
+                writing.append(stroke)
+    return writing
+
+
+def by_hand(writing: Writing, rng: np.random.Generator) -> Writing:
+    """As somebody might write it: slanted, larger, wider, not quite level, and a little shaky."""
+    slant, size, width, turn = rng.uniform(-1, 1, size=4) * (0.25, 0.15, 0.15, 0.07)
+    level = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    shape = np.exp(size) * level @ np.array([[np.exp(width), -slant], [0, np.exp(-width)]])
+    amplitude, period, phase = rng.uniform(0, 0.06, 2), rng.uniform(1.5, 4, 2), rng.uniform(0, 2 * np.pi, 2)
+    return [(s + amplitude * np.sin(2 * np.pi * s / period + phase)) @ shape.T for s in writing]
+
+
+def length(stroke: Stroke) -> float:
+    return float(np.linalg.norm(np.diff(stroke, axis=0), axis=1).sum())
+
+
+def evenly(stroke: Stroke, steps: int) -> Stroke:
+    """The stroke in so many steps of one length: `steps + 1` points."""
+    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(stroke, axis=0), axis=1))])
+    at = np.linspace(0, way[-1], steps + 1)
+    return np.stack([np.interp(at, way, stroke[:, axis]) for axis in (0, 1)], axis=1)
+
+
+# ---- tokenizer ----
+
+STEPS = 4  # of the pen in a frame
+LIFT = 3.0  # what a lifted pen weighs beside distances: enough that no code takes the one for the other
+INK, UNKNOWN, PAPER = (20, 20, 30), (120, 170, 215), (255, 255, 255)
+SCALE, WIDTH, HEIGHT = 18, 200, 64  # of a picture, in pixels
+
+
+class PenTokenizer:
+    """Writings <-> two codes a frame, by residual vector quantization.
+
+        frame = (lifted, start, point 1 .. point 4), from where the pen is     coarse[code 1] + fine[code 2]
+
+    A stroke is a whole number of frames of about one length, so that the pen is lifted between frames only. A frame begins
+    where the *decoded* pen is: it corrects the errors of those before it.
+
+    coarse, fine: the codebooks;  frame: the length of a frame, in x-heights
+    """
+
+    suffix = ".svg"
+
+    def __init__(self, coarse: Float[np.ndarray, "codes 11"], fine: Float[np.ndarray, "codes 11"], frame: float) -> None:
+        self.coarse, self.fine, self.frame = coarse, fine, frame
+
+    @classmethod
+    def train(cls, samples: Sequence[dict], sizes: Sequence[int] = (256, 64), frame: float = 0.85) -> PenTokenizer:
+        """Codebooks of these sizes: k-means of the frames, then of what the first one leaves (scikit-learn)."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        tokenizer = cls(*np.zeros((2, 0, 3 + 2 * STEPS)), frame)
+        for _ in range(2):  # then again, of frames that begin where the first codebooks bring the pen
+            residual, books = np.concatenate([tokenizer._follow(s["pen"])[1] for s in samples]), []
+            for size in sizes:
+                means = MiniBatchKMeans(size, batch_size=4096, max_iter=30, n_init=1, random_state=0).fit(residual)
+                books.append(means.cluster_centers_)
+                residual = residual - means.cluster_centers_[means.labels_]
+            tokenizer = cls(*books, frame)
+        return tokenizer
+
+    @property
+    def codebooks(self) -> tuple[int, ...]:
+        return len(self.coarse), len(self.fine)
+
+    def encode(self, raw: Writing) -> Int[Tensor, " n"]:
+        """Codes of a writing, frame by frame. Raises ValueError for what is none."""
+        if not raw or any(np.ndim(s) != 2 or np.shape(s)[1] != 2 or not len(s) or not np.isfinite(s).all() for s in raw):
+            raise ValueError("pen tokenizer: expected a list of strokes, each an array [points, 2] of finite numbers")
+        return torch.tensor(self._follow(raw)[0], dtype=torch.long).flatten()
+
+    def _follow(self, writing: Writing) -> tuple[list[tuple[int, int]], Float[np.ndarray, "frames 11"]]:
+        """The codes of each frame, and what they stand for. Without codebooks yet, the pen is where it should be."""
+        codes, frames, pen = [], [], writing[0][0]  # where on the paper a writing begins is not told
+        for stroke in writing:
+            count = max(1, round(length(stroke) / self.frame))
+            points = evenly(stroke, count * STEPS)
+            for i in range(0, count * STEPS, STEPS):
+                start = points[0] if i == 0 else pen
+                frames.append(np.concatenate([[LIFT * (i == 0)], start - pen, (points[i + 1 : i + STEPS + 1] - pen).ravel()]))
+                if not len(self.coarse):
+                    pen = points[i + STEPS]
+                    continue
+                distance = ((self.coarse - frames[-1]) ** 2).sum(axis=1)
+                best = np.argpartition(distance, 8)[:8]  # the nearest alone may leave more than the second codebook can mend
+                left = frames[-1] - self.coarse[best]
+                errors = ((left[:, None] - self.fine) ** 2).sum(axis=2)
+                one, two = np.unravel_index(errors.argmin(), errors.shape)
+                codes.append((int(best[one]), int(two)))
+                pen = pen + self.coarse[best[one], -2:] + self.fine[two, -2:]
+        return codes, np.array(frames)
+
+    def decode(self, codes: Int[Tensor, " n"]) -> Writing:
+        """The writing of the complete frames among the codes, from (0, 0) on."""
+        pen, writing = np.zeros(2), []
+        for one, two in codes[: len(codes) // 2 * 2].reshape(-1, 2).tolist():
+            frame = self.coarse[one] + self.fine[two]
+            path = pen + frame[1:].reshape(-1, 2)
+            if frame[0] > LIFT / 2 or not writing:
+                writing.append(path[:1])
+            writing[-1] = np.concatenate([writing[-1], path[1:]])
+            pen = path[-1]
+        return writing
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        np.savez(folder / "pen.npz", coarse=self.coarse, fine=self.fine)
+        return {"_component_": f"{__name__}.PenTokenizer.load", "path": "pen.npz", "frame": self.frame}
+
+    @classmethod
+    def load(cls, path: str, frame: float) -> PenTokenizer:
+        with np.load(path) as books:
+            return cls(books["coarse"], books["fine"], frame)
+
+    # ---- what the library may ask of a modality beside: files, pictures and films ----
+
+    def write(self, sample: Writing, path: Path) -> None:
+        """An SVG file with a line for each stroke."""
+        low, high = (f(np.concatenate([*sample, [[0.0, 0.0]]]), axis=0) for f in (np.min, np.max))
+        box = " ".join(f"{v:.2f}" for v in (*(low - 1), *(high - low + 2)))
+        root = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=box)
+        style = {"fill": "none", "stroke": "black", "stroke-width": "0.1", "stroke-linecap": "round"}
+        for stroke in sample:
+            ElementTree.SubElement(root, "polyline", points=" ".join(f"{x:.3f},{y:.3f}" for x, y in stroke), **style)
+        ElementTree.ElementTree(root).write(path)
+
+    def read(self, path: Path) -> Writing:
+        """The polylines of an SVG file, in the size that they were written in. Raises ValueError where there is none."""
+        try:
+            lines = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}polyline")
+            strokes = [np.array(line.get("points", "").replace(",", " ").split(), dtype=float).reshape(-1, 2) for line in lines]
+        except (ElementTree.ParseError, ValueError) as error:
+            raise ValueError(f"{path}: no SVG with polylines in it ({error})") from error
+        if not strokes:
+            raise ValueError(f"{path}: it holds no polyline")
+        return strokes
+
+    def draw(self, sample: Writing) -> Image.Image:
+        """The writing in the middle of a sheet."""
+        return _sheet(sample, [INK] * len(sample))
+
+    def partial(self, codes: Int[Tensor, " n"], known: Bool[Tensor, " n"]) -> Image.Image:
+        """A writing so far: of a frame whose second code is unknown, its coarse shape; an unknown one is a blue step."""
+        pen, strokes, colours = np.zeros(2), [], []
+        step = np.outer(np.arange(STEPS + 1) / STEPS, self.coarse[:, -2:].mean(axis=0) * (1, 0))
+        for (one, two), (first, second) in zip(codes.reshape(-1, 2).tolist(), known.reshape(-1, 2).tolist(), strict=True):
+            frame = self.coarse[one] + (self.fine[two] if second else 0) if first else None
+            path = pen + (step if frame is None else frame[1:].reshape(-1, 2))
+            strokes.append(path)
+            colours.append(UNKNOWN if frame is None else INK)
+            pen = path[-1]
+        return _sheet(strokes, colours)
+
+
+def _sheet(strokes: Writing, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Lines on paper, in the middle; smaller where they would not fit."""
+    fine = 4  # drawn larger, for smooth edges
+    sheet = Image.new("RGB", (WIDTH * fine, HEIGHT * fine), PAPER)
+    if strokes:
+        pen, every = ImageDraw.Draw(sheet), np.concatenate(strokes)
+        low, high = every.min(axis=0), every.max(axis=0)
+        size = np.array(sheet.size)
+        scale = min(SCALE * fine, *((size - 8 * fine) / np.maximum(high - low, 1e-6)))
+        for stroke, colour in zip(strokes, colours, strict=True):
+            line = (stroke - (low + high) / 2) * scale + size / 2
+            pen.line(line.ravel().tolist(), fill=colour, width=6, joint="curve")
+    return sheet.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+
+
+# ---- judge ----
+
+
+class PenJudge:
+    """A support vector machine on a blurred picture of the writing, whatever its size and place (scikit-learn)."""
+
+    ROWS, COLUMNS = 20, 40
+
+    def __init__(self, samples: Sequence[dict]) -> None:
+        from sklearn.decomposition import PCA
+        from sklearn.svm import SVC
+
+        pictures, labels = self._pictures([s["pen"] for s in samples]), [s["label"] for s in samples]
+        self.components = PCA(32, random_state=0).fit(pictures)
+        self.model = SVC(C=10.0, gamma="scale").fit(pictures, labels)
+
+    def classify(self, writings: Sequence[Writing]) -> np.ndarray:
+        """The digit whose word is written."""
+        return self.model.predict(self._pictures(writings))
+
+    def features(self, writings: Sequence[Writing]) -> np.ndarray:
+        """The 32 main components of the pictures, `[writings, 32]`; Frechet distances are taken there."""
+        return self.components.transform(self._pictures(writings))
+
+    def _pictures(self, writings: Sequence[Writing]) -> np.ndarray:
+        from scipy.ndimage import gaussian_filter
+
+        pictures = np.zeros((len(writings), self.ROWS, self.COLUMNS))
+        for picture, writing in zip(pictures, writings, strict=True):
+            if writing:
+                ink = np.concatenate([evenly(s, max(2, round(length(s) * 14))) for s in writing])
+                low, high = ink.min(axis=0), ink.max(axis=0)
+                x, y = np.rint(2 + (ink - low) / np.maximum(high - low, 0.5) * (self.COLUMNS - 5, self.ROWS - 5)).astype(int).T
+                picture[y, x] = 1  # as much ink as an "x" is high
+                picture[:] = gaussian_filter(picture, 1.6)
+        return pictures.reshape(len(writings), -1)
