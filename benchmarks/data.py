@@ -8,10 +8,10 @@ from __future__ import annotations
 import tempfile
 
 from benchmarks.measure import Result, interleaved, rows
-from mdm.cli import load_recipe
 from mdm.config import find_config, load
-from mdm.data import next_step
+from mdm.data.pipeline import next_step
 from mdm.hardware import hardware
+from mdm.recipe import load_recipe
 
 PRESETS = {
     "smoke": {"steps": 2, "voices": 1, "warmup": 1, "repeats": 2},

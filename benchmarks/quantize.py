@@ -16,14 +16,14 @@ from benchmarks.measure import Result, interleaved, rows
 from benchmarks.train import compiled, precisions
 from components.data.digits import WORDS
 from components.samplers import Confidence
-from mdm import builders
-from mdm.checkpoint import load_model
-from mdm.cli import load_recipe
 from mdm.config import UserError, find_config, load
-from mdm.generation import generate
+from mdm.generation.generate import generate
 from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16
-from mdm.model import MaskedDiffusionModel
-from mdm.quantization import SCHEMES, check_scheme, dequantize, in_dtype, num_bytes, quantize
+from mdm.models import builders
+from mdm.models.folder import load_model
+from mdm.models.quantization import SCHEMES, check_scheme, dequantize, in_dtype, num_bytes, quantize
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.recipe import load_recipe
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "length": 32, "rows": 2, "warmup": 1, "repeats": 3, "samples": 10},

@@ -13,10 +13,10 @@ import torch
 from benchmarks.measure import Result, interleaved, rows
 from benchmarks.train import ways
 from components.samplers import Blocks, Confidence, Threshold
-from mdm import builders
-from mdm.editing import Edit
-from mdm.generation import generate
-from mdm.processor import Processor
+from mdm.data.processor import Processor
+from mdm.generation.editing import Edit
+from mdm.generation.generate import generate
+from mdm.models import builders
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "prompt": 16, "new": 16, "block": 8, "rows": 1, "warmup": 1, "repeats": 2},

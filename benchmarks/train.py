@@ -17,13 +17,14 @@ from components.losses import coefficients, loss_from_logits
 from components.maskers import BernoulliMasker, LowDiscrepancyTimes
 from components.sequences import collate, task_sequence
 from components.vocabulary import Vocabulary
-from mdm import builders
-from mdm.data import LossSettings, MicroBatch, micro_batch
-from mdm.evaluation import forward_loss
+from mdm.data.pipeline import MicroBatch, micro_batch
+from mdm.data.settings import LossSettings
+from mdm.evaluation.nelbo import forward_loss
 from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16, multiplies_float8
-from mdm.memory import FLOAT8, to_float8
-from mdm.model import MaskedDiffusionModel
-from mdm.planner import peak_tflops
+from mdm.models import builders
+from mdm.models.memory import FLOAT8, to_float8
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.training.planner import peak_tflops
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 2_000, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},

@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from components.sequences import TASKS
-from mdm.checkpoint import model_folder
 from mdm.config import UserError
-from mdm.prompts import easiest, example
-from mdm.run import read_history
+from mdm.generation.prompts import easiest, example
+from mdm.models.folder import model_folder
+from mdm.training.history import read_history
 
 PICTURES = ("overview.png", "film.png")
 

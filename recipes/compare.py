@@ -12,10 +12,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from mdm.cli import run_recipe
-from mdm.comparison import figures, markdown, page, table
 from mdm.config import UserError
-from mdm.run import check_output_dir, in_place_of, output_folder
+from mdm.pages.comparison import figures, markdown, page, table
+from mdm.recipe import run_recipe
+from mdm.training.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "compare"
 

@@ -22,14 +22,15 @@ from components.blocks import document_mask
 from components.coordinate_check import CoordinateCheck, coordinate_check
 from components.losses import RangePositions
 from components.vocabulary import Vocabulary
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, at_least_one
-from mdm.data import MicroBatch, next_step
+from mdm.data.pipeline import MicroBatch, next_step
 from mdm.hardware import check_hardware, hardware
-from mdm.report import figure_png
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import settings_of, write_csv, write_results
-from mdm.trial import Trial, attempt
+from mdm.pages.report import figure_png
+from mdm.recipe import load_recipe, run_recipe
+from mdm.studies.runs import settings_of, write_csv, write_results
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "coordinate_check_cpu"
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from mdm.checkpoint import load_model, model_folder
-from mdm.cli import run_recipe
 from mdm.config import UserError
-from mdm.defaults import Defaults
-from mdm.demo import MAX_UPLOAD, Model, build
+from mdm.generation.defaults import Defaults
 from mdm.hardware import check_hardware, hardware
+from mdm.models.folder import load_model, model_folder
+from mdm.pages.demo import MAX_UPLOAD, Model, build
+from mdm.recipe import run_recipe
 
 CONFIG = "demo"
 

@@ -25,21 +25,23 @@ from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
 from components.sequences import TASKS, find_task
-from mdm.checkpoint import load_model, model_folder
-from mdm.cli import run_recipe
-from mdm.comparison import page
 from mdm.config import UserError, at_least, at_least_one, check
-from mdm.data import StreamSettings, open_source, validation_batches
-from mdm.editing import Edit, inpaint, respeak
-from mdm.evaluation import nelbo, num_bytes, task_bits, unigram_bits
-from mdm.generation import generate
+from mdm.data.pipeline import open_source
+from mdm.data.processor import Processor
+from mdm.data.settings import StreamSettings
+from mdm.data.validation import validation_batches
+from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
+from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
+from mdm.evaluation.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
+from mdm.generation.editing import Edit, inpaint, respeak
+from mdm.generation.generate import generate
 from mdm.hardware import Hardware, check_hardware, hardware
-from mdm.judges import accuracy, class_in_text, coded, train_judge
-from mdm.media import save_outputs
-from mdm.model import MaskedDiffusionModel
-from mdm.processor import Processor
-from mdm.run import check_output_dir, in_place_of, output_folder
-from mdm.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
+from mdm.models.folder import load_model, model_folder
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.pages.comparison import page
+from mdm.pages.media import save_outputs
+from mdm.recipe import run_recipe
+from mdm.training.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "evaluate"
 

@@ -24,15 +24,15 @@ from omegaconf import MISSING
 
 from components.parameterization import CompleteP
 from components.sequences import TASKS
-from mdm import checkpoint
-from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, at_least_one
-from mdm.data import corpus, tokenizers
+from mdm.data.pipeline import corpus, tokenizers
+from mdm.data.processor import Processor
 from mdm.hardware import Hardware, hardware
-from mdm.model import MaskedDiffusionModel
-from mdm.processor import Processor
-from mdm.run import check_run
+from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
+from mdm.models.folder import QUANTIZED, export, load_model, model_folder
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.recipe import load_recipe, run_recipe
+from mdm.training.run import check_run
 
 CONFIG = "finetune"
 METHODS = ("full", "lora", "qlora")
@@ -69,8 +69,8 @@ def validate(cfg: Settings) -> None:
         raise UserError("ema: an average of quantized weights makes no sense; set method=lora, or ema=null")
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
-    folder = checkpoint.model_folder(cfg.checkpoint)
-    if (folder / checkpoint.QUANTIZED).is_file():
+    folder = model_folder(cfg.checkpoint)
+    if (folder / QUANTIZED).is_file():
         raise UserError(f"checkpoint={cfg.checkpoint} is quantized, and cannot be trained; give the model it was made from")
     check_run(cfg)
     evaluate.validate_judged(cfg)
@@ -88,7 +88,7 @@ def main(cfg: Settings) -> None:
             return
         after = {}
         if cfg.judged or cfg.crossed:
-            model, processor = checkpoint.load_model(folder, hw.device)
+            model, processor = load_model(folder, hw.device)
             after = evaluate.evaluate(cfg, model, processor, hw).metrics
     metrics = {**compare(before, after), "seconds": seconds, **run.sizes(), "before": before, "after": after}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -107,7 +107,7 @@ def score_base(cfg: Settings, hw: Hardware, folder: Path, resumed: bool) -> dict
         return json.loads(path.read_text())
     if not cfg.judged or not hw.main:
         return {}
-    model, processor = checkpoint.load_model(cfg.checkpoint, hw.device)
+    model, processor = load_model(cfg.checkpoint, hw.device)
 
     def able(*tasks: str | None) -> bool:
         return all({*TASKS[t].given, *TASKS[t].generated} <= set(processor.tokenizers) for t in tasks if t)
@@ -138,7 +138,7 @@ class Finetune(pretrain.Pretrain):
     @functools.cached_property
     def base(self) -> tuple[MaskedDiffusionModel, Processor]:
         """The checkpoint's model, which becomes this run's, and its processor."""
-        return checkpoint.load_model(self.cfg.checkpoint)
+        return load_model(self.cfg.checkpoint)
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The checkpoint's tokenizers and ids, and those of new modalities behind them."""
@@ -173,7 +173,7 @@ class Finetune(pretrain.Pretrain):
             about = {"checkpoint": self.cfg.checkpoint, "method": self.cfg.method, **vars(self.cfg.lora)}
             (adapter / "adapter.json").write_text(json.dumps(about, indent=1))
         weights = merged(self.model, self.cfg.lora)
-        checkpoint.export(self.folder / "model", self.model, self.processor, self.hw, weights)
+        export(self.folder / "model", self.model, self.processor, self.hw, weights)
         if self.kept != torch.float32:
             kept = str(self.kept).removeprefix("torch.")
             self.hw.say(f"The base is in {kept}; model/ is in float32, so that nothing of what was learned is rounded away")

@@ -27,18 +27,19 @@ from tqdm import tqdm
 from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
 from components.sequences import TASKS
-from mdm import film
-from mdm.checkpoint import load_model, load_processor, model_folder
-from mdm.cli import run_recipe
 from mdm.config import WORDS, UserError, at_least, at_least_one, check
-from mdm.defaults import Defaults, build_scale
-from mdm.generation import check_settings, generate
+from mdm.config.protocols import conforming
+from mdm.generation.defaults import Defaults, build_scale
+from mdm.generation.generate import check_settings, generate
+from mdm.generation.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.media import next_number, save_outputs
-from mdm.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
-from mdm.protocols import conforming
-from mdm.run import check_output_dir
-from mdm.trial import Trial, attempt
+from mdm.models.folder import load_model, load_processor, model_folder
+from mdm.pages import film
+from mdm.pages.media import next_number, save_outputs
+from mdm.recipe import run_recipe
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir
+from mdm.training.trial import attempt
 
 CONFIG = "generate"
 

@@ -19,12 +19,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from components.samplers import Sampler
-from mdm.checkpoint import load_model, model_folder
-from mdm.cli import run_recipe
 from mdm.config import UserError, at_least, at_least_one, check
+from mdm.config.protocols import conforming
 from mdm.hardware import check_hardware, hardware
-from mdm.protocols import conforming
-from mdm.run import check_output_dir, in_place_of, output_folder
+from mdm.models.folder import load_model, model_folder
+from mdm.recipe import run_recipe
+from mdm.training.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "harness"
 
@@ -87,7 +87,7 @@ def main(cfg: Settings) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
-    from mdm.harness import HarnessModel
+    from mdm.evaluation.harness import HarnessModel
 
     sampler = None if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     with hardware(cfg.device, cfg.precision) as hw, hw.autocast():

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from components.sequences import TASKS
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, at_least_one, check, instantiate
-from mdm.data import check_streams, row_length
-from mdm.memory import CHECKPOINTING
-from mdm.planner import MEASURED_MFU, Plan, parse_gpu, plan
+from mdm.data.settings import check_streams, row_length
+from mdm.models.memory import CHECKPOINTING
+from mdm.recipe import load_recipe, run_recipe
+from mdm.training.planner import MEASURED_MFU, Plan, parse_gpu, plan
 
 CONFIG = "pretrain"
 

@@ -28,35 +28,26 @@ from tqdm import tqdm
 from components.maskers import NextToken
 from components.parameterization import CompleteP
 from components.sde import rescale_moments
-from mdm import checkpoint
-from mdm.cli import run_recipe
 from mdm.config import UserError, check, instantiate
-from mdm.data import (
-    BatchSettings,
-    LossSettings,
-    StreamSettings,
-    check_tasks,
-    corpus,
-    maskers,
-    next_step,
-    open_source,
-    streams,
-    tokenizers,
-    training_loader,
-    validation_batches,
-)
-from mdm.evaluation import forward_loss, nelbo, task_bits, write_samples
+from mdm.config.names import TOKENIZERS
+from mdm.config.trust import is_listed
+from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.processor import Processor
+from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks
+from mdm.data.validation import validation_batches
+from mdm.evaluation.nelbo import forward_loss, nelbo, task_bits, write_samples
+from mdm.generation.prompts import example, shown
 from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
-from mdm.memory import checkpoint_blocks, offloaded, to_float8
-from mdm.model import MaskedDiffusionModel, ModelConfig
-from mdm.names import TOKENIZERS
-from mdm.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
-from mdm.processor import Processor
-from mdm.prompts import example, shown
-from mdm.run import History, NonFinite, check_run, find_resume, kept_processor, open_history, output_folder, restore_or_start
-from mdm.stopping import StopRequest
-from mdm.trial import glance
-from mdm.trust import is_listed
+from mdm.models.folder import export
+from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
+from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
+from mdm.recipe import run_recipe
+from mdm.training import checkpoint
+from mdm.training.history import History, NonFinite, open_history
+from mdm.training.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
+from mdm.training.run import check_run, find_resume, kept_processor, output_folder, restore_or_start
+from mdm.training.stopping import StopRequest
+from mdm.training.trial import glance
 
 CONFIG = "pretrain"
 MODEL_SUPPLIED = ("vocab_size", "residual_multiplier")
@@ -110,7 +101,7 @@ def model_shape(cfg: Settings) -> ModelConfig:
     with torch.device("meta"):
         model = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0)
     if not isinstance(model, MaskedDiffusionModel):
-        raise UserError(f"model: {cfg.model['_component_']} builds no mdm.model.MaskedDiffusionModel (see mdm/builders.py)")
+        raise UserError(f"model: {cfg.model['_component_']} builds no MaskedDiffusionModel (see mdm/models/builders.py)")
     return model.config
 
 
@@ -136,7 +127,7 @@ class Pretrain:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
             self.vocabulary = self.processor.vocabulary
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
-            autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.builders.model
+            autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, self.model.config.max_length)
             glance(cfg, sources, self.processor, masker, self.model.config.max_length)
@@ -185,7 +176,7 @@ class Pretrain:
 
     def export(self) -> None:
         """Writes the model to share."""
-        checkpoint.export(self.folder / "model", self.model, self.processor, self.hw)
+        export(self.folder / "model", self.model, self.processor, self.hw)
 
     def train(self) -> None:
         cfg, hw, state = self.cfg, self.hw, self.state

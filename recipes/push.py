@@ -12,10 +12,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from mdm.checkpoint import model_folder
-from mdm.cli import run_recipe
 from mdm.config import UserError
 from mdm.hub import model_card, push
+from mdm.models.folder import model_folder
+from mdm.recipe import run_recipe
 
 CONFIG = "push"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from omegaconf import MISSING
 
-from mdm import checkpoint
-from mdm.cli import run_recipe
 from mdm.config import UserError
 from mdm.hardware import check_hardware, hardware
-from mdm.quantization import check_scheme, flattened, in_dtype, num_bytes, quantize, weights
-from mdm.run import check_output_dir, in_place_of
+from mdm.models.folder import QUANTIZED, export, load_model, model_folder
+from mdm.models.quantization import check_scheme, flattened, in_dtype, num_bytes, quantize, weights
+from mdm.recipe import run_recipe
+from mdm.training.run import check_output_dir, in_place_of
 
 CONFIG = "quantize"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,8 +45,8 @@ def validate(cfg: Settings) -> None:
         check_scheme(cfg.scheme, hw.device)
     if cfg.dtype not in DTYPES:
         raise UserError(f"dtype: {cfg.dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = checkpoint.model_folder(cfg.checkpoint)
-    if (folder / checkpoint.QUANTIZED).is_file():
+    folder = model_folder(cfg.checkpoint)
+    if (folder / QUANTIZED).is_file():
         raise UserError(f"checkpoint={cfg.checkpoint} is quantized already; give the model that it was made from")
     check_output_dir(cfg.output_dir)
     if (Path(cfg.output_dir) / "model").resolve() == folder.resolve():
@@ -55,7 +55,7 @@ def validate(cfg: Settings) -> None:
 
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, "auto") as hw:
-        model, processor = checkpoint.load_model(cfg.checkpoint, hw.device)
+        model, processor = load_model(cfg.checkpoint, hw.device)
         in_dtype(model, DTYPES[cfg.dtype])
         before = 2 * sum(weight.numel() for weight in weights(model).values())
         count, whole = before // 2, model.num_parameters()
@@ -65,7 +65,7 @@ def main(cfg: Settings) -> None:
         about = {"scheme": cfg.scheme, "dtype": str(DTYPES[cfg.dtype]).removeprefix("torch."), "device": hw.device.type}
         folder = Path(cfg.output_dir) / "model"
         replaced = in_place_of(folder / "model.safetensors")
-        checkpoint.export(folder, model, processor, hw, state, about)
+        export(folder, model, processor, hw, state, about)
     print(
         f"{cfg.scheme}: {count:,} of {whole:,} weights, those of the blocks' layers, take {after / 2**20:.2f} MiB, "
         f"{after / before:.3f} of bfloat16's {before / 2**20:.2f} MiB. Written to {folder}{replaced}"

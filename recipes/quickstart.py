@@ -25,16 +25,16 @@ from PIL import Image
 
 from components.data.digits import WORDS
 from components.samplers import Confidence
-from mdm import film, report
-from mdm.checkpoint import load_model
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
-from mdm.generation import generate
+from mdm.generation.generate import generate
+from mdm.generation.prompts import example
 from mdm.hardware import Hardware, can_compile, cpu_name, hardware
-from mdm.media import image_grid
-from mdm.prompts import example
-from mdm.report import Section
-from mdm.run import read_history
+from mdm.models.folder import load_model
+from mdm.pages import film, report
+from mdm.pages.media import image_grid
+from mdm.pages.report import Section
+from mdm.recipe import load_recipe, run_recipe
+from mdm.training.history import read_history
 
 CONFIG = "quickstart"
 NEEDS = {"sklearn": "scikit-learn", "pycodec2": "pycodec2", "espeakng_loader": "espeakng-loader", "matplotlib": "matplotlib"}

@@ -7,7 +7,7 @@
     mdm run study --config inference_cpu checkpoint=runs/quickstart         samplers, steps, guidance
 
 Every cell is a run of `pretrain`, here (a process for each core or GPU) or on a Ray cluster (`ray=auto`); `batch` and
-`inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns are described in mdm/study.py),
+`inference` are what `sweep_batch` and `sweep_inference` run. Writes runs.parquet (its columns: mdm/studies/table.py),
 summary.json, figure.png, finding.md and study.html. A cell that crashes or diverges is recorded and left out. Run it again to
 go on: a finished cell is never repeated, one that crashed is tried again. `rebuild=true` concludes and draws again from the
 table alone.
@@ -24,16 +24,18 @@ import torch
 from omegaconf import MISSING
 
 from components.sequences import TASKS
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError, check, instantiate
-from mdm.data import row_length
-from mdm.model import MaskedDiffusionModel
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import settings_of, write_results
-from mdm.study import Cell, claim, drawn, expand, measure_cells, read_table, run_cells, write_table
-from mdm.study_page import write_page
-from mdm.trial import Trial, attempt
-from mdm.trust import trust_saved
+from mdm.config.trust import trust_saved
+from mdm.data.settings import row_length
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.recipe import load_recipe, run_recipe
+from mdm.studies.grid import Cell, combinations, drawn
+from mdm.studies.page import write_page
+from mdm.studies.runs import settings_of, write_results
+from mdm.studies.table import claim, measure_cells, read_table, run_cells, write_table
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -159,7 +161,7 @@ def cells(cfg: Settings) -> list[Cell]:
     for name, group in cfg.groups.items():
         points = group.points + (drawn(group.search, group.draws) if group.search else [])
         grids = [{key: [value] for key, value in point.items()} for point in points] or [group.grid]
-        own = [cell for grid in grids for cell in expand(grid, group.seeds, name, group.set)]
+        own = [cell for grid in grids for cell in combinations(grid, group.seeds, name, group.set)]
         for budget in group.budgets:
             for cell in own:
                 tokens = round(budget / model_of(cfg, cell)[1])

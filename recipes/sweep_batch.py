@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
+from mdm.recipe import load_recipe, run_recipe
 from mdm.studies import batch as study
-from mdm.trial import Trial, attempt
+from mdm.studies.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "sweep_batch_cpu"
 

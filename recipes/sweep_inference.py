@@ -25,20 +25,22 @@ from tqdm import tqdm
 
 from components.data.bad import usable
 from components.data.digits import WORDS
+from components.metrics.quality import NGram, distinct, unigram_entropy
 from components.sequences import TASKS
-from mdm import sweep
-from mdm.checkpoint import load_model, model_folder
-from mdm.cli import run_recipe
 from mdm.config import UserError, at_least, check, instantiate
-from mdm.data import open_source
-from mdm.defaults import build_scale
-from mdm.generation import Generated, generate
+from mdm.data.pipeline import open_source
+from mdm.evaluation.judges import Judged, train_judge
+from mdm.generation.defaults import build_scale
+from mdm.generation.generate import Generated, generate
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.judges import Judged, train_judge
-from mdm.quality import NGram, distinct, unigram_entropy
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import write_csv
+from mdm.models.folder import load_model, model_folder
+from mdm.recipe import run_recipe
 from mdm.studies import inference as study
+from mdm.studies import inference_figures as figures
+from mdm.studies import inference_sweep as sweep
+from mdm.studies.grid import alternatives
+from mdm.studies.runs import write_csv
+from mdm.training.run import check_output_dir, output_folder
 
 CONFIG = "sweep_inference"
 
@@ -113,7 +115,7 @@ def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
     """Every single setting of a modality: where it stands in the config, and itself."""
     found = [("untuned", "", swept.untuned)]
     for part in ("one_per_step", "grid"):
-        found += [(part, f"[{i}]", one) for i, entry in enumerate(getattr(swept, part)) for one in sweep.expand(entry)]
+        found += [(part, f"[{i}]", one) for i, entry in enumerate(getattr(swept, part)) for one in alternatives(entry)]
     return found
 
 
@@ -123,9 +125,9 @@ def main(cfg: Settings) -> None:
     write_csv(folder / "cells.csv", [{**r, "setting": r["cell"]} for r in rows if r["part"] != "real"])
     for name, parts in study.cells(rows).items():
         every, own = [*parts["one_per_step"], *parts["grid"]], summary[name]
-        pareto = sweep.pareto_figure(every, own["one_per_step"], own["best"], name, cfg.samples)
+        pareto = figures.pareto_figure(every, own["one_per_step"], own["best"], name, cfg.samples)
         (folder / f"pareto_{name}.png").write_bytes(pareto)
-        effects = sweep.effects_figure(every, name)
+        effects = figures.effects_figure(every, name)
         if effects is not None:
             (folder / f"effects_{name}.png").write_bytes(effects)
     write_defaults(cfg, folder, summary)

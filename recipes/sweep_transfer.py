@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from omegaconf import MISSING
 
-from mdm.cli import load_recipe, run_recipe
 from mdm.config import UserError
-from mdm.report import figure_png
-from mdm.run import check_output_dir, output_folder
-from mdm.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
-from mdm.trial import Trial, attempt
+from mdm.pages.report import figure_png
+from mdm.recipe import load_recipe, run_recipe
+from mdm.studies.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "sweep_transfer_cpu"
 AXES = {  # axis -> the key that grows, and the key that holds its base

@@ -19,12 +19,12 @@ from typing import Any
 from omegaconf import MISSING
 from tqdm import tqdm
 
-from mdm.cli import run_recipe
 from mdm.config import UserError, at_least_one, check
-from mdm.data import corpus, open_source, tokenizers
-from mdm.processor import Processor
-from mdm.run import check_output_dir, output_folder
-from mdm.tokenizing import Planned, ShardWriter, ray_shards, record_of, stream_shards, write_index
+from mdm.data.pipeline import corpus, open_source, tokenizers
+from mdm.data.processor import Processor
+from mdm.data.tokenizing import Planned, ShardWriter, ray_shards, record_of, stream_shards, write_index
+from mdm.recipe import run_recipe
+from mdm.training.run import check_output_dir, output_folder
 
 CONFIG = "tokenize_data"
 

@@ -24,14 +24,15 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.sde import warmup_cosine
 from components.tokenizers.fsq import FLOOR_DB, FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
-from mdm.cli import run_recipe
 from mdm.config import UserError, at_least, at_least_one, check
-from mdm.data import open_source
+from mdm.data.pipeline import open_source
 from mdm.hardware import check_hardware, hardware
-from mdm.media import image_grid
-from mdm.report import figure_png
-from mdm.run import check_output_dir, in_place_of, output_folder
-from mdm.trial import Trial, attempt
+from mdm.pages.media import image_grid
+from mdm.pages.report import figure_png
+from mdm.recipe import run_recipe
+from mdm.training.reach import Trial
+from mdm.training.run import check_output_dir, in_place_of, output_folder
+from mdm.training.trial import attempt
 
 CONFIG = "train_tokenizer"
 

@@ -331,7 +331,7 @@ MUTATIONS = [
             "guidance: one half's rows for both",
             "torch.cat([rows, rows + len(self.prompt)])",
             "torch.cat([rows, rows])",
-            "mdm/test_generation.py",
+            "mdm/generation/test_generation.py",
         ),
     ),
     *of(
@@ -507,7 +507,7 @@ MUTATIONS = [
             "digits: the caption of the next one",
             "WORDS[label - after]",
             "WORDS[label - after - 1]",
-            "components/test_data.py mdm/test_judges.py",
+            "components/test_data.py mdm/evaluation/test_judges.py",
         ),
     ),
     *of(
@@ -560,13 +560,13 @@ MUTATIONS = [
     ),
     *of(
         "components/kv_cache.py",
-        "mdm/test_generation.py",
+        "mdm/generation/test_generation.py",
         ("cache: keys for values", "self.values[where] = values.transpose(1, 2)", "self.values[where] = keys.transpose(1, 2)"),
         ("cache: nothing new is kept", "self.keys[where] = keys.transpose(1, 2)", "pass"),
     ),
     *of(
         "components/blocks.py",
-        "mdm/test_model.py",
+        "mdm/models/test_model.py",
         ("attention is not scaled", "(q * q.shape[-1] ** -0.5)", "q"),
         ("attention: the mask is ignored", 'scores.masked_fill(~mask[:, None], float("-inf"))', "scores"),
         ("the residual multiplier of one branch", "mlp_scale=scale()", "mlp_scale=None"),
@@ -574,7 +574,7 @@ MUTATIONS = [
             "norms before the rotation are left out",
             "return self.norm(projected.unflatten(-1, (self.heads, -1))).flatten(-2)",
             "return projected",
-            "mdm/test_open_models.py",
+            "mdm/models/test_open_models.py",
         ),
         (
             "padding is seen",
@@ -585,7 +585,7 @@ MUTATIONS = [
     ),
     *of(
         "components/moe.py",
-        "mdm/test_open_models.py",
+        "mdm/models/test_open_models.py",
         (
             "moe: weights normalised again",
             "* chosen.flatten()[order, None]",
@@ -603,15 +603,15 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/model.py",
-        "mdm/test_model.py",
+        "mdm/models/transformer.py",
+        "mdm/models/test_model.py",
         ("causal: not where rows are packed", "mask = mask & mask.new_ones(mask.shape[-2:]).tril()", "pass"),
-        ("next position: not moved", "torch.cat([h[:, :1], h[:, :-1]], dim=1)", "h", "mdm/test_open_models.py"),
+        ("next position: not moved", "torch.cat([h[:, :1], h[:, :-1]], dim=1)", "h", "mdm/models/test_open_models.py"),
         (
             "next position: across documents",
             "return before if position is None else torch.where((position == 0)[..., None], h, before)",
             "return before",
-            "mdm/test_open_models.py",
+            "mdm/models/test_open_models.py",
         ),
         (
             "branches start as wide as all",
@@ -624,12 +624,12 @@ MUTATIONS = [
             "flops: all experts",
             "used = c.experts_per_token / c.num_experts if c.num_experts else 1.0",
             "used = 1.0",
-            "mdm/test_planner.py",
+            "mdm/training/test_planner.py",
         ),
     ),
     *of(
-        "mdm/optim.py",
-        "mdm/test_optim.py",
+        "mdm/training/optim.py",
+        "mdm/training/test_optim.py",
         ("ema: kappa is ignored", "1 - self.decay**kappa", "1 - self.decay"),
         ("ema: a swap does not come back", "self.average[name].copy_(held)", "pass"),
         (
@@ -644,8 +644,8 @@ MUTATIONS = [
         ("a warning where there are steps enough", "steps < critical_steps", "steps > critical_steps"),
     ),
     *of(
-        "mdm/run.py",
-        "mdm/test_history.py",
+        "mdm/training/history.py",
+        "mdm/training/test_history.py",
         ("history: the sum of the losses", "self.hw.sum(self.loss / self.steps)", "self.hw.sum(self.loss)"),
         ("history: the square of the sum", "self.squared_norm + norm**2", "(self.squared_norm + norm) ** 2"),
         (
@@ -661,8 +661,8 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/checkpoint.py",
-        "mdm/test_checkpoint.py",
+        "mdm/training/checkpoint.py",
+        "mdm/training/test_checkpoint.py",
         (
             "a partial checkpoint is chosen, killed in the first",
             'folder.glob("step_*") if (p / "state.json").is_file()',
@@ -672,16 +672,20 @@ MUTATIONS = [
         ("the random state is not restored", 'torch.set_rng_state(tensors["rng"])', "pass"),
         ("the moments are not saved", '"optimizer": whole["state"]', '"optimizer": {}'),
         ("the average is not saved", 'tensors["ema"] = ema.average', "pass"),
+    ),
+    *of(
+        "mdm/models/folder.py",
+        "mdm/training/test_checkpoint.py",
         (
             "a vocabulary of another meaning is taken",
             " not in (None, vocabulary.digest())",
             " in ()",
-            "mdm/test_model.py",
+            "mdm/models/test_model.py",
         ),
     ),
     *of(
-        "mdm/canvas.py",
-        "mdm/test_generation.py",
+        "mdm/generation/canvas.py",
+        "mdm/generation/test_generation.py",
         ("slots: those that are none fall on the last", "self.ids[local])[:, :-1]", "self.ids[local])[:, 1:]"),
         (
             "cache: refreshed a step late",
@@ -704,13 +708,13 @@ MUTATIONS = [
             "cache: the position itself predicts",
             "(positions - 1).clamp(min=0), positions]",
             "positions, positions]",
-            "mdm/test_open_models.py",
+            "mdm/models/test_open_models.py",
         ),
-        ("the mask is not the last id", "some[mask_id] = False", "pass", "mdm/test_generation.py"),
+        ("the mask is not the last id", "some[mask_id] = False", "pass", "mdm/generation/test_generation.py"),
     ),
     *of(
-        "mdm/generation.py",
-        "mdm/test_generation.py",
+        "mdm/generation/generate.py",
+        "mdm/generation/test_generation.py",
         ("an end may stand before what is given", "out |= generate & (batch.modality == modality) & (later > 0)", "pass"),
         ("forbidden ids are not", "allowed[..., list(forbid)] = False", "pass"),
         ("noise of the place in the batch", "index=range(start, start + len(prompt))", "index=range(len(prompt))"),
@@ -719,25 +723,25 @@ MUTATIONS = [
         ("ends are not filled up", "local_end(ids, vocabulary.end_id) if stop_at_end else None", "None"),
     ),
     *of(
-        "mdm/processor.py",
-        "mdm/test_model.py",
-        ("decoded to the last end", "ids[: int(ends[0])]", "ids[: int(ends[-1])]", "mdm/test_batches.py"),
+        "mdm/data/processor.py",
+        "mdm/models/test_model.py",
+        ("decoded to the last end", "ids[: int(ends[0])]", "ids[: int(ends[-1])]", "mdm/data/test_batches.py"),
         (
             "learned tokenizers run in bfloat16",
             "torch.autocast(device, enabled=False)(method)",
             "torch.autocast(device, enabled=False)(method) if False else method",
         ),
-        ("clips of any rate are taken", "rate != wanted", "False", "mdm/test_batches.py"),
+        ("clips of any rate are taken", "rate != wanted", "False", "mdm/data/test_batches.py"),
         (
             "a document has no end",
             "torch.tensor([self.vocabulary.end_id])",
             "torch.tensor([], dtype=torch.long)",
-            "mdm/test_batches.py",
+            "mdm/data/test_batches.py",
         ),
     ),
     *of(
-        "mdm/evaluation.py",
-        "mdm/test_evaluation.py",
+        "mdm/evaluation/nelbo.py",
+        "mdm/evaluation/test_evaluation.py",
         (
             "unigram bits over prompts and padding",
             "torch.cat([b.tokens[b.maskable] for b in batches])",
@@ -753,14 +757,13 @@ MUTATIONS = [
         ("bits over batches, not tokens", "sum(tokens for _, tokens in batches)", "len(batches)"),
     ),
     *of(
-        "mdm/judges.py",
-        "mdm/test_judges.py",
+        "mdm/evaluation/judges.py",
+        "mdm/evaluation/test_judges.py",
         (
             "a text of several words is the first's",
             "return found[0] if len(found) == 1 else -1",
             "return found[0] if found else -1",
         ),
-        ("mel bands of another scale", "2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)", "2595 * np.log10(1 + SAMPLE_RATE / 700)"),
         ("loudness is heard", "(mel - mel.mean(axis=0)).T", "mel.T"),
         (
             "halves of the held-out samples are one",
@@ -769,10 +772,19 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/open_models.py",
-        "mdm/test_open_models.py",
+        "components/metrics/mel.py",
+        "mdm/evaluation/test_judges.py",
+        ("mel bands of another scale", "2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)", "2595 * np.log10(1 + SAMPLE_RATE / 700)"),
+    ),
+    *of(
+        "mdm/models/open_models.py",
+        "mdm/models/test_open_models.py",
         ("rows of heads are not permuted", "else interleaved(value, entry.head_dim)", "else value"),
         ("keys are not permuted", '".q_proj." in ours or ".k_proj." in ours', '".q_proj." in ours'),
+    ),
+    *of(
+        "mdm/models/open_formats.py",
+        "mdm/models/test_open_models.py",
         (
             "dream predicts its own position",
             '"qkv_bias": True, "predicts_next": True}',
@@ -786,14 +798,14 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/adapters.py",
+        "mdm/models/adapters.py",
         "recipes/test_finetune.py::test_lora_starts_where_the_model_was_and_merges_to_the_same_outputs",
         ("lora starts with a change", "layer.lora_b.weight.zero_()", "layer.lora_b.weight.normal_()"),
         (
             "lora: A starts as wide as can be",
             ".mul_(weight.shape[1] ** -0.5)",
             "",
-            "mdm/test_lora_start.py",
+            "mdm/models/test_lora_start.py",
         ),
         (
             "lora: all is trained",
@@ -809,10 +821,10 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/quantization.py",
+        "mdm/models/quantization.py",
         "recipes/test_quantize.py",
         ("a packed tensor is not read", "part.copy_(left.pop(key))", "left.pop(key)"),
-        ("norms are rounded too", "            module.float()", "            pass", "mdm/test_memory.py"),
+        ("norms are rounded too", "            module.float()", "            pass", "mdm/models/test_memory.py"),
         (
             "scales are not counted",
             "return sum(part.numel() * part.element_size() for part in found)",
@@ -820,27 +832,39 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/data.py",
-        "mdm/test_batches.py",
+        "mdm/data/pipeline.py",
+        "mdm/data/test_batches.py",
+        ("padding of a row is no document", "whole_rows=not packed and batch.one_document_per_row", "whole_rows=not packed"),
+    ),
+    *of(
+        "mdm/data/settings.py",
+        "mdm/data/test_batches.py",
         ("the ramp stays at its first step", "self.ramp[max(begun)] if begun", "self.ramp[min(begun)] if begun"),
+    ),
+    *of(
+        "mdm/data/rows.py",
+        "mdm/data/test_batches.py",
         (
             "prompts are dropped the other way round",
             "rng.random() < self.prompt_dropout\n        return [self",
             "rng.random() >= self.prompt_dropout\n        return [self",
         ),
         ("tasks have equal shares", "p=shares / shares.sum()", "p=np.full(len(shares), 1 / len(shares))"),
-        ("padding of a row is no document", "whole_rows=not packed and batch.one_document_per_row", "whole_rows=not packed"),
+    ),
+    *of(
+        "mdm/data/validation.py",
+        "mdm/data/test_batches.py",
         ("validation counts the fill", "int(content(batch, processor.vocabulary.end_id).sum())", "int(batch.maskable.sum())"),
         (
             "validation: every batch has the same masks",
             "[[i] for i, _ in part]",
             "[[i - start] for i, _ in part]",
-            "mdm/test_batches.py",
+            "mdm/data/test_batches.py",
         ),
     ),
     *of(
-        "mdm/planner.py",
-        "mdm/test_planner.py",
+        "mdm/training/planner.py",
+        "mdm/training/test_planner.py",
         ("gradients are not sharded", "gradients=4 * parameters / count / gib", "gradients=4 * parameters / gib"),
         ("moments in 8 bits are one byte", '"int8": 2.0 * (1', '"int8": 1.0 * (1'),
         (
@@ -852,8 +876,8 @@ MUTATIONS = [
         ("recomputing costs nothing", '"full": 4 / 3}[checkpointing]', '"full": 1.0}[checkpointing]'),
     ),
     *of(
-        "mdm/quality.py",
-        "mdm/test_quality.py",
+        "components/metrics/quality.py",
+        "components/metrics/test_quality.py",
         ("frechet: the root once", "- 2 * root", "- root"),
         (
             "n-grams: one new word after every history",
@@ -865,8 +889,8 @@ MUTATIONS = [
         ("unigram entropy in nats", "return float(-(p * np.log2(p)).sum())", "return float(-(p * np.log(p)).sum())"),
     ),
     *of(
-        "mdm/scorers.py",
-        "mdm/test_scorers.py",
+        "components/metrics/scorers.py",
+        "components/metrics/test_scorers.py",
         ("words: upper case counts", "text.lower()", "text"),
         ("words: said and heard swapped", "float(word_error_rate(heard, said))", "float(word_error_rate(said, heard))"),
         ("speakers are heard at the clip's rate", "self.extract(resample(clip, sample_rate, self.RATE),", "self.extract(clip,"),
@@ -874,15 +898,15 @@ MUTATIONS = [
         ("fid: real for generated", "((given, True), (made, False))", "((given, True), (given, False))"),
     ),
     *of(
-        "mdm/harness.py",
+        "mdm/evaluation/harness.py",
         "recipes/test_harness.py",
         ("harness: the context is scored", "scored[scored.nonzero()[: len(context), 0]] = False", "pass"),
         ("harness: the bound as it is", "return -float(bound.nats)", "return float(bound.nats)"),
         ("harness: the beginning of a long context", "return ids[lost:]", "return ids[: len(ids) - lost]"),
     ),
     *of(
-        "mdm/editing.py",
-        "mdm/test_generation.py",
+        "mdm/generation/editing.py",
+        "mdm/generation/test_generation.py",
         (
             "a patch that is only touched stays",
             "(edge < high) & (edge + patch > low)",
@@ -901,8 +925,8 @@ MUTATIONS = [
         ("fit: the corner, not the middle", "(image.width - side) // 2, (image.height - side) // 2", "0, 0"),
     ),
     *of(
-        "mdm/trust.py",
-        "mdm/test_trust.py",
+        "mdm/config/trust.py",
+        "mdm/config/test_trust.py",
         ("trust: nothing is refused", "if not trust:\n", "if False:\n"),
         (
             "trust: what the run before named stays trusted",
@@ -917,39 +941,39 @@ MUTATIONS = [
         ("trust: random weights of any size", '_has_file(out["_component_"]):', "False:"),
     ),
     *of(
-        "mdm/names.py",
-        "mdm/test_trust.py",
+        "mdm/config/names.py",
+        "mdm/config/test_trust.py",
         ("names: what is there is taken for moved", "if last in NAMES and not _exists(name):", "if last in NAMES:"),
         ("names: another's of our name", "if name.startswith(OURS) and name", "if name"),
     ),
     *of(
         "components/files.py",
-        "mdm/test_trust.py",
+        "mdm/config/test_trust.py",
         ("files: drives", "windows.drive or ", ""),
         ("files: upwards", '".." in windows.parts or ', ""),
         ("files: links of a page lead out", "if not path.resolve().is_relative_to(Path(folder).resolve()):", "if False:"),
     ),
     *of(
-        "mdm/config.py",
-        "mdm/test_trust.py",
-        ("config: words are YAML", "if _say(said, key, typed):", "if False:", "mdm/test_config.py"),
-        ("config: text is YAML", "elif _holds_text(config, key, stood) and", "elif False and", "mdm/test_config.py"),
+        "mdm/config/settings.py",
+        "mdm/config/test_trust.py",
+        ("config: words are YAML", "if _say(said, key, typed):", "if False:", "mdm/config/test_config.py"),
+        ("config: text is YAML", "elif _holds_text(config, key, stood) and", "elif False and", "mdm/config/test_config.py"),
         (
             "config: a whole node is merged",
             'if value is None or not value or "_component_" in value:',
             "if value is None or not value:",
-            "mdm/test_config.py",
+            "mdm/config/test_config.py",
         ),
     ),
     *of(
-        "mdm/processor.py",
-        "mdm/test_trust.py",
+        "mdm/data/processor.py",
+        "mdm/config/test_trust.py",
         ("processor: other codebooks than the vocabulary's", "if sizes != tuple(tokenizer.codebooks):", "if False:"),
         ("processor: a part of an image", "if length != whole:", "if False:"),
     ),
     *of(
-        "mdm/checkpoint.py",
-        "mdm/test_trust.py",
+        "mdm/models/folder.py",
+        "mdm/config/test_trust.py",
         (
             "checkpoint: config.json imports",
             'if isinstance(value, (dict, list)):\n            raise UserError(f"checkpoint',
@@ -959,18 +983,18 @@ MUTATIONS = [
     ),
     *of(
         "components/data/shards.py",
-        "mdm/test_trust.py",
+        "mdm/config/test_trust.py",
         ("shards: an index of any length", 'if not 0 <= shard["count"] <= shard["bytes"]:', "if False:"),
         ("shards: codes too large", " | (found >= sizes)", ""),
     ),
     *of(
         "components/vocabulary.py",
-        "mdm/test_trust.py",
+        "mdm/config/test_trust.py",
         ("vocabulary: ranges overlap", "if r.start < stop or r.size < 1:", "if r.size < 1:"),
     ),
     *of(
-        "mdm/defaults.py",
-        "mdm/test_trust.py",
+        "mdm/generation/defaults.py",
+        "mdm/config/test_trust.py",
         (
             "defaults: samplers of strangers",
             'check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)',

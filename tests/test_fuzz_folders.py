@@ -14,11 +14,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mdm.checkpoint import load_model
 from mdm.config import UserError
-from mdm.open_models import FORMATS
-from tests.mdm.test_open_models import CONFIGS, write
-from tests.mdm.test_weights import ours, sharded
+from mdm.models.folder import load_model
+from mdm.models.open_formats import FORMATS
+from tests.mdm.models.test_open_models import CONFIGS, write
+from tests.mdm.models.test_weights import ours, sharded
 
 TIMES = int(os.environ.get("MDM_FUZZ", "1"))
 TOKENS = torch.randint(0, 50, (1, 6), generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import JsonTokenizer, TextTokenizer
 from mdm.config import UserError
-from mdm.prompts import read_jsonl
+from mdm.generation.prompts import read_jsonl
 
 TIMES = int(os.environ.get("MDM_FUZZ", "1"))
 TEXT = TextTokenizer.train(["a handwritten seven, a spoken six"], 260)

@@ -27,6 +27,91 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+WINGS = [
+    "config",
+    "hardware",
+    "data",
+    "models",
+    "training",
+    "generation",
+    "pages",
+    "evaluation",
+    "studies",
+    "hub",
+    "recipe",
+    "cli",
+]
+"""The rooms of mdm/, from the ground up: an arrow goes down, or stays inside."""
+
+
+def named_modules(file: Path) -> set[str]:
+    """Every module that a file imports; relative imports, and names that `mdm` hands on, are resolved to where they lead."""
+    package = file.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])] if node.level else [node.module]
+            home = ".".join(base)
+            found |= {sys.modules["mdm"]._HOMES.get(a.name, f"mdm.{a.name}") if home == "mdm" else home for a in node.names}
+    return found
+
+
+def wing(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "mdm" and len(parts) > 1 else None
+
+
+def upward(root: Path) -> list[str]:
+    """The arrows of mdm/ that go up."""
+    wrong = []
+    for file in sorted((root / "mdm").rglob("*.py")):
+        own = wing(".".join(file.relative_to(root).with_suffix("").parts))
+        if own == "__init__" or "_recipes" in file.parts or "_benchmarks" in file.parts:
+            continue
+        for other in filter(None, map(wing, named_modules(file))):
+            assert other in WINGS, f"{file} imports mdm.{other}, which is no room"
+            if WINGS.index(other) > WINGS.index(own):
+                wrong.append(f"{file.relative_to(root)} imports mdm.{other}")
+    return wrong
+
+
+def test_inside_mdm_arrows_go_down():
+    assert not upward(ROOT)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from mdm import load_model", "from ..models import folder", "from mdm.models.folder import load_model", "import mdm.cli"],
+)
+def test_an_arrow_that_goes_up_is_seen_however_it_is_written(tmp_path, monkeypatch, line):
+    (tmp_path / "mdm" / "data").mkdir(parents=True)
+    (tmp_path / "mdm" / "data" / "rows.py").write_text(f"def late():\n    {line}\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert len(upward(tmp_path)) == 1
+
+
+def test_rooms_have_few_files_and_files_one_idea():
+    here = [f for f in (ROOT / "mdm").iterdir() if f.is_file()]
+    assert len(here) <= 6, here
+    for room in {f.parent for f in (ROOT / "mdm").rglob("*.py")} | {f.parent for f in (ROOT / "components").rglob("*.py")}:
+        files = [f for f in room.iterdir() if f.is_file() and f.name not in ("__init__.py", "py.typed")]
+        assert room.name == "components" or len(files) <= 14, f"{room}: {len(files)} files"
+    long = [f for top in ("mdm",) for f in (ROOT / top).rglob("*.py") if len(f.read_text().splitlines()) > 320]
+    assert not long
+
+
+def test_import_mdm_is_quick_and_takes_no_torch_and_names_what_people_import():
+    code = (
+        "import os; os.environ.pop('MDM_TYPECHECK', None)\nimport sys, time; began = time.perf_counter(); import mdm\n"
+        "assert 'torch' not in sys.modules and time.perf_counter() - began < 0.3\n"
+        "assert set(mdm.__all__) <= set(dir(mdm)) and all(getattr(mdm, name) is not None for name in mdm.__all__)\n"
+        "import torch; began = time.perf_counter(); import components.samplers; assert time.perf_counter() - began < 2"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def modules() -> list[str]:
     files = sorted((ROOT / "components").rglob("*.py"))
     return [str(f.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__") for f in files]

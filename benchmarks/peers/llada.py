@@ -24,14 +24,15 @@ from components.samplers import Blocks, Confidence
 from components.sequences import collate
 from components.types import Batch, NoisyBatch
 from components.vocabulary import Vocabulary
-from mdm.checkpoint import load_model
-from mdm.data import LossSettings, MicroBatch, micro_batch
-from mdm.editing import Edit
-from mdm.evaluation import forward_loss
-from mdm.generation import generate
+from mdm.data.pipeline import MicroBatch, micro_batch
+from mdm.data.processor import Processor
+from mdm.data.settings import LossSettings
+from mdm.evaluation.nelbo import forward_loss
+from mdm.generation.editing import Edit
+from mdm.generation.generate import generate
 from mdm.hardware import Hardware
-from mdm.model import MaskedDiffusionModel
-from mdm.processor import Processor
+from mdm.models.folder import load_model
+from mdm.models.transformer import MaskedDiffusionModel
 
 
 def sampling(p: dict[str, Any], folder: Path, device: torch.device) -> Suite:

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from components.data.bad import MACHINE, BadSample
+from components.resampling import resample
 
 BACKGROUND = 255
 """What shows through a transparent pixel: white, as in a viewer."""
@@ -291,16 +292,6 @@ def waveform(raw: Any, name: str = "audio") -> np.ndarray:
     if peak > MAX_PEAK:
         raise BadSample(name, f"it peaks at {peak:.4g}, and a float waveform is in [-1, 1]; integers keep their dtype")
     return array
-
-
-def resample(audio: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """Polyphase resampling (SciPy) from `rate` to `to` Hz."""
-    if rate == to:
-        return audio.astype(np.float32)
-    from scipy.signal import resample_poly
-
-    divisor = int(np.gcd(rate, to))
-    return resample_poly(audio, to // divisor, rate // divisor).astype(np.float32)
 
 
 def _name(source: Any, kind: str) -> str:

@@ -5,7 +5,7 @@
       shard_00000.safetensors     for each modality: codes (one after the other), offsets [count + 1], present [count]
       processor.json, ...         the tokenizers
 
-A sample of a shard holds codes where the source's holds raw parts; `mdm.processor.Processor` takes either.
+A sample of a shard holds codes where the source's holds raw parts; `mdm.data.processor.Processor` takes either.
 """
 
 from __future__ import annotations

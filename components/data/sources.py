@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from components.data.bad import BadSample, Refused, name_of
-from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, resample, waveform
+from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, waveform
+from components.resampling import resample
 from components.templates import fill
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from components.data.digits import WORDS
-from components.data.reading import resample
+from components.resampling import resample
 
 SAMPLE_RATE = 8000
 VOICES = {  # espeak's American voice in its variants; variants of one name stay in one split

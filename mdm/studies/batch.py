@@ -15,8 +15,8 @@ import numpy as np
 
 from components.critical_batch import CriticalBatch, critical_batch, gradient_noise_scale
 from mdm.config import UserError
-from mdm.report import figure_png
-from mdm.runs import best_rate
+from mdm.pages.report import figure_png
+from mdm.studies.runs import best_rate
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mdm import sweep
 from mdm.config import UserError
-from mdm.report import figure_png
+from mdm.pages.report import figure_png
+from mdm.studies import inference_sweep as sweep
+from mdm.studies.inference_figures import pareto
 
 Rows = Sequence[Mapping[str, Any]]
 FIGURES = ("forwards", "accuracy", "frechet", "frechet_of_halves", "distinct", "ngram_bits", "entropy_bits")
@@ -78,7 +79,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     known = cells(rows)
     for row, (name, s) in zip(axes, summary.items(), strict=True):
         every = [*known[name]["one_per_step"], *known[name]["grid"]]
-        sweep.pareto(row, every, s["one_per_step"], s["best"], min(r["samples"] for r in rows if r["group"] == name))
+        pareto(row, every, s["one_per_step"], s["best"], min(r["samples"] for r in rows if r["group"] == name))
         row[0].set_title(name, loc="left")
     figure.tight_layout()
     return figure_png(figure)

@@ -10,13 +10,13 @@ from typing import Any
 from components.data.digits import WORDS
 from components.gradient_variance import GradientVariance
 from components.samplers import FirstHitting
-from mdm.checkpoint import load_model
-from mdm.data import maskers, next_step, open_source, streams, training_loader
-from mdm.evaluation import forward_loss
-from mdm.generation import generate
+from mdm.data.pipeline import maskers, next_step, open_source, streams, training_loader
+from mdm.evaluation.judges import ImageJudge, Judged, coded
+from mdm.evaluation.nelbo import forward_loss
+from mdm.generation.generate import generate
 from mdm.hardware import hardware
-from mdm.judges import ImageJudge, Judged, coded
-from mdm.media import save_outputs
+from mdm.models.folder import load_model
+from mdm.pages.media import save_outputs
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mdm.config import UserError
-from mdm.report import figure_png
+from mdm.pages.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
 TASKS = {"digits": "bits/text_to_image", "speech": "bits/text_to_speech", "text": "bits/text"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from components.scaling import NAMES, PAPER, Fit, ScalingLaw, fit, iso_flop
 from mdm.config import UserError
-from mdm.report import figure_png
+from mdm.pages.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
 BASELINE = ("masked", "autoregressive")  # groups of equal size and tokens

@@ -12,7 +12,7 @@ import numpy as np
 from components.maskers import BernoulliMasker
 from components.types import Batch, NoisyBatch
 from mdm.config import UserError
-from mdm.report import figure_png
+from mdm.pages.report import figure_png
 
 Rows = Sequence[Mapping[str, Any]]
 MEASURED = ("loss", "accuracy", "frechet", "distinct")  # and the loss of each task of a mixture

@@ -18,7 +18,7 @@ from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, hugging_face
 from components.data.speech import VOICES
 from components.sequences import task_sequence
-from mdm.media import write_wav
+from mdm.pages.media import write_wav
 
 
 def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_size=12):

@@ -8,8 +8,8 @@ from torch import nn
 
 from components.coordinate_check import coordinate_check
 from components.parameterization import CompleteP, initialize, param_groups, roles
-from mdm import builders
-from mdm.model import RULES
+from mdm.models import builders
+from mdm.models.transformer import RULES
 
 TABLE = {  # m_N = 4, m_L = 8, alpha = 0.5: init, lr, eps, weight decay
     "embedding": (1, 1, 1 / 4, 1),

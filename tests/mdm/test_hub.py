@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from mdm.checkpoint import load_model
 from mdm.config import UserError
 from mdm.hub import model_card, push
+from mdm.models.folder import load_model
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 CONFIG = """
 output_dir: {output_dir}
-model: {{_component_: mdm.builders.nano, max_length: 64, width: 32, num_layers: 2, num_heads: 2}}
+model: {{_component_: mdm.models.builders.nano, max_length: 64, width: 32, num_layers: 2, num_heads: 2}}
 tokenizers:
   text: {{_component_: components.tokenizers.text.TextTokenizer.train, vocab_size: 300}}
   image: {{_component_: components.tokenizers.image.GreyPatchTokenizer, size: 8, patch: 2, levels: 3}}
@@ -70,15 +70,15 @@ def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options)
 
 def _here(words, cwd):
     """The command in this process; what it changes of the process is put back."""
-    from mdm import cli
+    from mdm import cli, recipe
 
     def leave(code):
         raise SystemExit(code)
 
     out, err, code = io.StringIO(), io.StringIO(), 0
-    before, known = (Path.cwd(), sys.argv, list(sys.path), cli.leave), set(sys.modules)
+    before, known = (Path.cwd(), sys.argv, list(sys.path), recipe.leave), set(sys.modules)
     os.chdir(cwd)
-    sys.argv, cli.leave = ["mdm", *words], leave
+    sys.argv, recipe.leave = ["mdm", *words], leave
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
@@ -86,7 +86,7 @@ def _here(words, cwd):
         code = exit_.code or 0
     finally:
         os.chdir(before[0])
-        sys.argv, sys.path[:], cli.leave = before[1:]
+        sys.argv, sys.path[:], recipe.leave = before[1:]
         for name in set(sys.modules) - known:  # a user's own files
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(cwd)) and cwd != ROOT:
                 del sys.modules[name]
@@ -96,7 +96,7 @@ def _here(words, cwd):
 @pytest.fixture
 def runs_in_process(monkeypatch):
     """The runs of a sweep or study one after the other in this process, in place of a process each; use workers=1."""
-    from mdm import runs
+    from mdm.studies import runs
 
     class Here:
         STDOUT = subprocess.STDOUT
@@ -112,8 +112,8 @@ def runs_in_process(monkeypatch):
 
 def in_process(recipe, config, *overrides):
     """A recipe in this process, as the command would run it: for mistakes, which are found early."""
-    from mdm.cli import load_recipe
     from mdm.config import load
+    from mdm.recipe import load_recipe
 
     module = load_recipe(recipe)
     cfg = load(module.Settings, config, [str(o) for o in overrides])
@@ -134,10 +134,10 @@ def untrained(tmp_path_factory):
     from components.tokenizers.audio import Codec2Tokenizer
     from components.tokenizers.image import GreyPatchTokenizer
     from components.tokenizers.text import TextTokenizer
-    from mdm import builders
-    from mdm.checkpoint import export
+    from mdm.data.processor import Processor
     from mdm.hardware import Hardware
-    from mdm.processor import Processor
+    from mdm.models import builders
+    from mdm.models.folder import export
 
     folder = tmp_path_factory.mktemp("untrained")
     text = TextTokenizer.train(["a handwritten seven", "a spoken nine", "The value of the statement is"] * 20, vocab_size=300)

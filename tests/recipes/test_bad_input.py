@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from mdm import checkpoint
 from mdm.config import UserError
+from mdm.training import checkpoint
 
 BAD = {
     "unknown key": (["lerning_rate=1"], "unknown key 'lerning_rate'"),
     "unknown nested key": (["optimizer.learning_rate=1"], "unknown key 'optimizer.learning_rate'"),
     "unknown key of a component": (["model.num_layer=2"], "unknown key 'model.num_layer' (did you mean 'num_layers'?)"),
-    "unknown component": (["model._component_=mdm.builders.huge"], "unknown component 'mdm.builders.huge'"),
+    "unknown component": (["model._component_=mdm.models.builders.huge"], "unknown component 'mdm.models.builders.huge'"),
     "wrong type": (["tokens=many"], "tokens: Value 'many' of type 'str' could not be converted to Integer"),
     "wrong type in a component": (["model.width=wide"], "model.width must be int, got 'wide'"),
     "nan": (["optimizer.lr=.nan"], "optimizer.lr: nan is no value"),
@@ -47,7 +47,7 @@ BAD = {
     "batch of a ramp": (["batch.ramp={0.5: 20}"], "batch.ramp.0.5 = 20 must be a multiple of batch.micro = 6"),
     "warm-up longer than the horizon": (["optimizer.warmup=1.5"], "optimizer.warmup must be in [0, 0.25] of the horizon"),
     "alpha": (["parameterization.alpha=0.3"], "parameterization: CompleteP: alpha must be in [0.5, 1], got 0.3"),
-    "head size": (["model={_component_: mdm.builders.small, width: 192}"], "model.width 192 is not a multiple of 128"),
+    "head size": (["model={_component_: mdm.models.builders.small, width: 192}"], "model.width 192 is not a multiple of 128"),
     "caption longer than its canvas": (
         ["canvas.text=2"],
         "tokens does not fit canvas.text = 2",

@@ -17,21 +17,21 @@ scored:
   captions: null
   geneval:
     task: text_to_image
-    test: {{_component_: mdm.geneval.prompts, path: {prompts}}}
+    test: {{_component_: components.metrics.geneval.prompts, path: {prompts}}}
     scorers:
-      geneval: {{_component_: mdm.geneval.GenEval, colours: null, detector: {{_component_: {detector}}}}}
+      geneval: {{_component_: components.metrics.geneval.GenEval, colours: null, detector: {{_component_: {detector}}}}}
   transcripts: null
   recognition:
     task: image_to_text
     test: {{_component_: components.data.digits.digits, split: test}}
     scorers:
-      words: {{_component_: mdm.scorers.WordErrors}}
+      words: {{_component_: components.metrics.scorers.WordErrors}}
 """
 
 
 def everything():
     """A detector that finds each class that is asked for, once, in every image."""
-    from mdm.geneval import Found
+    from components.metrics.geneval import Found
 
     return lambda images, classes: [[Found(c, 1.0, (0, 0, 4, 4)) for c in classes] for _ in images]
 
@@ -93,7 +93,7 @@ def test_scorers_samples_and_a_page_that_compares(scored, untrained, tmp_path, c
             "scored.recognition.scorers.words: it looks at text, and the task generates audio",
         ),
         (
-            "scored.recognition.scorers.words={_component_: mdm.scorers.ClipScore, model: /absent}",
+            "scored.recognition.scorers.words={_component_: components.metrics.scorers.ClipScore, model: /absent}",
             "model '/absent' cannot be loaded",
         ),
         (

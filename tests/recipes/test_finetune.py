@@ -8,11 +8,11 @@ import safetensors.torch
 import torch
 from torch.testing import assert_close
 
-from mdm import builders
-from mdm.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
-from mdm.checkpoint import load_model
 from mdm.config import UserError, read_yaml
-from mdm.run import read_history
+from mdm.models import builders
+from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
+from mdm.models.folder import load_model
+from mdm.training.history import read_history
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
 FINETUNE = """
@@ -33,7 +33,7 @@ compile: "false"
 log_every_steps: 1
 judged:
   image:
-    judge: {_component_: mdm.judges.ImageJudge, samples: {_component_: components.data.digits.digits, split: judge}}
+    judge: {_component_: mdm.evaluation.judges.ImageJudge, samples: {_component_: components.data.digits.digits, split: judge}}
     test: {_component_: components.data.digits.digits, split: test}
     caption: a handwritten {}
     write: text_to_image
@@ -90,7 +90,7 @@ def test_finetuning_writes_a_model_and_what_it_could_do_before_and_after(base, r
 def test_a_finetuning_resumes_bit_exactly(base, run, tmp_path):
     import shutil
 
-    from mdm.checkpoint import complete
+    from mdm.training.checkpoint import complete
 
     settings = ["checkpoint_every_tokens=1000", "judged=null", "crossed=null"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -107,7 +107,7 @@ def test_what_a_base_could_do_is_not_taken_from_a_run_that_kept_nothing(tmp_path
     """Its before.json may be of another checkpoint."""
     from types import SimpleNamespace
 
-    from mdm.cli import load_recipe
+    from mdm.recipe import load_recipe
 
     (tmp_path / "before.json").write_text('{"a": 1.0}')
     score = load_recipe("finetune").score_base
@@ -231,7 +231,7 @@ def test_lora_of_an_unknown_parameter_is_an_error():
 
 
 def test_an_open_model_learns_to_respond_and_only_responses_are_masked(run, tmp_path):
-    from tests.mdm.test_open_models import LLADA, write
+    from tests.mdm.models.test_open_models import LLADA, write
 
     write(tmp_path / "open", LLADA)
     chat = [{"ask": f"w1 w{i}", "say": f"w{i} w{i}"} for i in range(2, 8)]

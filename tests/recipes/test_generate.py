@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from components.sequences import TASKS
-from mdm.checkpoint import load_model
-from mdm.cli import load_recipe
 from mdm.config import UserError, find_config, load
-from mdm.editing import infill
-from mdm.generation import generate
-from mdm.media import write_wav
+from mdm.generation.editing import infill
+from mdm.generation.generate import generate
+from mdm.models.folder import load_model
+from mdm.pages.media import write_wav
+from mdm.recipe import load_recipe
 
 TEXTS = {"text": "a seven"}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from components.likelihood import nelbo, ordered
-from mdm.checkpoint import load_model
 from mdm.config import UserError
+from mdm.models.folder import load_model
 from tests.recipes.conftest import in_process
 
 pytest.importorskip("lm_eval", reason="the eval extra is not installed")
@@ -77,7 +77,7 @@ def test_a_task_runs_end_to_end(untrained, tasks, tmp_path, capsys):
 @pytest.fixture
 def seen(untrained):
     """A model of 125 tokens of text."""
-    from mdm.harness import HarnessModel
+    from mdm.evaluation.harness import HarnessModel
 
     model, processor = load_model(untrained)
     own = HarnessModel(model, processor, draws=2)
@@ -126,7 +126,7 @@ def test_a_prompt_goes_before_the_room_of_its_answer(seen, asked, prompt, wanted
 
 
 def test_our_own_default_length_leaves_the_prompt_whole(untrained):
-    from mdm.harness import HarnessModel
+    from mdm.evaluation.harness import HarnessModel
 
     own = HarnessModel(*load_model(untrained), draws=2, max_tokens=500)
     ids = own.tok_encode("a spoken nine")
@@ -191,7 +191,7 @@ def test_a_continuation_that_is_merged_into_its_context_is_certain(seen, monkeyp
     ],
 )
 def test_the_keys_of_the_harness_mean_what_they_mean_there(options, length, temperature):
-    from mdm.harness import Asked
+    from mdm.evaluation.harness import Asked
 
     found = Asked.of(options, 64, prompt=10)
     assert (found.length, found.temperature, found.until, found.unknown) == (length, temperature, [], {})
@@ -222,8 +222,8 @@ def chatty(tmp_path):
     """An open model whose tokenizer has control tokens and a chat template."""
     from tokenizers import Tokenizer
 
-    from mdm.harness import HarnessModel
-    from tests.mdm.test_open_models import LLADA, write
+    from mdm.evaluation.harness import HarnessModel
+    from tests.mdm.models.test_open_models import LLADA, write
 
     write(tmp_path, LLADA)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -274,7 +274,7 @@ def test_a_model_without_a_chat_template_says_so(seen):
 def test_the_harness_sees_our_likelihood(untrained, likelihood):
     from lm_eval.api.instance import Instance
 
-    from mdm.harness import HarnessModel
+    from mdm.evaluation.harness import HarnessModel
 
     model, processor = load_model(untrained)
     seen = HarnessModel(model, processor, likelihood, draws=8)
@@ -299,7 +299,7 @@ def test_the_harness_sees_our_likelihood(untrained, likelihood):
 def test_greedy_is_what_decoding_gives(untrained):
     from lm_eval.api.instance import Instance
 
-    from mdm.harness import HarnessModel
+    from mdm.evaluation.harness import HarnessModel
 
     model, processor = load_model(untrained)
     seen = HarnessModel(model, processor, draws=2)

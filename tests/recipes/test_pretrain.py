@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch.testing import assert_close
 
-from mdm.checkpoint import complete
-from mdm.run import read_history
+from mdm.training.checkpoint import complete
+from mdm.training.history import read_history
 from tests.recipes.conftest import ROOT
 
 

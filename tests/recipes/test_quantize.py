@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mdm import builders
-from mdm.checkpoint import load_model
 from mdm.config import UserError
-from mdm.quantization import SCHEMES, dequantize, flattened, in_dtype, load_quantized, num_bytes, quantize, weights
+from mdm.models import builders
+from mdm.models.folder import load_model
+from mdm.models.quantization import SCHEMES, dequantize, flattened, in_dtype, load_quantized, num_bytes, quantize, weights
 
 ON_CPU = [scheme for scheme in SCHEMES if scheme != "float8_dynamic"]
 
@@ -92,7 +92,7 @@ def mixture(scheme, folder):
     import contextlib
     import io
 
-    from tests.mdm.test_weights import ours
+    from tests.mdm.models.test_weights import ours
     from tests.recipes.conftest import in_process
 
     whole = ours(folder / "whole" / "model", num_experts=5, experts_per_token=2, ffn_width=64)

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from mdm.cli import load_recipe, split_launcher
+from mdm.cli import split_launcher
 from mdm.config import UserError, find_config, load
+from mdm.recipe import load_recipe
 
 ACCURACIES = ("text_to_image", "text_to_speech", "image_to_text", "speech_to_text", "image_judge", "speech_judge")
 OTHERS = ("text_bits_per_token", "text_unigram_bits_per_token", "tokens_per_second", "seconds")

@@ -11,13 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from mdm.checkpoint import complete
-from mdm.cli import exit_on_user_error
 from mdm.config import UserError
+from mdm.data.processor import Processor
 from mdm.hardware import Hardware
-from mdm.processor import Processor
-from mdm.run import read_history
-from mdm.stopping import Stopped, StopRequest
+from mdm.recipe import exit_on_user_error
+from mdm.training.checkpoint import complete
+from mdm.training.history import read_history
+from mdm.training.stopping import Stopped, StopRequest
 from tests.recipes.test_bad_input import one_line_of_many
 
 ALONE = Hardware(torch.device("cpu"), 0, 1, False)
@@ -111,7 +111,7 @@ def test_an_interruption_promises_only_what_the_recipe_does(capsys, monkeypatch)
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr("mdm.cli.leave", leave)
+    monkeypatch.setattr("mdm.recipe.leave", leave)
     for more in ({}, {"again": "writes the shards that are missing"}):
         with pytest.raises(SystemExit, match="130"):
             exit_on_user_error(interrupted, **more)
@@ -134,7 +134,7 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr("mdm.cli.leave", leave)
+    monkeypatch.setattr("mdm.recipe.leave", leave)
     monkeypatch.setattr("sys.stdout", Gone())
     with pytest.raises(SystemExit, match="141"):
         exit_on_user_error(lambda: None)
@@ -143,7 +143,7 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb", buffering=0) as raw, monkeypatch.context() as unbuffered:  # as with PYTHONUNBUFFERED=1
-        unbuffered.setattr("mdm.cli.leave", leave)
+        unbuffered.setattr("mdm.recipe.leave", leave)
         unbuffered.setattr("sys.stdout", io.TextIOWrapper(raw, write_through=True))
         with pytest.raises(SystemExit, match="141"):
             exit_on_user_error(lambda: print("a line"))
@@ -151,7 +151,7 @@ def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
     read, write = os.pipe()
     os.close(read)
     unbuffered = io.TextIOWrapper(os.fdopen(write, "wb", 0), write_through=True)  # PYTHONUNBUFFERED: nothing is left to flush
-    monkeypatch.setattr("mdm.cli.leave", leave)
+    monkeypatch.setattr("mdm.recipe.leave", leave)
     monkeypatch.setattr("sys.stdout", unbuffered)
     with pytest.raises(SystemExit, match="141"):
         exit_on_user_error(lambda: print("a recipe"))
@@ -228,7 +228,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_last_whole_one_taken(whole
 def test_a_checkpoint_is_not_damaged_where_its_reading_is_interrupted(tmp_path, monkeypatch, error):
     from torch.distributed.checkpoint import FileSystemReader
 
-    from mdm import checkpoint
+    from mdm.training import checkpoint
 
     def fails(*arguments):
         raise error
@@ -279,7 +279,7 @@ def test_a_stopped_run_of_a_sweep_is_no_crash(tmp_path, monkeypatch):
     """It keeps its checkpoint and has no outcome: the next start goes on with it."""
     from types import SimpleNamespace
 
-    from mdm import runs
+    from mdm.studies import runs
 
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     for code in (130, 143, -signal.SIGINT, -signal.SIGTERM):

@@ -9,15 +9,16 @@ import threading
 import numpy as np
 import pytest
 
-import mdm.runs
+import mdm.studies.runs
 from components.maskers import BernoulliMasker
 from components.scaling import ScalingLaw
 from components.tokenizers.image import GreyPatchTokenizer
-from mdm.cli import load_recipe
 from mdm.config import UserError, find_config
+from mdm.recipe import load_recipe
 from mdm.studies import mixing, scaling, schedules
+from mdm.studies.grid import combinations, drawn
 from mdm.studies.measures import TrainingGradient
-from mdm.study import drawn, expand, read_table, write_table
+from mdm.studies.table import read_table, write_table
 from tests.recipes.conftest import in_process
 from tests.recipes.conftest import mdm as mdm_command
 
@@ -146,13 +147,13 @@ def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtu
 
 
 def test_cells_are_every_combination_with_every_seed():
-    cells = expand({"model.width": [32, 64], "masker": [{"_component_": "a.B"}]}, [0, 1], "g", {"tokens": 5})
+    cells = combinations({"model.width": [32, 64], "masker": [{"_component_": "a.B"}]}, [0, 1], "g", {"tokens": 5})
     assert [c.name for c in cells][:2] == ["g_width32_maskerB_seed0", "g_width32_maskerB_seed1"]
     assert cells[-1].changes == {"tokens": 5, "model.width": 64, "masker": {"_component_": "a.B"}, "seed": 1}
     with pytest.raises(UserError, match="grid: it is empty"):
-        expand({}, [0])
+        combinations({}, [0])
     with pytest.raises(UserError, match=r"grid\.tokens: a list of values, got \[\]"):
-        expand({"tokens": []}, [0])
+        combinations({"tokens": []}, [0])
 
 
 TO_LINEAR = ["groups.cosine.set={masker.schedule._component_: components.schedules.Linear}"]
@@ -305,7 +306,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     assert (out / "figure.png").stat().st_size > 5000
     for name in list((out / "runs").glob("cosine*.json")):  # this one is run again, and breaks
         name.unlink()
-    monkeypatch.setattr(mdm.runs.sys, "executable", "/bin/false")
+    monkeypatch.setattr(mdm.studies.runs.sys, "executable", "/bin/false")
     in_process("study", config, f"output_dir={out}", *TINY)
     assert [r["status"] for r in read_table(out / "runs.parquet")] == ["finished", "crashed"]
     assert json.loads((out / "summary.json").read_text())["left_out"] == [rows[1]["cell"]]
@@ -362,10 +363,10 @@ def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path, monkeypat
             began.set()
             return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(mdm.runs, "subprocess", Recorded)
+    monkeypatch.setattr(mdm.studies.runs, "subprocess", Recorded)
     with (tmp_path / "cell.lock").open("w") as orphan:
         fcntl.flock(orphan, fcntl.LOCK_EX)
-        thread = threading.Thread(target=mdm.runs.run_one, args=(tmp_path, "cell", "pretrain_pico", {}, {}, True))
+        thread = threading.Thread(target=mdm.studies.runs.run_one, args=(tmp_path, "cell", "pretrain_pico", {}, {}, True))
         thread.start()
         assert not began.wait(0.5)
     assert began.wait(10)

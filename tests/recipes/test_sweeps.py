@@ -6,8 +6,8 @@ import math
 import pytest
 
 from mdm.config import UserError
-from mdm.runs import Runs
 from mdm.studies import batch as study
+from mdm.studies.runs import Runs
 
 TINY = (
     "tokens: 1500, batch.logical: 8, validation_samples: 8, data.digits.train.split: test, model.width: 32, model.num_layers: 1"

@@ -17,10 +17,10 @@ from PIL import Image
 from components.data.bad import Refused
 from components.data.shards import TokenShards
 from components.data.sources import Folder
-from mdm.cli import load_recipe
 from mdm.config import UserError
-from mdm.processor import Processor
-from mdm.run import read_history
+from mdm.data.processor import Processor
+from mdm.recipe import load_recipe
+from mdm.training.history import read_history
 from tests.recipes.conftest import ROOT
 
 IMAGES = "{_component_: components.tokenizers.image.GreyPatchTokenizer, size: 8, patch: 2, levels: 3}"
@@ -56,7 +56,7 @@ def test_shards_hold_what_the_tokenizers_say_and_train_as_the_raw_data_do(photos
     for i in (0, 3, 4, 24):
         for modality in ("text", "image"):
             assert torch.equal(shards[i][modality], processor.tokenizers[modality].encode(raw[i][modality]))
-    saved = "{{_component_: mdm.processor.saved_tokenizer, path: {}, modality: {}}}"
+    saved = "{{_component_: mdm.data.processor.saved_tokenizer, path: {}, modality: {}}}"
     common = [f"tokenizers.{m}={saved.format(out, m)}" for m in ("text", "image")]
     common += ["canvas.text=16", "data.text=null", "tokens=2000"]
     sources = {
@@ -162,7 +162,7 @@ class FakeRay:
 
 
 def test_a_worker_that_dies_is_tried_three_times_and_the_next_start_writes_what_is_missing(photos, run, tmp_path, monkeypatch):
-    from mdm import tokenizing
+    from mdm.data import tokenizing
 
     whole, out = tmp_path / "whole", tmp_path / "out"
     run(*settings(photos, whole))
@@ -190,7 +190,7 @@ def test_a_worker_that_dies_is_tried_three_times_and_the_next_start_writes_what_
 
 
 def test_a_worker_that_raises_ends_the_work_with_the_shards_name(photos, run, tmp_path, monkeypatch):
-    from mdm import tokenizing
+    from mdm.data import tokenizing
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -212,7 +212,7 @@ def test_a_source_that_has_changed_never_shifts_finished_shards(photos, run, tmp
     done = run(*settings(photos, out), check=False)
     assert f"was begun without 1 of the source's samples, e.g. {photos / '00b.png'}" in done.stderr
 
-    from mdm.tokenizing import Planned
+    from mdm.data.tokenizing import Planned
 
     Planned(lines, ["a", "b", "c"])
     assert Planned(lines, ["a", "b", "d"]).read(2) == "d"
@@ -238,7 +238,7 @@ class Panic(BaseException):
 @pytest.mark.parametrize("where", ["reading", "encoding"])
 def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp_path, monkeypatch):
     from components.tokenizers.image import GreyPatchTokenizer
-    from mdm.tokenizing import ShardWriter
+    from mdm.data.tokenizing import ShardWriter
 
     processor = Processor.build({"image": GreyPatchTokenizer(8, 2, 3)}, {})
     processor.save(tmp_path)
@@ -270,7 +270,7 @@ def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp
 
 
 def test_a_record_of_half_a_shard_is_none(photos, run, tmp_path):
-    from mdm.tokenizing import record_of
+    from mdm.data.tokenizing import record_of
 
     run(*settings(photos, tmp_path / "out"))
     shard = tmp_path / "out" / "shard_00002.safetensors"

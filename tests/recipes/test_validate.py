@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdm import trial
+from mdm.training import trial
 from tests.recipes.conftest import mdm
 from tests.recipes.test_bad_input import one_line
 
@@ -140,7 +140,10 @@ WRONG = {
     ),
     "samples that are no mappings": (["data.text.train={_component_: mine.Tuples}"], "sample 0 is of type tuple"),
     "a logger": (["metric_logger={_component_: mine.NoLogger}"], "metric_logger: mine.NoLogger lacks close"),
-    "a model": (["model={_component_: mine.NoSteps}"], "model: mine.NoSteps builds no mdm.model.MaskedDiffusionModel"),
+    "a model": (
+        ["model={_component_: mine.NoSteps}"],
+        "model: mine.NoSteps builds no MaskedDiffusionModel",
+    ),
     "a decay that grows": (["ema=1.5"], "ema must be in (0, 1), or null for none; got 1.5"),
     "an image size": (["tokenizers.image.size=16", "canvas.image=64"], "data.digits"),
     "a response longer than its canvas": (["data.digits=null", instruct("true")], "canvas.text = 12"),

@@ -1,0 +1,266 @@
+"""Configs are torchtune's: YAML with `_component_: dotted.path`, `${interpolation}` and `key=value` overrides.
+
+A recipe declares its settings as a dataclass. Everything a user can get wrong is found here, before any data loads, and said
+in one sentence: the key, its value, what it may be. A `_component_` of the library goes by its short name too (names.py):
+`sampler=Confidence`. Keys that hold text take the words as they are typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import AnyNode, DictConfig, OmegaConf, StringNode
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from mdm.config.component import hints_of, locate
+from mdm.config.errors import UserError
+from mdm.config.names import NAMES, close
+
+T = TypeVar("T")
+
+
+WORDS = {"words": True}
+"""Metadata of a setting that holds what a user says: words, or words by name (`prompt.text=007`); null where it is absent."""
+
+
+def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """The settings of a recipe: `schema` (a dataclass) filled from a YAML file and `key=value` overrides.
+
+    Raises UserError for a missing file, an unknown key, a value of the wrong type, a key without a value.
+    """
+    path = Path(path)
+    from_file = read_yaml(path)
+    spoken = [f.name for f in dataclasses.fields(schema) if f.metadata.get("words")]
+    said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
+    try:
+        merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides, said)
+        filled = typing.cast(T, OmegaConf.to_object(merged))
+        for key, value in said.items():
+            setattr(filled, key, value)
+        refuse_nan(filled)
+        return filled
+    except ConfigKeyError as error:
+        raise UserError(_unknown_key(schema, error)) from error
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: no value, neither in {path} nor as {error.full_key}=VALUE") from error
+    except ValidationError as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def recipe_root() -> Path:
+    """The folder of recipes: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "_recipes" if (package / "_recipes").is_dir() else package.parent / "recipes"
+
+
+def find_config(name: str) -> Path:
+    """A config's file, from its name or a path."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    path = recipe_root() / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
+    return path
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A config file; one with `base: NAME` is that config (a name, or a path from its own folder), with its own keys on top.
+
+    Raises UserError where a file is missing, or is no YAML of keys and values.
+    """
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors carry the line
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
+    base = config.pop("base", None)
+    if base is None:
+        return config
+    below = read_yaml(path.parent / find_config(base))
+    plain = (typing.cast(dict, OmegaConf.to_container(c, resolve=False)) for c in (below, config))
+    return OmegaConf.create(_layered(*plain))
+
+
+def _layered(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """One config on top of another: tables are merged, but a node of another `_component_`, or an empty one, replaces what
+    stood there, and null takes a table out."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        if value is None and isinstance(under, dict):
+            del merged[key]
+        elif value and isinstance(value, dict) and isinstance(under, dict) and _same_component(under, value):
+            merged[key] = _layered(under, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_component(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
+    return "_component_" not in above or above["_component_"] == below.get("_component_")
+
+
+def _said(key: str, value: Any, path: Path) -> str | dict[str, str] | None:
+    """Words as a file has them. Raises UserError for what YAML has read as something else."""
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    parts = plain.items() if isinstance(plain, dict) else [(None, plain)]
+    for name, part in parts:
+        if not isinstance(part, str) and (name is not None or part is not None):
+            where = key if name is None else f"{key}.{name}"
+            raise UserError(f"{where}: {path} says {part!r}, and it is words; write them in quotes")
+    return plain
+
+
+def _say(said: dict[str, Any], key: str, value: str) -> bool:
+    """Puts the words of an argument where they belong; False where its key does not hold words."""
+    top, _, part = key.partition(".")
+    if top not in said:
+        return False
+    if part:
+        said[top] = {**(said[top] if isinstance(said[top], dict) else {}), part: value}
+    else:
+        said[top] = value
+    return True
+
+
+def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]) -> DictConfig:
+    """The config with `key=value` arguments merged in.
+
+    A whole `_component_` node, its short name, or {}, replaces what stood there; null takes an entry out of a table, and
+    empties a table. A value of a key that holds text is that text, and not YAML: 007, no, 12:30.
+
+    said: the settings that are words, filled in place
+    """
+    for argument in arguments:
+        key, sign, typed = argument.partition("=")
+        if not sign or not key or key.startswith("-"):
+            raise UserError(f"{argument!r} is not an override; write key=value")
+        if _say(said, key, typed):
+            continue
+        if "${" in typed:  # an interpolation, resolved when all is merged
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([argument]))
+            continue
+        stood = _node_at(config, key)
+        if _holds_component(stood) and _is_name(typed):
+            one = OmegaConf.create({})
+            OmegaConf.update(one, key, {"_component_": _component_name(key, typed)})
+        elif _holds_text(config, key, stood) and not (typed == "null" and _may_be_null(stood)):
+            one = OmegaConf.create({})
+            OmegaConf.update(one, key, typed)
+        else:
+            one = OmegaConf.from_dotlist([argument])
+        value = OmegaConf.select(one, key)
+        if OmegaConf.is_dict(OmegaConf.select(config, key)):
+            if value is None and _take_out(config, key):
+                continue
+            if value is None or not value or "_component_" in value:
+                OmegaConf.update(config, key, {}, merge=False)
+                value = value or None
+            if value is None:
+                continue
+        config = OmegaConf.merge(config, one)
+    return config
+
+
+def _node_at(config: DictConfig, key: str) -> Any:
+    """The node that stands at a key; None where there is none."""
+    above, _, name = key.rpartition(".")
+    try:
+        parent = OmegaConf.select(config, above) if above else config
+    except OmegaConfBaseException:
+        return None
+    return parent._get_node(name) if isinstance(parent, DictConfig) and name in list(parent.keys()) else None
+
+
+def _holds_component(node: Any) -> bool:
+    """Whether a `_component_` stands at a node, or nothing does where one may."""
+    if not isinstance(node, DictConfig) or dataclasses.is_dataclass(node._metadata.object_type):
+        return False
+    return node._is_none() or len(node) == 0 or "_component_" in node
+
+
+def _is_name(typed: str) -> bool:
+    """Whether an argument's value could be a component's name, as no table, list, number or null is."""
+    return all(part.isidentifier() for part in typed.split(".")) and typed not in ("null", "true", "false")
+
+
+def _component_name(key: str, typed: str) -> str:
+    """A short name of ours, or a dotted path. Raises UserError for a word that is neither."""
+    if typed not in NAMES and "." not in typed:
+        raise UserError(f"{key}: {typed!r} is not one of {', '.join(NAMES)}{close(typed, NAMES)}, nor a dotted path")
+    return typed
+
+
+def _holds_text(config: DictConfig, key: str, node: Any) -> bool:
+    """Whether a setting is declared as text, or is an argument that a component declares so."""
+    if isinstance(node, StringNode) and not isinstance(node, AnyNode):
+        return True
+    above, _, name = key.rpartition(".")
+    parent = _node_at(config, above) if above else None
+    if not isinstance(parent, DictConfig) or parent._is_none() or not isinstance(parent.get("_component_"), str):
+        return False
+    try:
+        hint = hints_of(locate(parent["_component_"], above)).get(name)
+    except UserError:  # said when the whole config is checked
+        return False
+    return hint is str or set(typing.get_args(hint)) == {str, type(None)}
+
+
+def _may_be_null(node: Any) -> bool:
+    return node is None or node._is_optional()
+
+
+def _take_out(config: DictConfig, key: str) -> bool:
+    """Sets a key to null where it may be, or removes it from its table; False where it is neither."""
+    above, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, above) if above else config
+    if parent._get_node(name)._metadata.optional:
+        parent[name] = None
+    elif not dataclasses.is_dataclass(parent._metadata.object_type):
+        del parent[name]
+    else:
+        return False
+    return True
+
+
+def _unknown_key(schema: type, error: ConfigKeyError) -> str:
+    parent, _, key = error.full_key.rpartition(".")
+    at = schema
+    for name in filter(None, parent.split(".")):
+        at = typing.get_type_hints(at)[name]
+    known = list(typing.get_type_hints(at))
+    return f"unknown key {error.full_key!r}{close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
+
+
+def refuse_nan(value: Any, key: str = "") -> None:
+    """Raises UserError for a nan, wherever it stands: it passes every comparison that a setting is checked by."""
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{key}: nan is no value")
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        refuse_nan(part, f"{key}.{name}" if key else str(name))
+
+
+def at_least_one(settings: Any, *keys: str) -> None:
+    """Raises UserError for a key under 1; null is whatever null means there."""
+    at_least(1, settings, *keys)
+
+
+def at_least(least: float, settings: Any, *keys: str) -> None:
+    """Raises UserError for a key under `least`; null is whatever null means there."""
+    for key in keys:
+        value = getattr(settings, key)
+        if value is not None and not value >= least:
+            raise UserError(f"{key} must be at least {least}, got {value}")

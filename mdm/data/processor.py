@@ -1,0 +1,201 @@
+"""Raw text, images and audio <-> token sequences: the tokenizers, the vocabulary and the canvas lengths, kept together.
+
+It is saved beside the weights, so that a model can always be spoken to in the tokens it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from components.files import read_json, require
+from components.sequences import TASKS, TokenSequence, overhead, response_sequence, task_sequence
+from components.tokenizers import Tokenizer
+from components.vocabulary import Vocabulary
+from mdm.config import instantiate, one_line
+from mdm.config.names import TOKENIZERS
+from mdm.config.trust import check_travelled, trust_saved
+
+PROCESSOR = "processor.json"
+
+
+def _own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A learned tokenizer keeps its precision where the model beside it runs in bfloat16: codes must be those of training."""
+    for device in ("cpu", "cuda"):
+        method = torch.autocast(device, enabled=False)(method)
+    return method
+
+
+@dataclass(frozen=True)
+class Processor:
+    """tokenizers and canvas: by modality. A modality without a canvas (packed text) has the length of its content."""
+
+    vocabulary: Vocabulary
+    tokenizers: Mapping[str, Tokenizer]
+    canvas: Mapping[str, int]
+
+    @classmethod
+    def build(cls, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
+        """Lays out the vocabulary, with a token for every task that these modalities can form.
+
+        Raises ValueError where a canvas is of an unknown modality or an impossible length.
+        """
+        check_canvas(tokenizers, canvas)
+        vocabulary = Vocabulary.build({m: t.codebooks for m, t in tokenizers.items()}, tasks=possible_tasks(tokenizers))
+        return cls(vocabulary, dict(tokenizers), dict(canvas))
+
+    def grown(self, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
+        """This processor with further modalities, and canvases of other lengths: all ids that it has keep their meaning.
+
+        Raises ValueError for a modality that it has, and as `build` does.
+        """
+        new = {m: t.codebooks for m, t in tokenizers.items()}
+        vocabulary = (
+            self.vocabulary.grown(new, tasks=possible_tasks({**self.tokenizers, **tokenizers})) if new else self.vocabulary
+        )
+        every, lengths = {**self.tokenizers, **tokenizers}, {**self.canvas, **canvas}
+        check_canvas(every, lengths)
+        return Processor(vocabulary, every, lengths)
+
+    @_own_precision
+    def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
+        """Global ids of one text, image or waveform, or of its codes where it was tokenized before."""
+        codes = raw if isinstance(raw, Tensor) else self.tokenizers[modality].encode(raw)
+        return self.vocabulary.to_global(modality, codes)
+
+    @_own_precision
+    def decode(self, modality: str, ids: Int[Tensor, " n"]) -> Any:
+        """What a canvas holds, up to its first end token."""
+        ends = (ids == self.vocabulary.end_id).nonzero()
+        ids = ids[: int(ends[0])] if len(ends) else ids
+        frame = len(self.tokenizers[modality].codebooks)
+        ids = ids[: len(ids) // frame * frame]
+        return self.tokenizers[modality].decode(self.vocabulary.to_codes(modality, ids.cpu()))
+
+    def encode_sample(self, sample: Mapping[str, Any]) -> dict[str, Int[Tensor, " n"]]:
+        """The parts of a sample that have a tokenizer, as global ids. Raises ValueError as `check_rate` does."""
+        self.check_rate(sample)
+        return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
+
+    def check_rate(self, sample: Mapping[str, Any]) -> None:
+        """Raises ValueError for a clip of another sample rate than the audio tokenizer's."""
+        rate, wanted = sample.get("sample_rate"), getattr(self.tokenizers.get("audio"), "sample_rate", None)
+        if "audio" in sample and None not in (rate, wanted) and rate != wanted:
+            raise ValueError(
+                f"audio at {rate} Hz, but the audio tokenizer takes {wanted} Hz; set sample_rate of the source, or wrap it in "
+                "components.data.sources.adapted"
+            )
+
+    def sequence(
+        self,
+        task: str,
+        parts: Mapping[str, Int[Tensor, " n"]],
+        drop_prompt: bool = False,
+        canvas: Mapping[str, int] | None = None,
+    ) -> TokenSequence:
+        """The sequence of a sample of a task, every part on its canvas (`canvas`, where other lengths are wanted)."""
+        return task_sequence(self.vocabulary, task, parts, self.canvas if canvas is None else canvas, drop_prompt)
+
+    def response(self, sample: Mapping[str, Any], drop_prompt: bool = False) -> TokenSequence:
+        """The sequence of `{"prompt", "text"}`: the text is the response to the prompt, on the text's canvas."""
+        prompt, text = (self.encode("text", sample[part]) for part in ("prompt", "text"))
+        return response_sequence(self.vocabulary, prompt, text, self.canvas.get("text"), drop_prompt)
+
+    def text_sequence(self, ids: Int[Tensor, " n"]) -> TokenSequence:
+        """A span of running text at its exact length."""
+        return task_sequence(self.vocabulary, "text", {"text": ids}, {})
+
+    def overhead(self, task: str) -> int:
+        """Positions of a sequence of the task beside its canvases."""
+        return overhead(self.vocabulary, task)
+
+    def text_room(self, row: int) -> int:
+        """Tokens of running text that fit into a row of so many positions."""
+        return row - self.overhead("text")
+
+    def text_document(self, sample: Mapping[str, Any]) -> Int[Tensor, " n"]:
+        """The ids of a text sample with the end token, ready to be packed."""
+        return torch.cat([self.encode("text", sample["text"]), torch.tensor([self.vocabulary.end_id])])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocabulary.json, processor.json and the tokenizers' own files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vocabulary.save(folder / "vocabulary.json")
+        nodes = {m: t.save(folder) for m, t in self.tokenizers.items()}
+        trust_saved(nodes)
+        (folder / PROCESSOR).write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path, trust: bool = False) -> Processor:
+        """Reads what `save` wrote. trust: build what it names, whatever that is (see mdm/config/trust.py).
+
+        Raises FileNotFoundError naming what is missing, ValueError for what does not fit together, UserError for a tokenizer
+        that is not the library's own.
+        """
+        folder = Path(folder)
+        for name in ("vocabulary.json", PROCESSOR):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}: is it a recipe's output_dir, or its model/ folder?")
+        saved = read_json(folder / PROCESSOR)
+        require(saved, folder / PROCESSOR, tokenizers=dict, canvas=dict)
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        if set(saved["tokenizers"]) != set(vocabulary.modalities):
+            raise ValueError(
+                f"{folder}: {PROCESSOR} has tokenizers of {', '.join(saved['tokenizers'])}, and vocabulary.json the modalities "
+                f"{', '.join(vocabulary.modalities)}"
+            )
+        tokenizers = {modality: saved_tokenizer(str(folder), modality, trust) for modality in saved["tokenizers"]}
+        for modality, tokenizer in tokenizers.items():
+            sizes = tuple(vocabulary.ranges[i].size for i in vocabulary.ranges_of(modality))
+            if sizes != tuple(tokenizer.codebooks):
+                raise ValueError(
+                    f"{folder}: the {modality} tokenizer has codebooks of {tokenizer.codebooks}, vocabulary.json says {sizes}"
+                )
+        require(saved["canvas"], folder / PROCESSOR, **dict.fromkeys(saved["canvas"], int))
+        check_canvas(tokenizers, saved["canvas"])
+        return cls(vocabulary, tokenizers, saved["canvas"])
+
+
+def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> None:
+    """Raises ValueError for a canvas of a modality that has no tokenizer, or whose codes do not fill it."""
+    for modality, length in canvas.items():
+        if modality not in tokenizers:
+            raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")
+        frame = len(tokenizers[modality].codebooks)
+        if length < 1 or length % frame:
+            raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
+        whole = getattr(tokenizers[modality], "num_tokens", length)
+        if length != whole:
+            raise ValueError(f"canvas.{modality} = {length}, and its tokenizer makes {whole} tokens of each")
+
+
+def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """The tasks that can be formed of these modalities."""
+    return [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
+
+
+def saved_tokenizer(path: str, modality: str, trust: bool = False) -> Tokenizer:
+    """The tokenizer of a modality that a folder holds: a model's, or of token shards.
+
+    Raises FileNotFoundError, ValueError, and UserError for one that is not the library's own, unless `trust` is set.
+    """
+    file = Path(path) / PROCESSOR
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} holds no {PROCESSOR}: is it a recipe's output_dir, its model/, or token shards?")
+    saved = read_json(file)
+    require(saved, file, tokenizers=dict)
+    nodes = saved["tokenizers"]
+    if modality not in nodes:
+        raise ValueError(f"{path} has no tokenizer of {modality}; it has {', '.join(nodes)}")
+    key = f"tokenizers.{modality}"
+    node = check_travelled(nodes[modality], key, file, TOKENIZERS, trust)
+    with one_line(f"{file}: {key}"):
+        return instantiate(node, key)

@@ -1,0 +1,158 @@
+"""The settings of a run's data: its streams, batch and loss, and all that can be wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.sequences import INSTRUCT, TASKS
+from mdm.config import UserError, check
+
+ON_LONG = ("refuse", "skip", "cut")
+
+
+MASKER_SUPPLIED = ("mask_id", "modalities", "seed")
+"""What a run hands to its maskers."""
+
+
+@dataclass
+class StreamSettings:
+    """One entry of a config's `data`.
+
+    train, validation: `_component_` nodes of sources; validation may be absent, train where nothing is trained
+    weight:  share in the mix: rows among the sum of all weights
+    tasks:   share of each task among its samples
+    pack:    row length for running text; absent for pairs, which stand on canvases
+    masker:  `_component_` node of what masks its rows in training; absent, the run's `masker`
+    on_long: what becomes of a sample that does not fit its canvas: "refuse" ends the run, "skip" leaves it out, "cut" shortens
+             its text or speech to the canvas, without an end token. A sample that is left out or cut is counted
+    """
+
+    tasks: dict[str, float]
+    weight: int = 1
+    train: dict[str, Any] | None = None
+    validation: dict[str, Any] | None = None
+    pack: int | None = None
+    masker: dict[str, Any] | None = None
+    on_long: str = "refuse"
+
+
+@dataclass
+class BatchSettings:
+    """Sequences of an optimizer step; an anti-masking pair is two.
+
+    logical:  where the optimizer's settings were tuned
+    physical: of a step as it runs, over all processes; null is logical
+    micro:    of one forward pass of one process, at the most; a larger physical is a multiple of micro x processes
+    ramp:     share of the horizon -> the physical batch from there on
+    """
+
+    logical: int
+    micro: int
+    physical: int | None = None
+    ramp: dict[float, int] = field(default_factory=dict)
+
+    def at(self, progress: float) -> int:
+        """The physical batch after a share of the horizon."""
+        begun = [share for share in self.ramp if share <= progress]
+        return self.ramp[max(begun)] if begun else self.physical or self.logical
+
+    def validate(self, processes: int) -> None:
+        """Raises UserError."""
+        for key in ("logical", "physical", "micro"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"batch.{key} must be at least 1, got {value}")
+        for share in self.ramp:
+            if not 0 < share < 1:
+                raise UserError(f"batch.ramp: {share} is not a share of the horizon in (0, 1)")
+        first = "physical" if self.physical else "logical"
+        for key, size in {first: self.at(0.0), **{f"ramp.{share}": size for share, size in self.ramp.items()}}.items():
+            own = size // processes
+            if size < 1 or size % processes or (own > self.micro and own % self.micro):
+                ranks = f" x {processes} processes" if processes > 1 else ""
+                raise UserError(f"batch.{key} = {size} must be a multiple of batch.micro = {self.micro}{ranks} (or smaller)")
+
+
+@dataclass
+class LossSettings:
+    """See `components.losses.coefficients`."""
+
+    weighting: str = "nelbo"
+    reduction: str = "sequence"
+
+
+def check_streams(data: Mapping[str, StreamSettings]) -> None:
+    """Names, weights, tasks and sources of a config's `data`, before anything is built. Raises UserError."""
+    if not data:
+        raise UserError("data: name at least one source")
+    for name, s in data.items():
+        if s.weight < 1:
+            raise UserError(f"data.{name}.weight must be at least 1, got {s.weight}")
+        if not s.tasks:
+            raise UserError(f"data.{name}.tasks: name at least one of {', '.join(TASKS)}")
+        for task, share in s.tasks.items():
+            if task not in (*TASKS, INSTRUCT):
+                raise UserError(f"data.{name}.tasks: {task!r} is not one of {', '.join((*TASKS, INSTRUCT))}")
+            if share < 0 or sum(s.tasks.values()) <= 0:
+                raise UserError(f"data.{name}.tasks.{task}: shares are at least 0, not all of them 0; got {share}")
+        if INSTRUCT in s.tasks and len(s.tasks) > 1:
+            raise UserError(f"data.{name}.tasks: {INSTRUCT} stands alone; give other tasks an entry of their own")
+        if ("text" in s.tasks) != (s.pack is not None) or ("text" in s.tasks and len(s.tasks) > 1):
+            raise UserError(f"data.{name}: `pack` (a row length) goes with the one task `text`, and that task with `pack`")
+        if s.on_long not in ON_LONG:
+            raise UserError(f"data.{name}.on_long: {s.on_long!r} is not one of {', '.join(ON_LONG)}")
+        if s.pack is not None and s.on_long != "refuse":
+            raise UserError(f"data.{name}.on_long: packed text has no canvas, and a long text goes on in the next row")
+        if s.train is None:
+            raise UserError(f"data.{name}.train: no source; write _component_: components.data... (see mdm cp pretrain)")
+        check(s.train, f"data.{name}.train")
+        if s.validation is not None:
+            check(s.validation, f"data.{name}.validation")
+        if s.masker is not None:
+            check(s.masker, f"data.{name}.masker", supplied=MASKER_SUPPLIED)
+
+
+def row_length(stream: StreamSettings, task: str, canvas: Mapping[str, int | None]) -> int:
+    """Positions of a row: of the pack, or of a pair's canvases with their boundaries and the task's token."""
+    if stream.pack is not None:
+        return stream.pack
+    return 1 + sum((canvas.get(m) or 0) + 2 for m in TASKS[task].given + TASKS[task].generated)
+
+
+def check_tasks(
+    data: Mapping[str, StreamSettings], tokenizers: Mapping[str, Any], canvas: Mapping[str, int], max_length: int
+) -> None:
+    """Every task has its tokenizers and canvases, and every row fits the model. Raises UserError."""
+    for name, s in data.items():
+        if s.pack is not None and s.pack > max_length:
+            raise UserError(f"data.{name}.pack = {s.pack} is longer than the model: model.max_length is {max_length}")
+        for task in s.tasks if INSTRUCT not in s.tasks else ():  # its rows have the length of their prompt
+            used = TASKS[task].given + TASKS[task].generated
+            for modality in used:
+                if modality not in tokenizers:
+                    raise UserError(
+                        f"task {task} of data.{name} needs tokenizers.{modality}; there are {', '.join(tokenizers)}"
+                    )
+                if s.pack is None and modality not in canvas:
+                    raise UserError(f"task {task} of data.{name} needs canvas.{modality}, its length in tokens")
+            if s.pack is None:
+                length = row_length(s, task, canvas)
+                if length > max_length:
+                    parts = ", ".join(f"{m} {canvas[m]}" for m in used)
+                    raise UserError(
+                        f"task {task} of data.{name} takes {length} positions (canvases: {parts}; and boundaries); "
+                        f"model.max_length is {max_length}"
+                    )
+
+
+def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], loss: LossSettings, batch: BatchSettings) -> None:
+    """All of a run's settings that are about its batches, before anything is built. Raises UserError."""
+    check_streams(data)
+    check(masker, "masker", supplied=MASKER_SUPPLIED)
+    batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
+    for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
+        if getattr(loss, key) not in known:
+            raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")

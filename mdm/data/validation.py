@@ -1,0 +1,103 @@
+"""Held-out samples as masked batches: the same noise at every call, so that two models are compared on the same masks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
+from components.noise import sample_rng
+from components.sequences import TokenSequence, collate, content
+from mdm.data.pipeline import MicroBatch, micro_batch
+from mdm.data.processor import Processor
+from mdm.data.rows import builder
+from mdm.data.settings import LossSettings, StreamSettings
+
+FORWARD_TASKS = ("text", "text_to_image", "text_to_speech")
+
+
+def validation_batches(
+    data: Mapping[str, StreamSettings],
+    sources: Mapping[str, Any],
+    processor: Processor,
+    samples: int,
+    batch_size: int = 64,
+    repeats: int = 1,
+    seed: int = 0,
+    autoregressive: bool = False,
+) -> dict[str, list[tuple[MicroBatch, int]]]:
+    """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
+
+    The masks are of a fixed count, their times low-discrepancy over all samples and the same at every call: what is
+    evaluated is the NELBO, and two models see the same noise. No prompt is dropped; a sample that cannot be used is left out,
+    and all others keep their noise. The first of a source's forward tasks is evaluated: text, or image or speech given text.
+
+    Raises ValueError where a sample is refused, or none of a source can be used.
+
+    autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
+    """
+    plan: dict[str, list[tuple[MicroBatch, int]]] = {}
+    for name, source in sources.items():
+        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), next(iter(data[name].tasks)))
+        rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
+        fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
+        masker = NextToken() if autoregressive else fixed
+        batches = []
+        for start in range(0, len(rows), batch_size):
+            part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]
+            if not part:
+                continue
+            batch = collate([[row] for _, row in part], [[i] for i, _ in part], processor.vocabulary.pad_id)
+            micro = micro_batch(batch, masker, LossSettings(reduction="token"), processor.vocabulary)
+            batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
+        plan[task] = plan.get(task, []) + batches
+    return plan
+
+
+def fitting(name: str, source: Any, processor: Processor, settings: StreamSettings) -> Iterator[Any]:
+    """The samples of a stream's source, as they are, that can be used and are no longer than their canvases."""
+    prepare = builder(name, replace(settings, on_long="skip"), processor).prepare
+    for sample in usable(source):
+        if not isinstance(attempt(lambda s=sample: s, prepare, ""), BadSample):
+            yield sample
+
+
+def _validation_rows(
+    name: str, source: Any, task: str, processor: Processor, settings: StreamSettings, samples: int
+) -> list[TokenSequence | None]:
+    """The first `samples` rows of a source, in an order shuffled once; None is that of a pair that cannot be used.
+
+    Raises ValueError where a sample is refused, or none can be used.
+    """
+    key = f"data.{name}.validation"
+    if not hasattr(source, "__len__"):
+        source = list(itertools.islice(source, samples))
+    order = sample_rng(0, "order", 0).permutation(len(source))[:samples].tolist()
+    build = builder(name, replace(settings, tasks={task: 1.0}), processor)
+    bad: list[BadSample] = []
+
+    def prepared(index: int) -> Any:
+        try:
+            made = attempt(lambda: source[index], build.prepare, name_of(source, index))
+        except Refused as error:
+            raise ValueError(f"{key}: {error}") from error
+        if isinstance(made, BadSample):
+            bad.append(made)
+            return None
+        return made.sample if isinstance(made, Noted) else made
+
+    items = (prepared(i) for i in order)
+    if settings.pack is None:
+        rows = [None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)]
+    else:
+        pieces = (piece for d in items if d is not None for piece in d.split(processor.text_room(settings.pack)))
+        rows = [processor.text_sequence(piece) for piece in itertools.islice(pieces, samples)]
+    if all(row is None for row in rows):
+        raise ValueError(f"{key}: none of its samples can be used" + (f"; the first is {bad[0]}" if bad else ""))
+    if bad and os.environ.get("RANK", "0") == "0":
+        print(f"{key}: {len(bad)} of the samples are left out, the first is {bad[0]}")
+    return rows

@@ -1,0 +1,109 @@
+"""NELBO per task and modality on held-out batches, with fixed-count masks: the bound itself, with finite variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.blocks import document_mask
+from components.losses import LossSums, bits_per_token, loss_from_hidden
+from components.sequences import TASKS
+from components.types import Batch
+from components.vocabulary import Vocabulary
+from mdm.config import UserError
+from mdm.data.pipeline import MicroBatch
+from mdm.data.processor import Processor
+from mdm.data.settings import StreamSettings
+from mdm.data.validation import FORWARD_TASKS, fitting
+from mdm.generation.generate import generate
+from mdm.hardware import Hardware, reshard
+from mdm.models.transformer import MaskedDiffusionModel
+from mdm.pages.media import save_outputs
+
+
+def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> LossSums:
+    """Hidden states of the noisy tokens, and the loss at the masked ones: the whole of a training step's forward pass."""
+    clean = micro.noisy.clean
+    mask = None if micro.whole_rows else document_mask(clean.document)
+    with hw.autocast():
+        hidden = model.hidden(micro.noisy.noisy, mask, clean.position)
+        return loss_from_hidden(hidden, model.unembedding.weight, micro.positions, vocabulary)
+
+
+@torch.no_grad()
+def nelbo(
+    model: MaskedDiffusionModel,
+    plan: Mapping[str, Sequence[tuple[MicroBatch, int]]],
+    vocabulary: Vocabulary,
+    hw: Hardware,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, float]:
+    """NELBO of each task of a `validation_batches` plan, summed over its canvases, in nats."""
+    model.eval()
+    nats = {}
+    for task, batches in plan.items():
+        total = torch.zeros((), device=hw.device)
+        for micro, _ in batches:
+            total += forward_loss(model, micro.to(hw.device), vocabulary, hw).nelbo.sum()
+            if progress is not None:
+                progress(1)
+        nats[task] = total.item()
+    model.train()
+    return nats
+
+
+def task_bits(nats: Mapping[str, float], plan: Mapping[str, Sequence[tuple[MicroBatch, int]]]) -> dict[str, float]:
+    """Bits per token of each task: the NELBO of whole canvases over the tokens of their content."""
+    return {task: bits_per_token(nats[task], sum(tokens for _, tokens in batches)) for task, batches in plan.items()}
+
+
+def unigram_bits(batches: Sequence[Batch]) -> float:
+    """Entropy of the maskable tokens' own frequencies, in bits per token: what a model without context could reach."""
+    counts = torch.bincount(torch.cat([b.tokens[b.maskable] for b in batches])).double()
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * p.log2()).sum())
+
+
+def num_bytes(batches: Sequence[Batch], processor: Processor) -> int:
+    """Bytes of the text in the batches."""
+    end = processor.vocabulary.end_id
+    codes = [processor.vocabulary.to_codes("text", b.tokens[b.maskable & (b.tokens != end)]) for b in batches]
+    return sum(processor.tokenizers["text"].num_bytes(c) for c in codes)
+
+
+def write_samples(
+    folder: Path,
+    model: MaskedDiffusionModel,
+    processor: Processor,
+    data: Mapping[str, StreamSettings],
+    held_out: Mapping[str, Any],
+    hw: Hardware,
+    count: int = 8,
+) -> None:
+    """A few samples of each stream's forward task, from the prompts of held-out samples that fit, into folder/TASK/.
+
+    Raises UserError, e.g. for logits that are not finite.
+    """
+    for name, shown in held_out.items():
+        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
+        if task is None:
+            continue
+        pack = data[name].pack
+        fits = fitting(name, shown, processor, replace(data[name], tasks={task: 1.0}))
+        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), fits, strict=False)]
+        if not prompts:
+            continue
+        with hw.autocast():
+            try:
+                made = generate(model, processor, task, prompts, length=None if pack is None else processor.text_room(pack))
+            except ValueError as error:
+                raise UserError(f"samples of {task} cannot be made: {error}") from error
+        model.train()
+        reshard(model, hw)
+        if hw.main:
+            rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
+            save_outputs(folder / task, prompts, made.outputs, rate)

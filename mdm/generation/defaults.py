@@ -1,0 +1,147 @@
+"""Default inference settings of each modality: measured by `recipes/sweep_inference.py`, kept in a YAML file beside the model.
+
+    image:
+      sampler: {_component_: components.samplers.FirstHitting, top_p: 0.95}
+      guidance_scale: 0.5
+
+A key is a modality, or a task that needs settings of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.samplers import PerModality, Sampler
+from components.samplers.guidance import Scale
+from components.schedules import Schedule
+from components.sequences import find_task
+from mdm.config import UserError, instantiate, one_line
+from mdm.config.names import SAMPLERS
+from mdm.config.protocols import lacking, members
+from mdm.config.trust import check_travelled
+from mdm.models.folder import model_folder
+
+FILE = "defaults.yaml"
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a modality is sampled."""
+
+    sampler: Sampler
+    guidance_scale: Scale = 0.0
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Inference settings by modality or task."""
+
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def packaged(cls) -> Defaults:
+        """Those that come with the library, measured on the quickstart's model."""
+        return cls.load(Path(__file__).parent / FILE)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Defaults:
+        """Reads a file, which may have travelled with a model: of samplers of the library (see mdm/config/trust.py).
+
+        Raises UserError where it is missing, or holds something else.
+        """
+        settings = read_plain_yaml(Path(path))
+        for key, node in settings.items():
+            if not isinstance(node, dict) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
+                raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
+            node["sampler"] = check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)
+            node["guidance_scale"] = check_travelled(node.get("guidance_scale"), f"{key}.guidance_scale", path, SAMPLERS)
+            _refuse_extremes(node, f"{path}: {key}")
+            with one_line(f"{path}: {key}"):
+                _require_sampler(instantiate(node["sampler"], f"{key}.sampler"), f"{key}.sampler")
+                build_scale(node["guidance_scale"], key)
+        return cls(settings)
+
+    @classmethod
+    def beside(cls, checkpoint: str | Path, path: str | Path | None = None) -> Defaults:
+        """Those of `path`, else those beside a checkpoint's model, else the packaged ones."""
+        own = model_folder(checkpoint) / FILE
+        return cls.load(path) if path else cls.load(own) if own.is_file() else cls.packaged()
+
+    def of(self, task: str, modalities: Sequence[str]) -> Inference:
+        """The settings of a task: its own, or those of what it generates (of each, where that is more than one modality).
+
+        modalities: of the model, in the order of their indices
+        """
+        generated = find_task(task).generated
+        if task in self.settings or len(generated) == 1:
+            return self._one(task if task in self.settings else generated[0])
+        each = {m: self._one(m) for m in generated}
+        absent = next(iter(each.values())).sampler  # never used: such a modality has no position
+        return Inference(PerModality([each[m].sampler if m in each else absent for m in modalities]))
+
+    def _one(self, key: str) -> Inference:
+        if key not in self.settings:
+            raise UserError(f"defaults: no settings for {key!r}; there are {', '.join(self.settings)}")
+        node = self.settings[key]
+        return Inference(instantiate(node["sampler"], f"{key}.sampler"), build_scale(node.get("guidance_scale"), key))
+
+
+MAX_BYTES = 2**20
+MAX_NUMBER = 10**6  # steps, a temperature, a scale: more is a loop without end, or no number
+
+
+def _refuse_extremes(node: Any, where: str) -> None:
+    """Raises UserError for a number that is none, or beyond any setting's."""
+    if isinstance(node, (int, float)) and not -MAX_NUMBER <= node <= MAX_NUMBER:
+        raise UserError(f"{where}: {str(node)[:30]} is beyond {MAX_NUMBER:,}")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _refuse_extremes(value, where)
+
+
+def _require_sampler(built: Any, key: str) -> None:
+    """Raises UserError for what cannot sample, or has something inside that cannot, or no schedule where it needs one."""
+    needed = [("sampler", built, Sampler)]
+    schedule = getattr(type(built), "__dataclass_fields__", {}).get("schedule")
+    if schedule is not None and not (built.schedule is None and "None" in str(schedule.type)):
+        needed.append(("schedule", built.schedule, Schedule))
+    for name, part, protocol in needed:
+        if lacks := lacking(part, members(protocol)):
+            raise UserError(f"{key}: {part!r} is no {name}: it lacks {', '.join(lacks)}")
+    inner = [built.sampler] if hasattr(built, "sampler") else getattr(built, "samplers", [])
+    for part in inner:
+        _require_sampler(part, key)
+
+
+def read_plain_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file that may be a stranger's: no interpolation, no other file. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"config file not found: {path}")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{path} must hold keys and values, got {type(found).__name__}")
+    return found
+
+
+def build_scale(node: Any, key: str) -> Scale:
+    """A guidance scale as configs have it: a number, or the `_component_` of one that changes with time. None is off.
+
+    Raises UserError where it is neither, or negative.
+    """
+    if isinstance(node, Mapping):
+        return instantiate(node, f"{key}.guidance_scale")
+    if isinstance(node, str):  # a short name, written on the command line
+        return instantiate({"_component_": node}, f"{key}.guidance_scale")
+    if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < math.inf):
+        raise UserError(f"guidance_scale must be at least 0 (0 is off), or the _component_ of a schedule; got {node!r}")
+    return float(node or 0.0)

@@ -1,0 +1,1 @@
+"""What a user looks at: reports, comparisons, films, files, and the demo."""

@@ -1,0 +1,137 @@
+"""Runs side by side: their figures, learning curves, and samples of the same prompts, as one HTML page that needs no other.
+
+A run is a folder with `metrics.json`; `history.jsonl` and `samples/` are shown where it has them. With one run it is that run's
+gallery, which `mdm run evaluate` writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.data.reading import json_lines
+from components.files import read_inside, read_json
+from mdm.config import UserError
+from mdm.pages import report
+from mdm.pages.report import Section
+from mdm.training.history import read_history
+
+MOST = 20  # panels of learning curves
+
+
+def figures(runs: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """The figures of each run's metrics.json. Raises UserError where there is none, or it is something else."""
+    found = {}
+    for name, folder in runs.items():
+        path = folder / "metrics.json"
+        if not path.is_file():
+            raise UserError(f"runs: {folder} has no metrics.json; mdm run evaluate writes one")
+        try:
+            metrics = read_json(path)
+        except ValueError as error:
+            raise UserError(f"runs: {error}") from error
+        found[name] = {k: report.figure(v) for k, v in metrics.items() if isinstance(v, (int, float))}
+    return found
+
+
+def table(runs: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows: a measure, its value in each run ("" where it was not taken), the others' differences from the first."""
+    first, *others = runs
+    head = ["measure", *runs, *(f"{name} - {first}" for name in others)]
+    rows: list[list[Any]] = []
+    for measure in dict.fromkeys(key for metrics in runs.values() for key in metrics):
+        values = [metrics.get(measure, "") for metrics in runs.values()]
+        steps = [v - values[0] if isinstance(v, float) and isinstance(values[0], float) else "" for v in values[1:]]
+        rows.append([measure.replace("_", " "), *values, *steps])
+    return head, rows
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """The table for a README or a terminal."""
+    lines = [head, ["---"] * len(head), *([f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def page(path: Path, title: str, runs: Mapping[str, Path]) -> None:
+    """Writes the page. Raises UserError for a run without figures."""
+    head, rows = table(figures(runs))
+    sections = [Section("Figures", "", report.table(rows, head))]
+    histories = {name: read_history(f / "history.jsonl") for name, f in runs.items() if (f / "history.jsonl").is_file()}
+    if any(key.startswith("bits/") for history in histories.values() for line in history for key in line):
+        sections.append(Section("Learning", "Held-out NELBO.", report.picture(_curves(histories))))
+    tasks = dict.fromkeys(t.name for f in runs.values() for t in _tasks(f))
+    sections += [_samples(task, runs) for task in tasks if any(lines(f / "samples" / task) for f in runs.values())]
+    report.write_report(path, title, ", ".join(str(f) for f in runs.values()), sections)
+
+
+def _tasks(folder: Path) -> list[Path]:
+    return sorted(p.parent for p in (folder / "samples").glob("*/outputs.jsonl"))
+
+
+def _samples(task: str, runs: Mapping[str, Path]) -> Section:
+    """A row for each prompt, a column for each run."""
+    by_run = {name: lines(folder / "samples" / task) for name, folder in runs.items()}
+    shown = {name: own for name, own in by_run.items() if own}
+    count = min(len(own) for own in shown.values())
+    first = next(iter(shown.values()))
+    cells = [[given(first[i]), *(made(own[i]) for own in shown.values())] for i in range(count)]
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in ("given", *(shown if len(runs) > 1 else ("generated",))))
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells)
+    return Section(task.replace("_", " "), f"The first {count}, not chosen.", f"<table><tr>{head}</tr>{body}</table>")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a task's outputs.jsonl, with where its files lie; none where the run has no such samples."""
+    path = folder / "outputs.jsonl"
+    found = json_lines(path) if path.is_file() else ()
+    return [{**line, "folder": folder} for _, line in found if isinstance(line, dict)]
+
+
+def given(line: Mapping[str, Any]) -> str:
+    """What a sample was asked for, as HTML."""
+    parts = {k.removeprefix("given_"): v for k, v in line.items() if k.startswith("given_")}
+    return "".join(_part(modality, value, line["folder"]) for modality, value in parts.items())
+
+
+def made(line: Mapping[str, Any]) -> str:
+    """What was generated, as HTML."""
+    return "".join(_part(m, line[m], line["folder"]) for m in ("text", "image", "audio") if m in line)
+
+
+def _part(modality: str, value: Any, folder: Path) -> str:
+    """A text, or a file of the samples' own folder: what lies elsewhere is not shown, whoever wrote the line."""
+    if modality not in ("image", "audio"):
+        return f"<div>{html.escape(str(value))}</div>"
+    try:
+        data = base64.b64encode(read_inside(folder, value)).decode()
+    except (OSError, ValueError) as error:
+        return f"<div>{html.escape(str(error))}</div>"
+    if modality == "image":
+        return f'<img class="sample" alt="{html.escape(value)}" src="data:image/png;base64,{data}">'
+    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+
+
+def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
+    """Held-out bits per token of each task over the tokens seen: a panel for each task, a line for each run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(k for h in histories.values() for line in h for k in line if k.startswith("bits/")))[:MOST]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for name, history in histories.items():
+            points = [(x / 1e6, y) for x, y in report.points(history, task) if abs(y) < 1e30]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=name)
+        axis.set_title(report.plain(task.removeprefix("bits/").replace("_", " ")), parse_math=False)
+        axis.set_xlabel("tokens seen (millions)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("bits per token")
+    if histories:
+        axes[0][0].legend(frameon=False)
+    return report.figure_png(figure)

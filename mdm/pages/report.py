@@ -1,0 +1,203 @@
+"""Reports: one HTML file that needs no other, with everything the run produced to look at and listen to."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mdm.pages.media import write_wav
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
+h1{font-size:1.6rem}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{border-collapse:collapse}
+td,th{padding:.25rem .8rem;text-align:left;border-bottom:1px solid #eee}td.n{text-align:right;font-variant-numeric:tabular-nums}
+img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:2rem;flex-wrap:wrap}figure{margin:.5rem 0}
+figcaption{color:#666;font-size:.85rem}.clip{display:inline-block;margin:.4rem .8rem .4rem 0;font-size:.85rem}
+img.sample{min-width:96px;max-width:256px;image-rendering:pixelated}audio{width:220px;height:32px}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;white-space:pre-wrap;font-size:.85rem}
+.ok{color:#0a7a2f}.no{color:#b00020}
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that says what is shown, and its HTML."""
+
+    title: str
+    text: str
+    body: str
+
+
+def write_report(path: Path, title: str, lead: str, sections: Sequence[Section], script: str = "") -> None:
+    """Writes the page. script: JavaScript that runs when the sections are there."""
+    body = "".join(f"<h2>{html.escape(s.title)}</h2><p>{html.escape(s.text)}</p>{s.body}" for s in sections)
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
+        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{body}"
+        f"{f'<script>{script}</script>' if script else ''}</body></html>"
+    )
+    path.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no character
+
+
+def picture(image: Image.Image | bytes, caption: str = "", kind: str = "png") -> str:
+    """An image inside the page."""
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        image = buffer.getvalue()
+    data = base64.b64encode(image).decode()
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def player(audio: np.ndarray, sample_rate: int, label: str) -> str:
+    """An audio player inside the page."""
+    buffer = io.BytesIO()
+    write_wav(buffer, audio, sample_rate)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<span class="clip">{html.escape(label)}<br><audio controls src="data:audio/wav;base64,{data}"></audio></span>'
+
+
+def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
+    """A table; numbers are set right."""
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = ""
+    for row in rows:
+        body += "<tr>" + "".join(f"<td{' class=n' if isinstance(c, float) else ''}>{_cell(c)}</td>" for c in row) + "</tr>"
+    return f"<table><tr>{cells}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def figure(value: float) -> float:
+    """A figure of a file as a float: JSON's whole numbers may be larger than any."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(tokens, value) of the lines of a history that have both, as finite numbers."""
+    pairs = [(line.get("tokens"), line.get(key)) for line in history]
+    found = [(figure(x), figure(y)) for x, y in pairs if isinstance(x, (int, float)) and isinstance(y, (int, float))]
+    return [(x, y) for x, y in found if math.isfinite(x) and math.isfinite(y)]
+
+
+def plain(name: str, most: int = 60) -> str:
+    """A name as a figure can write it: printable, of a sensible length."""
+    return "".join(c if c.isprintable() else "?" for c in name[:most])
+
+
+def preformatted(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def figure_png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG, closed."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = None) -> bytes:
+    """Training bits per masked position by modality, and validation NELBO per task, over tokens seen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    looks = {"text": ("C0", "-"), "image": ("C1", "--"), "audio": ("C2", ":")}
+    looks |= {"text_to_image": looks["image"], "text_to_speech": looks["audio"]}
+    for axis, prefix, title in ((left, "train_bits/", "training"), (right, "bits/", "held-out NELBO")):
+        keys = list(dict.fromkeys(k for line in history for k in line if k.startswith(prefix)))
+        for key in keys:
+            points = [(line["tokens"] / 1e6, line[key]) for line in history if key in line]
+            x, y = zip(*points, strict=True)
+            name = key.removeprefix(prefix)
+            color, line = looks.get(name, (None, "-."))
+            axis.plot(x, _smooth(y) if prefix == "train_bits/" else y, line, color=color, label=name.replace("_", " "))
+        axis.set(title=title, xlabel="tokens seen (millions)")
+    left.set_ylabel("bits per token of content")
+    right.set_ylabel("bits per token")
+    if unigram is not None:
+        right.axhline(unigram, color="0.5", lw=0.8)
+        right.annotate(
+            "text, unigram entropy", (right.get_xlim()[1], unigram), ha="right", va="bottom", fontsize=8, color="0.4"
+        )
+    for axis in (left, right):
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure_png(figure)
+
+
+def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
+    """Running mean, shorter at the ends: single batches are noisy."""
+    values = np.asarray(values, dtype=float)
+    kernel = np.ones(min(window, len(values)))
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], sample_rate: int) -> bytes:
+    """A row of log-mel spectrograms for each named set of clips, a column for each label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from components.metrics.mel import log_mel
+
+    figure, axes = plt.subplots(
+        len(rows), len(labels), figsize=(1.3 * len(labels), 1.5 * len(rows)), squeeze=False, sharey=True
+    )
+    for axis_row, (name, clips) in zip(axes, rows.items(), strict=True):
+        for axis, clip, label in zip(axis_row, clips, labels, strict=True):
+            mel = log_mel(np.pad(clip, (0, max(640 - len(clip), 0))).astype(float))
+            seconds = len(clip) / sample_rate
+            axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, max(seconds, 0.01), 0, mel.shape[1]))
+            axis.set(xticks=[0, 0.4], yticks=[], xlim=(0, 0.56))
+            axis.tick_params(labelsize=7)
+            if axis_row is axes[0]:
+                axis.set_title(label, fontsize=9)
+        axis_row[0].set_ylabel(name, fontsize=9)
+    figure.supxlabel("seconds; vertical: mel bands, 0 to 4 kHz", fontsize=8, y=-0.02, va="top")
+    return figure_png(figure)
+
+
+def overview(panels: Mapping[str, Image.Image], metrics: str) -> bytes:
+    """Named pictures below one another, and a line of figures: the run at a glance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ratios = [p.height / p.width for p in panels.values()]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(6.5, 6.5 * sum(ratios) + 0.4 * len(panels)), height_ratios=ratios)
+    for axis, (name, panel) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        axis.imshow(panel, cmap="gray", interpolation="nearest")
+        axis.set_title(name, fontsize=11, loc="left")
+        axis.axis("off")
+    figure.supxlabel(metrics, fontsize=10)
+    figure.tight_layout()
+    return figure_png(figure)
+
+
+def settings(config: Any) -> str:
+    """A config as it was used."""
+    return preformatted(json.dumps(config, indent=1, default=str))

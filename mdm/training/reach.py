@@ -1,0 +1,105 @@
+"""What a trial can reach: a failure told apart from a hub that is not there, and said in a line with its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mdm.config import UserError
+
+
+@dataclass
+class Trial:
+    """What was tried, and what could not be, each with its reason."""
+
+    tried: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def reach(self, key: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives; None, and a note, where it needs something that cannot be reached.
+
+        Raises UserError for all else that goes wrong, with the place in the user's own file.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if unreachable(error):
+                self.skipped[key] = f"cannot be reached ({_first_line(error)})"
+                return None
+            if isinstance(error, UserError):
+                raise
+            raise UserError(said(error) if str(error).startswith(f"{key}:") else f"{key}: {said(error)}") from error
+
+    def lines(self) -> list[str]:
+        return [*(f"tried: {what}" for what in self.tried), *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]
+
+
+@contextlib.contextmanager
+def told_at_once() -> Iterator[None]:
+    """Without a network the hub's clients try again for minutes: where its host is not reached, they are told so.
+
+    Behind a proxy, or with a hub of one's own, they are left to find out.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    elsewhere = any(name.upper() in ("HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT") for name in os.environ)
+    if not (constants.HF_HUB_OFFLINE or elsewhere or _reached("huggingface.co")):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _reached(host: str, seconds: float = 3.0) -> bool:
+    try:
+        socket.create_connection((host, 443), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+OFFLINE = {
+    "ConnectError",
+    "ConnectTimeout",
+    "LocalEntryNotFoundError",
+    "MaxRetryError",
+    "NameResolutionError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+}
+"""Names of exceptions of networks; those of requests, httpx and huggingface_hub need not be installed."""
+
+
+def unreachable(error: BaseException | None) -> bool:
+    """Whether an error comes of a network that is not there."""
+    while error is not None:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, BrokenPipeError):
+            return True
+        if names & OFFLINE or ("ConnectionError" in names):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def said(error: BaseException) -> str:
+    """An error in a line: its kind, its first line, and where in the user's own files it was raised."""
+    library = str(Path(__file__).parents[2].resolve())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    own = [f for f in frames if not str(Path(f.filename).resolve()).startswith(library) and f.filename.endswith(".py")]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{_first_line(error)}{where}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

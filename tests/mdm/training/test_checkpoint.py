@@ -1,0 +1,59 @@
+"""What a checkpoint brings back: everything that the next step depends on. (That a killed run resumes: tests/recipes.)"""
+
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mdm.hardware import Hardware
+from mdm.training import checkpoint
+from mdm.training.optim import EMA
+
+HERE = Hardware(torch.device("cpu"), 0, 1, False)
+
+
+def made(seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1), EMA(model, 0.5)
+
+
+def step(model, optimizer, ema):
+    """A step whose data are drawn from torch's own generator; returns what was drawn."""
+    x = torch.randn(4, 3)
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    ema.update(model.named_parameters())
+    return x
+
+
+def test_weights_moments_average_and_random_state_come_back(tmp_path):
+    run = made(0)
+    step(*run)
+    saved = checkpoint.save(tmp_path, 1, *run, {"step": 1}, HERE)
+    expected = [step(*run) for _ in range(2)]
+    again = made(1)
+    step(*again)
+    checkpoint.restore(saved, *again, HERE)
+    assert checkpoint.read_state(saved) == {"step": 1}
+    assert_close([step(*again) for _ in range(2)], expected)
+    for a, b in zip(again[0].parameters(), run[0].parameters(), strict=True):
+        assert_close(a, b, rtol=0, atol=0)  # by the moments
+    for name, value in run[2].average.items():
+        assert_close(again[2].average[name], value, rtol=0, atol=0)
+
+
+def test_the_newest_are_kept(tmp_path):
+    run = made(0)
+    step(*run)
+    for k in range(1, 5):
+        checkpoint.save(tmp_path, k, *run, {}, HERE, keep=3)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+def test_what_was_being_written_is_no_checkpoint(tmp_path):
+    """Killed while the first one was written: there is none, though its state was there already."""
+    (tmp_path / "partial_00000001").mkdir()
+    (tmp_path / "partial_00000001" / "state.json").write_text("{}")
+    (tmp_path / "step_00000002").mkdir()  # nor is one without a state
+    assert checkpoint.complete(tmp_path) == []

@@ -1,0 +1,64 @@
+"""The planner against measurements: of one H100 (shared figures of the project), and of what a block keeps here."""
+
+import pytest
+import torch
+
+from mdm.config import UserError
+from mdm.models import builders
+from mdm.models.transformer import ModelConfig
+from mdm.training.planner import CARDS, parse_gpu, plan
+
+
+def shape(width, layers, vocab):
+    return ModelConfig(vocab_size=vocab, width=width, num_layers=layers, num_heads=width // 64, max_length=2048)
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "vocab", "length", "measured"),
+    [(768, 12, 50_000, 1024, 447e3), (1024, 24, 120_000, 2048, 161.5e3), (2048, 24, 120_000, 2048, 53.5e3)],
+)
+def test_speed_is_near_what_one_h100_reached(width, layers, vocab, length, measured):
+    """bf16, compiled, logits at masked positions only; 15 % is what another attention mask or vocabulary makes of it."""
+    assert plan(shape(width, layers, vocab), 8, length, CARDS["h100"]).tokens_per_second == pytest.approx(measured, rel=0.15)
+
+
+def test_memory_is_sharded_and_moments_shrink():
+    config = shape(2048, 24, 120_000)
+    one, eight = plan(config, 1, 2048, CARDS["h100"]), plan(config, 1, 2048, CARDS["h100"], 8)
+    assert one.weights == pytest.approx(4 * one.parameters / 2**30)
+    assert one.moments == pytest.approx(2 * one.weights)
+    assert eight.moments == pytest.approx(one.moments / 8)
+    assert plan(config, 1, 2048, CARDS["h100"], state="int8").moments == pytest.approx(one.moments / 4, rel=0.02)
+    with torch.device("meta"):
+        three = builders.mdm_3b(vocab_size=2).config  # at T 2048 on one 80 GB GPU
+    config = ModelConfig(**{**vars(three), "vocab_size": 120_000, "max_length": 2048})
+    assert plan(config, 1, 2048, CARDS["h100"], checkpointing="full", state="int8").total < 0.92 * 79
+
+
+def test_a_token_goes_through_its_experts_alone():
+    """A second expert of three matrices, in every layer: 6 floating-point operations a weight and position."""
+    moe = {"num_heads": 2, "max_length": 64, "vocab_size": 100, "width": 64, "num_layers": 3, "ffn_width": 96}
+    one, two = (
+        plan(ModelConfig(**moe, num_experts=8, experts_per_token=k), 1, 64, CARDS["h100"]).flops_per_token for k in (1, 2)
+    )
+    assert two - one == pytest.approx(6 * 3 * (3 * 64 * 96))
+
+
+def test_a_plan_by_hand():
+    """Of 4 cards: gradients are sharded; half of the positions have logits; recomputing everything takes a third more."""
+    config = shape(768, 12, 50_000)
+    one, four = plan(config, 1, 1024, CARDS["h100"]), plan(config, 1, 1024, CARDS["h100"], 4)
+    assert four.gradients == pytest.approx(4 * one.parameters / 4 / 2**30)
+    assert one.logits == pytest.approx(1024 * 0.5 * 50_000 * 10 / 2**30)
+    assert four.tokens_per_second == pytest.approx(4 * one.tokens_per_second)
+    full = plan(config, 1, 1024, CARDS["h100"], checkpointing="full")
+    assert full.tokens_per_second == pytest.approx(one.tokens_per_second * 3 / 4)
+    assert full.activations < one.activations / 4
+
+
+def test_gpus_are_named_with_their_count():
+    assert parse_gpu("H100:8") == (CARDS["h100"], 8)
+    assert parse_gpu("a100") == (CARDS["a100"], 1)
+    for wrong in ("rtx", "h100:0", "h100:x", ":"):
+        with pytest.raises(UserError, match="is not CARD or CARD:COUNT, e"):
+            parse_gpu(wrong)
