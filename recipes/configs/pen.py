@@ -29,7 +29,7 @@ from components.data.digits import WORDS
 from components.data.speech import spoken_words
 
 Stroke = Float[np.ndarray, "points 2"]
-Writing = list[np.ndarray]
+Writing = list[Stroke]
 
 # ---- data ----
 
@@ -87,16 +87,12 @@ def written_and_spoken(
 @functools.cache
 def lettering(font: str, word: str) -> Writing:
     """A word in a font, every line of it once: thick letters are outlines, and a pen follows one of the two sides."""
-    from HersheyFonts import HersheyFonts
-
-    letters = HersheyFonts()
-    letters.load_default_font(font)
     writing, ink = [], np.zeros((0, 4))
-    for points in letters.strokes_for_text(word):
+    for points in _letters(font).strokes_for_text(word):
         line = np.array(list(points), dtype=float).reshape(-1, 2) / X_HEIGHT
         if length(line) == 0:
             continue
-        path = evenly(line, max(4, round(length(line) / 0.035)))
+        path = evenly(line, max(3, round(length(line) / 0.05)))
         heading = np.gradient(path, axis=0)
         heading /= np.linalg.norm(heading, axis=1, keepdims=True) + 1e-9
         near = np.linalg.norm(path[:, None] - ink[:, :2], axis=2) < 0.18
@@ -107,18 +103,27 @@ def lettering(font: str, word: str) -> Writing:
             stroke = path[start:stop]
             if writing and np.linalg.norm(stroke[0] - writing[-1][-1]) < 0.07:  # the pen is not lifted
                 writing[-1] = np.concatenate([writing[-1], stroke])
-            elif stop - start >= 4:  # a smaller one is a speck
+            elif stop - start >= 3:  # a smaller one is a speck
                 writing.append(stroke)
     return writing
 
 
+@functools.cache
+def _letters(font: str) -> Any:
+    from HersheyFonts import HersheyFonts
+
+    letters = HersheyFonts()
+    letters.load_default_font(font)
+    return letters
+
+
 def by_hand(writing: Writing, rng: np.random.Generator, care: float) -> Writing:
-    """As somebody might write it: slanted, larger, wider, not quite level, and a little shaky."""
+    """As somebody might write it: slanted, larger, wider, not quite level, and in waves."""
     slant, size, width, turn = rng.uniform(care - 1, 1 - care, size=4) * (0.25, 0.15, 0.15, 0.07)
     level = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     shape = np.exp(size) * level @ np.array([[np.exp(width), -slant], [0, np.exp(-width)]])
-    amplitude, period, phase = rng.uniform(0, 0.06 * (1 - care), 2), rng.uniform(1.5, 4, 2), rng.uniform(0, 2 * np.pi, 2)
-    return [(s + amplitude * np.sin(2 * np.pi * s / period + phase)) @ shape.T for s in writing]
+    height, period, phase = rng.uniform(0, 0.06 * (1 - care), 2), rng.uniform(1.5, 4, 2), rng.uniform(0, 2 * np.pi, 2)
+    return [(s + height * np.sin(2 * np.pi * s[:, ::-1] / period + phase)) @ shape.T for s in writing]
 
 
 def length(stroke: Stroke) -> float:
@@ -138,6 +143,7 @@ STEPS = 4  # of the pen in a frame
 LIFT = 3.0  # what a lifted pen weighs beside distances: enough that no code takes the one for the other
 INK, UNKNOWN, PAPER = (20, 20, 30), (120, 170, 215), (255, 255, 255)
 SCALE, WIDTH, HEIGHT = 18, 200, 64  # of a picture, in pixels
+SVG = "http://www.w3.org/2000/svg"
 
 
 class PenTokenizer:
@@ -157,7 +163,7 @@ class PenTokenizer:
         self.coarse, self.fine, self.frame = coarse, fine, frame
 
     @classmethod
-    def train(cls, samples: Sequence[dict], sizes: Sequence[int] = (256, 64), frame: float = 0.85) -> PenTokenizer:
+    def train(cls, samples: Sequence[dict], sizes: Sequence[int] = (256, 64), frame: float = 1.0) -> PenTokenizer:
         """Codebooks of these sizes: k-means of the frames, then of what the first one leaves (scikit-learn)."""
         from sklearn.cluster import MiniBatchKMeans
 
@@ -194,7 +200,7 @@ class PenTokenizer:
                     pen = points[i + STEPS]
                     continue
                 distance = ((self.coarse - frames[-1]) ** 2).sum(axis=1)
-                best = np.argpartition(distance, 8)[:8]  # the nearest alone may leave more than the second codebook can mend
+                best = np.argsort(distance)[:8]  # the nearest alone may leave more than the second codebook can mend
                 left = frames[-1] - self.coarse[best]
                 errors = ((left[:, None] - self.fine) ** 2).sum(axis=2)
                 one, two = np.unravel_index(errors.argmin(), errors.shape)
@@ -206,13 +212,19 @@ class PenTokenizer:
         """The writing of the complete frames among the codes, from (0, 0) on."""
         pen, writing = np.zeros(2), []
         for one, two in codes[: len(codes) // 2 * 2].reshape(-1, 2).tolist():
-            frame = self.coarse[one] + self.fine[two]
-            path = pen + frame[1:].reshape(-1, 2)
-            if frame[0] > LIFT / 2 or not writing:
-                writing.append(path[:1])
-            writing[-1] = np.concatenate([writing[-1], path[1:]])
-            pen = path[-1]
+            lifted, way = self._way(pen, self.coarse[one] + self.fine[two])
+            if lifted or not writing:
+                writing.append(way)
+            else:
+                writing[-1] = np.concatenate([writing[-1], way[1:]])
+            pen = way[-1]
         return writing
+
+    @staticmethod
+    def _way(pen: np.ndarray, frame: np.ndarray) -> tuple[bool, Stroke]:
+        """Whether the pen is lifted before a frame, and the points that it then goes through."""
+        lifted, way = bool(frame[0] > LIFT / 2), pen + frame[1:].reshape(-1, 2)
+        return lifted, way if lifted else np.concatenate([pen[None], way[1:]])
 
     def save(self, folder: Path) -> dict[str, Any]:
         np.savez(folder / "pen.npz", coarse=self.coarse, fine=self.fine)
@@ -223,22 +235,20 @@ class PenTokenizer:
         with np.load(path) as books:
             return cls(books["coarse"], books["fine"], frame)
 
-    # ---- what the library may ask of a modality beside: files, pictures and films ----
+    # Beside its codes, a modality may have files, pictures, and films of how it is made
 
-    def write(self, sample: Writing, path: Path) -> None:
-        """An SVG file with a line for each stroke."""
-        low, high = (f(np.concatenate([*sample, [[0.0, 0.0]]]), axis=0) for f in (np.min, np.max))
-        box = " ".join(f"{v:.2f}" for v in (*(low - 1), *(high - low + 2)))
-        root = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=box)
-        style = {"fill": "none", "stroke": "black", "stroke-width": "0.1", "stroke-linecap": "round"}
-        for stroke in sample:
-            ElementTree.SubElement(root, "polyline", points=" ".join(f"{x:.3f},{y:.3f}" for x, y in stroke), **style)
-        ElementTree.ElementTree(root).write(path)
+    def write(self, raw: Writing, path: Path) -> None:
+        """An SVG file, a line for each stroke."""
+        every = np.concatenate([*raw, np.zeros((1, 2))])
+        box = " ".join(f"{v:.3f}" for v in (*(every.min(axis=0) - 1), *(np.ptp(every, axis=0) + 2)))
+        lines = (f'<polyline points="{" ".join(f"{x:.3f},{y:.3f}" for x, y in stroke)}"/>' for stroke in raw)
+        style = 'fill="none" stroke="black" stroke-width="0.1"'
+        path.write_text(f'<svg xmlns="{SVG}" viewBox="{box}"><g {style}>{"".join(lines)}</g></svg>')
 
     def read(self, path: Path) -> Writing:
         """The polylines of an SVG file, in the size that they were written in. Raises ValueError where there is none."""
         try:
-            lines = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}polyline")
+            lines = ElementTree.parse(path).iter(f"{{{SVG}}}polyline")
             strokes = [np.array(line.get("points", "").replace(",", " ").split(), dtype=float).reshape(-1, 2) for line in lines]
         except (ElementTree.ParseError, ValueError) as error:
             raise ValueError(f"{path}: no SVG with polylines in it ({error})") from error
@@ -246,21 +256,20 @@ class PenTokenizer:
             raise ValueError(f"{path}: it holds no polyline")
         return strokes
 
-    def draw(self, sample: Writing) -> Image.Image:
+    def draw(self, raw: Writing) -> Image.Image:
         """The writing in the middle of a sheet."""
-        return _sheet(sample, [INK] * len(sample))
+        return _sheet(raw, [INK] * len(raw))
 
     def partial(self, codes: Int[Tensor, " n"], known: Bool[Tensor, " n"]) -> Image.Image:
         """A writing so far: of a frame whose second code is unknown, its coarse shape; an unknown one is a blue step."""
-        pen, strokes, colours = np.zeros(2), [], []
+        pen, ways, colours = np.zeros(2), [], []
         step = np.outer(np.arange(STEPS + 1) / STEPS, self.coarse[:, -2:].mean(axis=0) * (1, 0))
         for (one, two), (first, second) in zip(codes.reshape(-1, 2).tolist(), known.reshape(-1, 2).tolist(), strict=True):
-            frame = self.coarse[one] + (self.fine[two] if second else 0) if first else None
-            path = pen + (step if frame is None else frame[1:].reshape(-1, 2))
-            strokes.append(path)
-            colours.append(UNKNOWN if frame is None else INK)
-            pen = path[-1]
-        return _sheet(strokes, colours)
+            fine = self.fine[two] if second else 0
+            ways.append(self._way(pen, self.coarse[one] + fine)[1] if first else pen + step)
+            colours.append(INK if first else UNKNOWN)
+            pen = ways[-1][-1]
+        return _sheet(ways, colours)
 
 
 def _sheet(strokes: Writing, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
@@ -287,30 +296,26 @@ class PenJudge:
     ROWS, COLUMNS = 20, 40
 
     def __init__(self, samples: Sequence[dict]) -> None:
-        from sklearn.decomposition import PCA
         from sklearn.svm import SVC
 
-        pictures, labels = self._pictures([s["pen"] for s in samples]), [s["label"] for s in samples]
-        self.components = PCA(32, random_state=0).fit(pictures)
-        self.model = SVC(C=10.0, gamma="scale").fit(pictures, labels)
+        writings, labels = [s["pen"] for s in samples], [s["label"] for s in samples]
+        self.model = SVC(C=10.0, gamma="scale").fit(self.features(writings), labels)
 
     def classify(self, writings: Sequence[Writing]) -> np.ndarray:
         """The digit whose word is written."""
-        return self.model.predict(self._pictures(writings))
+        return self.model.predict(self.features(writings))
 
     def features(self, writings: Sequence[Writing]) -> np.ndarray:
-        """The 32 main components of the pictures, `[writings, 32]`; Frechet distances are taken there."""
-        return self.components.transform(self._pictures(writings))
-
-    def _pictures(self, writings: Sequence[Writing]) -> np.ndarray:
+        """What it classifies by, `[writings, pixels]`; Frechet distances are taken there."""
         from scipy.ndimage import gaussian_filter
 
         pictures = np.zeros((len(writings), self.ROWS, self.COLUMNS))
         for picture, writing in zip(pictures, writings, strict=True):
-            if writing:
+            if writing:  # where a canvas ends at once, nothing was written
                 ink = np.concatenate([evenly(s, max(2, round(length(s) * 14))) for s in writing])
                 low, high = ink.min(axis=0), ink.max(axis=0)
-                x, y = np.rint(2 + (ink - low) / np.maximum(high - low, 0.5) * (self.COLUMNS - 5, self.ROWS - 5)).astype(int).T
-                picture[y, x] = 1  # as much ink as an "x" is high
+                place = 2 + (ink - low) / np.maximum(high - low, 0.5) * (self.COLUMNS - 5, self.ROWS - 5)
+                x, y = np.rint(place).astype(int).T
+                picture[y, x] = 1
                 picture[:] = gaussian_filter(picture, 1.6)
         return pictures.reshape(len(writings), -1)
