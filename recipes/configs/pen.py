@@ -141,7 +141,7 @@ def evenly(stroke: Stroke, steps: int) -> Stroke:
 
 STEPS = 4  # of the pen in a frame
 LIFT = 3.0  # what a lifted pen weighs beside distances: enough that no code takes the one for the other
-INK, UNKNOWN, PAPER = (20, 20, 30), (120, 170, 215), (255, 255, 255)
+INK, UNKNOWN = (20, 20, 30), (120, 170, 215)
 SCALE, WIDTH, HEIGHT = 18, 200, 64  # of a picture, in pixels
 SVG = "http://www.w3.org/2000/svg"
 
@@ -257,7 +257,7 @@ class PenTokenizer:
         return strokes
 
     def draw(self, raw: Writing) -> Image.Image:
-        """The writing in the middle of a sheet."""
+        """The writing on a sheet of paper, as large for every word."""
         return _sheet(raw, [INK] * len(raw))
 
     def partial(self, codes: Int[Tensor, " n"], known: Bool[Tensor, " n"]) -> Image.Image:
@@ -273,18 +273,19 @@ class PenTokenizer:
 
 
 def _sheet(strokes: Writing, colours: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """Lines on paper, in the middle; smaller where they would not fit."""
-    fine = 4  # drawn larger, for smooth edges
-    sheet = Image.new("RGB", (WIDTH * fine, HEIGHT * fine), PAPER)
+    """Lines on paper, from its left margin on; smaller where they would not fit."""
+    fine, margin = 4, 4  # drawn larger, for smooth edges
+    size = np.array([WIDTH, HEIGHT])
+    sheet = Image.new("RGB", tuple(size * fine), "white")
     if strokes:
         pen, every = ImageDraw.Draw(sheet), np.concatenate(strokes)
         low, high = every.min(axis=0), every.max(axis=0)
-        size = np.array(sheet.size)
-        scale = min(SCALE * fine, *((size - 8 * fine) / np.maximum(high - low, 1e-6)))
+        scale = min(SCALE, *((size - 2 * margin) / np.maximum(high - low, 1e-6)))
+        corner = np.array([margin, HEIGHT / 2 - (high - low)[1] / 2 * scale])
         for stroke, colour in zip(strokes, colours, strict=True):
-            line = (stroke - (low + high) / 2) * scale + size / 2
+            line = (corner + (stroke - low) * scale) * fine
             pen.line(line.ravel().tolist(), fill=colour, width=6, joint="curve")
-    return sheet.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    return sheet.resize(tuple(size), Image.Resampling.LANCZOS)
 
 
 # ---- judge ----
