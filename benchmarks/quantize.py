@@ -111,6 +111,7 @@ def quality(checkpoint: str, schemes: list[str], samples: int, device: torch.dev
     hw = Hardware(device, 0, 1, False)
     found: dict[str, float] = {}
     base: dict[str, float] = {}
+    tokens = torch.empty(0)  # and of the model itself
     for scheme in (None, *schemes):
         model, processor = load_model(checkpoint, device)
         packed = in_dtype(copy.deepcopy(model), torch.bfloat16)

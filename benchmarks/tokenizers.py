@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def run(preset: str) -> Result:
     return Result("tokenizers", preset, "tokens/s", p, found, {}, unmeasured)
 
 
-Work = tuple[str, dict[str, Callable[[], object]], int]
+Work = tuple[str, Mapping[str, Callable[[], object]], int]
 
 
 def both(name: str, tokenizer: Any, items: list[Any]) -> Work:

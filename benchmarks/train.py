@@ -37,7 +37,7 @@ PRESETS = {
 def run(preset: str) -> Result:
     p = PRESETS[preset]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vocabulary = Vocabulary.build({"text": (p["vocab"],)}, tasks=("text",))
+    vocabulary = Vocabulary.build({"text": (p["vocab"],)}, ["text"], tasks=("text",))
     micro, coefficient = random_batch(vocabulary, p["rows"], p["length"], device)
     model = build(vocabulary, p, device)
     hardware, unmeasured = {name: Hardware(device, 0, 1, name == "bf16") for name in precisions(device)}, []

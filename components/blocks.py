@@ -56,10 +56,10 @@ class NormedProjection(nn.Linear):
     def __init__(self, width: int, heads: int, head_dim: int, bias: bool, norm_eps: float) -> None:
         super().__init__(width, heads * head_dim, bias=bias)
         self.heads = heads
-        self.norm = RMSNorm(head_dim, eps=norm_eps)
+        self.norm: nn.Module = RMSNorm(head_dim, eps=norm_eps)
 
-    def forward(self, x: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out"]:
-        return self.normed(super().forward(x))
+    def forward(self, input: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq out"]:
+        return self.normed(super().forward(input))
 
     def normed(self, projected: Float[Tensor, "batch seq out"]) -> Float[Tensor, "batch seq out"]:
         """What is done to the product, whoever computes it."""
@@ -129,7 +129,11 @@ def transformer_block(
         k_proj=heads(num_kv_heads, normed=True),
         v_proj=heads(num_kv_heads),
         output_proj=linear(num_heads * head_dim, width),
-        pos_embeddings=RotaryPositionalEmbeddings(head_dim, max_seq_len=max_length, base=rope_base),
+        pos_embeddings=RotaryPositionalEmbeddings(
+            head_dim,
+            max_seq_len=max_length,
+            base=rope_base,  # pyright: ignore[reportArgumentType] (said to be an int, and taken to a power of 1 / dim)
+        ),
         q_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
         k_norm=RMSNorm(head_dim, eps=norm_eps) if qk_norm and not norm_before_rope else None,
         max_seq_len=max_length,
@@ -163,7 +167,7 @@ def document_mask(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq
 
         batch, seq = document.shape
 
-        def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def same_document(b: Int[Tensor, ""], h: Int[Tensor, ""], q: Int[Tensor, ""], k: Int[Tensor, ""]) -> Bool[Tensor, ""]:
             return document[b, q] == document[b, k]
 
         return create_block_mask(same_document, batch, None, seq, seq, device=document.device)

@@ -64,7 +64,7 @@ def coordinate_check(
     sizes: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 10,
-    on_model: Callable[[int, int], None] | None = None,
+    on_model: Callable[[int, int], object] | None = None,
 ) -> CoordinateCheck:
     """Trains a fresh model of each size and seed for a few steps and compares its activations before and after each.
 

@@ -19,7 +19,7 @@ class GradientVariance:
     """Sums over draws; a tensor of any shape for each parameter, the same ones in every draw."""
 
     def __init__(self) -> None:
-        self.draws = 0
+        self.draws: int = 0
         self._sums: list[Tensor] = []
         self._squares = torch.zeros((), dtype=torch.float64)
 
@@ -27,7 +27,7 @@ class GradientVariance:
         """One draw; a parameter that got none has a gradient of 0 and must be None in every draw."""
         own = [g.detach().double() for g in gradients if g is not None]
         self._sums = [s + g for s, g in zip(self._sums, own, strict=True)] if self.draws else own
-        self._squares = self._squares + sum(g.square().sum() for g in own).cpu()
+        self._squares = self._squares + sum((g.square().sum() for g in own), torch.zeros((), dtype=torch.float64)).cpu()
         self.draws += 1
 
     @property

@@ -21,17 +21,17 @@ class PositionCache:
     """One layer's keys and values, `[rows, heads, length, head_dim]`."""
 
     def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.rows: Tensor | None = None
-        self.positions: Tensor | None = None
+        self.keys: Float[Tensor, "rows heads length dim"] | None = None
+        self.values: Float[Tensor, "rows heads length dim"] | None = None
+        self.rows: Int[Tensor, " rows"] = torch.zeros(0, dtype=torch.long)
+        self.positions: Int[Tensor, "rows new"] = torch.zeros(0, 0, dtype=torch.long)
         self.shape: tuple[int, int] = (0, 0)
 
     def update(
         self, keys: Float[Tensor, "rows heads new dim"], values: Float[Tensor, "rows heads new dim"]
     ) -> tuple[Float[Tensor, "rows heads length dim"], Float[Tensor, "rows heads length dim"]]:
         """Writes the new ones to (rows, positions); returns all of those rows."""
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             rows, length = self.shape
             self.keys = keys.new_zeros(rows, keys.shape[1], length, keys.shape[3])
             self.values = torch.zeros_like(self.keys)

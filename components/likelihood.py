@@ -20,7 +20,7 @@ from torch import Tensor
 
 from components.noise import sample_rng
 from components.precision import precise
-from components.samplers.base import LogitsFn, ruled_out
+from components.samplers.base import LogitsFn, Selectable, ruled_out
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def score(
     needed = flat.any(dim=1).nonzero()[:, 0]
     for part in needed.split(batch_size):
         own = rows[part]
-        fn = logits_fn.select(own) if hasattr(logits_fn, "select") else logits_fn
+        fn = logits_fn.select(own) if isinstance(logits_fn, Selectable) else logits_fn
         logits = precise(fn(tokens[own].masked_fill(flat[part], mask_id)))
         barred = ruled_out(allowed if allowed is None or len(allowed) == 1 else allowed[own], mask_id, logits)
         logits = logits.masked_fill(barred, float("-inf"))

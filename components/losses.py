@@ -206,7 +206,9 @@ def _liger(device: str) -> type[torch.autograd.Function] | None:
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     try:
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+        from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports] (an extra)
+            LigerFusedLinearCrossEntropyFunction,
+        )
     except ImportError:
         return None
     return LigerFusedLinearCrossEntropyFunction

@@ -81,6 +81,7 @@ class Masker(Protocol):
     @property
     def pairs(self) -> bool:
         """Whether consecutive samples (2j, 2j + 1) must be one sequence."""
+        ...
 
     def __call__(self, batch: Batch) -> NoisyBatch: ...
 
@@ -133,7 +134,7 @@ class BernoulliMasker:
         """alpha, alpha' and NELBO weight at each position, by its modality's schedule."""
         if not isinstance(self.schedule, Mapping):
             return self.schedule.alpha(t), self.schedule.alpha_prime(t), self.schedule.nelbo_weight(t)
-        out = tuple(torch.ones_like(t) for _ in range(3))
+        out = (torch.ones_like(t), torch.ones_like(t), torch.ones_like(t))
         for i, name in enumerate(self.modalities):
             here = batch.modality == i
             values = self.schedule[name]

@@ -29,10 +29,10 @@ class MixtureOfExperts(nn.Module):
         if not 1 <= experts_per_token <= num_experts:
             raise ValueError(f"experts_per_token must be in 1..num_experts = {num_experts}, got {experts_per_token}")
         self.experts_per_token = experts_per_token
-        self.router = nn.Linear(width, num_experts, bias=False)
-        self.gate = nn.Parameter(torch.empty(num_experts, ffn_width, width))
-        self.up = nn.Parameter(torch.empty(num_experts, ffn_width, width))
-        self.down = nn.Parameter(torch.empty(num_experts, width, ffn_width))
+        self.router: nn.Linear = nn.Linear(width, num_experts, bias=False)
+        self.gate: nn.Parameter = nn.Parameter(torch.empty(num_experts, ffn_width, width))
+        self.up: nn.Parameter = nn.Parameter(torch.empty(num_experts, ffn_width, width))
+        self.down: nn.Parameter = nn.Parameter(torch.empty(num_experts, width, ffn_width))
         for weight in (self.gate, self.up, self.down):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 

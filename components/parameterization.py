@@ -83,10 +83,10 @@ def roles(names: Iterable[str], rules: Mapping[str, str]) -> dict[str, str]:
         if role not in ROLES:
             raise ValueError(f"parameterization: role {role!r} of rule {pattern!r} is not one of {', '.join(ROLES)}")
     found = {name: next((role for pattern, role in rules.items() if re.search(pattern, name)), None) for name in names}
-    unmatched = [name for name, role in found.items() if role is None]
-    if unmatched:
+    matched = {name: role for name, role in found.items() if role is not None}
+    if unmatched := [name for name in found if name not in matched]:
         raise ValueError(f"parameterization: no rule matches {', '.join(unmatched)}; add a pattern and its role to the rules")
-    return found
+    return matched
 
 
 def param_groups(

@@ -24,18 +24,23 @@ class Schedule(Protocol):
     @property
     def complete(self) -> bool:
         """Whether alpha(0) = 1 and alpha(1) = 0: only then is the weighted loss a NELBO."""
+        ...
 
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Probability that a token is visible at time t."""
+        ...
 
     def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """d alpha / dt, never positive."""
+        ...
 
     def nelbo_weight(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """-alpha'(t) / (1 - alpha(t)), simplified so that it is accurate near both ends."""
+        ...
 
     def inverse(self, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The time at which alpha is reached."""
+        ...
 
 
 @dataclass(frozen=True)

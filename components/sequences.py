@@ -2,7 +2,7 @@
 
     [task] ([begin:m] canvas of m [close:m]) for each modality m of the task, the given ones first
 
-A *canvas* is the span of one modality. Where a modality may end early (text, speech), the content is followed by the end
+A *canvas* is the span of one modality. Where a modality may end early, the content is followed by the end
 token, which also fills the canvas: the fill is visible, maskable and predicted, so the model chooses the length. Padding lies
 outside, to make a rectangle: never attended, masked or scored. Prompts (given canvases) are never masked.
 """
@@ -16,39 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from components.tasks import find_task, name_of
 from components.types import PAD_DOCUMENT, STRUCTURE, Batch
 from components.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Task:
-    """Which modalities a sequence is given, and which it generates, in the order of their canvases."""
-
-    given: tuple[str, ...]
-    generated: tuple[str, ...]
-
-
-TASKS = {
-    "text": Task((), ("text",)),
-    "text_to_image": Task(("text",), ("image",)),
-    "text_to_speech": Task(("text",), ("audio",)),
-    "image_to_text": Task(("image",), ("text",)),
-    "speech_to_text": Task(("audio",), ("text",)),
-    "image_to_speech": Task(("image",), ("audio",)),
-    "speech_to_image": Task(("audio",), ("image",)),
-    "text_image_to_speech": Task(("text", "image"), ("audio",)),
-    "text_speech_to_image": Task(("text", "audio"), ("image",)),
-    "image_speech_to_text": Task(("image", "audio"), ("text",)),
-    "joint_text_image": Task((), ("text", "image")),
-    "joint_text_speech": Task((), ("text", "audio")),
-}
-
-
-def find_task(name: str) -> Task:
-    """The task of that name. Raises ValueError, listing the known ones."""
-    if name not in TASKS:
-        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 @dataclass(frozen=True)
@@ -81,8 +51,8 @@ def task_sequence(
     Raises ValueError where a prompt is absent or a part does not fit its canvas.
     """
     spec = find_task(task)
-    pieces = [_structure(vocabulary, f"task:{task}")]
-    for modality in spec.given + spec.generated:
+    pieces = [_structure(vocabulary, f"task:{name_of(spec)}")]
+    for modality in spec.modalities:
         given = modality in spec.given
         if given and modality not in parts:
             raise ValueError(f"task {task}: it is given {modality}, and there is none")
@@ -102,10 +72,6 @@ def task_sequence(
             _structure(vocabulary, f"close:{modality}"),
         ]
     return TokenSequence(*(torch.cat([getattr(p, f) for p in pieces]) for f in TokenSequence.__dataclass_fields__))
-
-
-INSTRUCT = "instruct"
-"""The task of instruction data: running text whose first part is given; what is generated is the rest."""
 
 
 def response_sequence(
@@ -144,7 +110,7 @@ def _structure(vocabulary: Vocabulary, name: str) -> TokenSequence:
 def overhead(vocabulary: Vocabulary, task: str) -> int:
     """Positions of a sequence of the task beside its canvases."""
     spec = find_task(task)
-    names = [f"task:{task}", *(f"{edge}:{m}" for m in spec.given + spec.generated for edge in ("begin", "close"))]
+    names = [f"task:{name_of(spec)}", *(f"{edge}:{m}" for m in spec.modalities for edge in ("begin", "close"))]
     return sum(vocabulary.has(name) for name in names)
 
 
@@ -156,8 +122,7 @@ def _fill(vocabulary: Vocabulary, modality: str, ids: Int[Tensor, " n"] | None, 
         return torch.full((length,), vocabulary.mask_id)
     if length is None or len(ids) == length:
         return ids
-    may_end = vocabulary.ranges[vocabulary.ranges_of(modality)[0]].may_end
-    if len(ids) > length or not may_end:
+    if len(ids) > length or not vocabulary.may_end(modality):
         raise ValueError(f"canvas: {modality} of {len(ids)} tokens does not fit its canvas of {length}")
     return torch.cat([ids, torch.full((length - len(ids),), vocabulary.end_id)])
 

@@ -122,13 +122,14 @@ class ChatTemplate:
             {key: literal.sub(lambda m: stand_in[m[0]], v) if isinstance(v, str) else v for key, v in message.items()}
             for message in messages
         ]
+        names: dict[str, Any] = {**self.tokens}
         try:
             text = render_jinja_template(
                 [hidden],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **self.tokens,
+                **names,
             )[0][0]
         except Exception as error:  # whatever a stranger's program does
             raise ValueError(f"chat template: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error

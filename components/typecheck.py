@@ -1,5 +1,7 @@
 """beartype as PEP 484 has it: an int may stand where a float is asked for."""
 
+from typing import Any
+
 from beartype import BeartypeConf, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check: Any = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a decorator

@@ -21,6 +21,7 @@ PAD_DOCUMENT = -1
 M = TypeVar("M", bound="Movable")
 
 
+@dataclass(frozen=True)
 class Movable:
     """Gives a dataclass of tensors `to(device)`."""
 

@@ -3,7 +3,7 @@
     [ text | image | audio codebook 0 | audio codebook 1 | ... | mask pad end | tasks | boundaries ]
 
 Each id range is contiguous, so ruling out all other ids at a position is a slice of the unembedding. Special tokens follow
-the ranges. `end` is the one token that closes text and speech canvases and fills them up to their length.
+the ranges. `end` is the one token that closes canvases of variable length and fills them up.
 
 A model from elsewhere keeps the ids it was trained with: its mask and end tokens may lie inside its text range, and it may know
 no task or boundary tokens; then sequences have none.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.files import read_json, require
+from components.tasks import check_modality
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,18 @@ class Vocabulary:
     special_ids: tuple[int, ...] | None = None
 
     @classmethod
-    def build(
-        cls, codebooks: Mapping[str, Sequence[int]], may_end: Sequence[str] = ("text", "audio"), tasks: Sequence[str] = ()
-    ) -> Vocabulary:
+    def build(cls, codebooks: Mapping[str, Sequence[int]], may_end: Collection[str], tasks: Sequence[str] = ()) -> Vocabulary:
         """A vocabulary from the codebook sizes of each modality, e.g. `{"text": (2048,), "audio": (512, 512, 16, 64)}`.
 
         may_end: modalities of variable length, whose canvases end with (and are filled with) the end token
         tasks:   task names, one token each
 
-        Raises ValueError for an empty modality or a size that is not positive.
+        Raises ValueError for an empty modality, a size that is not positive, a name that no task can be made of.
         """
         ranges: list[IdRange] = []
         start = 0
         for modality, sizes in codebooks.items():
+            check_modality(modality)
             if not sizes or min(sizes) < 1:
                 raise ValueError(f"vocabulary: {modality} needs codebook sizes of at least 1, got {tuple(sizes)}")
             for k, size in enumerate(sizes):
@@ -83,9 +83,7 @@ class Vocabulary:
                 raise ValueError(f"vocabulary: the {name} token {value} is not one of the {size} ids")
         return cls((IdRange("text", "text", 0, size, True),), ("mask", "pad", "end"), (mask, pad, end))
 
-    def grown(
-        self, codebooks: Mapping[str, Sequence[int]], may_end: Sequence[str] = ("text", "audio"), tasks: Sequence[str] = ()
-    ) -> Vocabulary:
+    def grown(self, codebooks: Mapping[str, Sequence[int]], may_end: Collection[str], tasks: Sequence[str] = ()) -> Vocabulary:
         """This vocabulary with further modalities and task tokens: every id of it stays what it is, the new ones follow.
 
         Raises ValueError for a modality that it has.
@@ -96,13 +94,18 @@ class Vocabulary:
         added = Vocabulary.build(codebooks, may_end, tasks)
         ranges = [replace(r, start=r.start + self.size) for r in added.ranges]
         names = [n for n in added.specials if n not in self.specials]
-        first = self.size + added.ranges[-1].stop
+        first = self.size + sum(r.size for r in ranges)
         ids = [*self._ids.values(), *range(first, first + len(names))]
         return Vocabulary((*self.ranges, *ranges), (*self.specials, *names), tuple(ids))
 
     @cached_property
     def modalities(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(r.modality for r in self.ranges))
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that there is a token for."""
+        return tuple(n.removeprefix("task:") for n in self.specials if n.startswith("task:"))
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -141,6 +144,10 @@ class Vocabulary:
         if not found:
             raise ValueError(f"vocabulary: no modality {modality!r}; it has {', '.join(self.modalities)}")
         return found
+
+    def may_end(self, modality: str) -> bool:
+        """Whether the end token is allowed in a modality's canvas."""
+        return self.ranges[self.ranges_of(modality)[0]].may_end
 
     def id_ranges(self, modality: str, length: int) -> Int[Tensor, " length"]:
         """The id range of each position of a canvas: codebooks take turns, frame by frame."""

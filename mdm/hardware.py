@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from jaxtyping import Shaped
+from torch import Tensor
 
 from mdm.config import UserError
 
@@ -40,7 +41,7 @@ class Hardware:
         """Weights and optimizer stay in float32; products run in bfloat16 where that was chosen."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """The sum over ranks, on every rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
@@ -174,12 +175,13 @@ def reshard(model: Any, hw: Hardware) -> None:
         model.reshard()
 
 
-def whole(value: torch.Tensor) -> torch.Tensor:
+def whole(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A sharded tensor as an ordinary one, on every rank."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+    own: Any = value
+    return own.full_tensor() if hasattr(own, "full_tensor") else own
 
 
-def sync_gradients(model: nn.Module, now: bool, hw: Hardware) -> None:
+def sync_gradients(model: Any, now: bool, hw: Hardware) -> None:
     """Gradients are exchanged in the last micro-batch of a step only."""
     if hw.world_size > 1:
         model.set_requires_gradient_sync(now)
@@ -221,10 +223,11 @@ class Recorded:
         if key not in self.seen:  # rows leave a batch as they finish: many a shape comes only once
             self.seen[key] = None
             return self.function(*inputs)
-        if self.seen[key] is None:
-            own = [x if x is None else x.clone() for x in inputs]
-            self.seen[key] = own, *self.recorder(self.function, own)
-        own, replay, output = self.seen[key]
+        found = self.seen[key]
+        if found is None:
+            copies = [x if x is None else x.clone() for x in inputs]
+            found = self.seen[key] = copies, *self.recorder(self.function, copies)
+        own, replay, output = found
         for mine, given in zip(own, inputs, strict=True):
             if mine is not None:
                 mine.copy_(given)

@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from components.sequences import TASKS
+from components.tasks import Task, name_of
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.generation.prompts import easiest, example
 from mdm.models.folder import model_folder
@@ -27,10 +28,10 @@ def model_card(run: Path, name: str, license: str) -> str:
     folder = model_folder(run)
     shape = json.loads((folder / "config.json").read_text())
     modalities = list(json.loads((folder / "processor.json").read_text())["tokenizers"])
-    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
+    settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
     metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").is_file() else {}
     trained = [task for stream in settings.get("data", {}).values() for task in stream["tasks"]]
-    possible = [task for task, t in TASKS.items() if {*t.given, *t.generated} <= set(modalities)]
+    possible = Vocabulary.load(folder / "vocabulary.json").tasks or [name_of(Task((), (m,))) for m in modalities]
     lines = [
         "---",
         f"license: {license}",

@@ -45,6 +45,8 @@ def load_recipe(name: str) -> ModuleType:
     module_name = f"mdm_recipe_{path.stem}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None  # a file of Python has both
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         spec.loader.exec_module(module)

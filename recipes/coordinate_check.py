@@ -81,7 +81,7 @@ def changes(cfg: Settings, axis: str, size: int, seed: int, ruled: bool) -> dict
     }
 
 
-def watch(model: nn.Module) -> dict[str, nn.Module]:
+def watch(model: Any) -> dict[str, nn.Module]:
     """Where the change is measured, from the tokens to the last hidden states; the probe adds the logits."""
     first, last = model.blocks[0], model.blocks[-1]
     return {
@@ -113,7 +113,7 @@ def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck
         batches = iter(current.loader)
         return current.model
 
-    def probe(model: nn.Module) -> Mapping[str, Tensor]:
+    def probe(model: Any) -> Mapping[str, Tensor]:
         micro = next(iter(current.plan.values()))[0][0].to(current.hw.device)  # held-out, masked alike at every size
         clean = micro.noisy.clean
         hidden = model.hidden(micro.noisy.noisy, document_mask(clean.document), clean.position).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Open a page on which a trained model generates and edits text, images and speech, and every unmasking can be watched.
+"""Open a page on which a trained model generates and edits whatever it knows, and every unmasking can be watched.
 
     mdm demo checkpoint=runs/quickstart
     mdm demo checkpoint=runs/quickstart port=8000 host=0.0.0.0
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -33,6 +33,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 7860
     defaults: str | None = None
+    captions: dict[str, str] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "auto"
 
@@ -53,7 +54,7 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
-        page = build(Model(model, processor, hw, Defaults.beside(cfg.checkpoint, cfg.defaults)), cfg.checkpoint)
+        page = build(Model(model, processor, hw, Defaults.beside(cfg.checkpoint, cfg.defaults)), cfg.checkpoint, cfg.captions)
         print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C ends it)", flush=True)
         page.queue(max_size=32).launch(
             server_name=cfg.host, server_port=cfg.port, quiet=True, show_error=True, max_file_size=MAX_UPLOAD

@@ -3,8 +3,8 @@
     mdm run evaluate checkpoint=runs/quickstart
     mdm run evaluate --config evaluate_scored checkpoint=runs/mine      FID, CLIP score, GenEval, WER, speaker similarity
 
-Text to image and text to speech: samples of each class's caption, classified by judges trained on real data that the model
-never saw. Image and speech to text: held-out images and clips, the class word read out of the text. Scorers take any task.
+What is written (text to image, text to speech, ...): samples of each class's caption, classified by judges trained on real data
+that the model never saw. What is read: held-out samples, the class word found in the text. Scorers take any task.
 Writes metrics.json, samples/, and gallery.html to look at; `mdm run compare` lays several side by side.
 """
 
@@ -24,16 +24,16 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
-from components.sequences import TASKS, find_task
+from components.tasks import find_task
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
-from mdm.data.settings import StreamSettings
+from mdm.data.settings import StreamSettings, canonical, name_tasks
 from mdm.data.validation import validation_batches
 from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
 from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
 from mdm.evaluation.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
-from mdm.generation.editing import Edit, inpaint, respeak
+from mdm.generation.editing import second_half
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware, check_hardware, hardware
 from mdm.models.folder import load_model, model_folder
@@ -48,7 +48,7 @@ CONFIG = "evaluate"
 
 @dataclass
 class JudgedTask:
-    """A modality that judges score.
+    """A modality that judges score: the one that `write` generates, whatever the entry is called.
 
     judge:    `_component_` of a judge, trained on its `samples`
     test:     held-out samples with a `label`
@@ -114,6 +114,7 @@ def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
+    name_tasks(cfg.data)
     validate_judged(cfg)
     check_scored(cfg.scored)
     if cfg.shown < 0:
@@ -127,14 +128,20 @@ def validate_judged(cfg: Any) -> None:
         check(task.judge, f"judged.{name}.judge")
         check(task.test, f"judged.{name}.test")
         for key in ("write", "read", "complete"):
-            if getattr(task, key) not in (*TASKS, None):
-                raise UserError(f"judged.{name}.{key}: {getattr(task, key)!r} is not one of {', '.join(TASKS)}")
+            if getattr(task, key) is not None:
+                setattr(task, key, canonical(getattr(task, key), f"judged.{name}.{key}"))
+        write, read = find_task(task.write), find_task(task.read)
+        if len(write.given) != 1 or len(write.generated) != 1:
+            raise UserError(f"judged.{name}.write: {task.write} is not of one modality, from a caption")
+        if read.given != write.generated or read.generated != write.given:
+            raise UserError(f"judged.{name}.read: {task.read} does not read back what {task.write} makes")
     for name, task in cfg.crossed.items():
         check(task.test, f"crossed.{name}.test")
-        if (task.task or name) not in TASKS:
-            raise UserError(f"crossed.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
+        task.task = canonical(task.task or name, f"crossed.{name}")
         if task.judged not in cfg.judged:
             raise UserError(f"crossed.{name}.judged: {task.judged!r} is not one of {', '.join(cfg.judged)}")
+        if find_task(task.task).generated != find_task(cfg.judged[task.judged].write).generated:
+            raise UserError(f"crossed.{name}: {task.task} makes something else than judged.{task.judged} looks at")
     at_least_one(cfg, "samples", "nelbo_repeats")
     at_least(0, cfg, "seed")
 
@@ -157,9 +164,8 @@ def main(cfg: Settings) -> None:
         print(f"{name:<32}{value:.4f}")
     print(f"Written to {path}{replaced}")
     shutil.rmtree(folder / "samples", ignore_errors=True)  # of an evaluation that these figures replace
-    rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
     for name, (given, made) in results.samples.items():
-        save_outputs(folder / "samples" / name, given[: cfg.shown], made[: cfg.shown], rate)
+        save_outputs(folder / "samples" / name, processor, given[: cfg.shown], made[: cfg.shown])
     page(folder / "gallery.html", f"What {cfg.checkpoint} generates", {folder.name: folder})
     print(f"Gallery: {(folder / 'gallery.html').resolve()}")
 
@@ -212,7 +218,7 @@ def check_modalities(cfg: Any, processor: Processor) -> None:
 def require(processor: Processor, asked: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError where the model lacks a modality of the tasks that a key of the config asks for."""
     for key, tasks in asked.items():
-        for modality in {m: None for t in tasks for m in find_task(t).given + find_task(t).generated}:
+        for modality in {m: None for t in tasks for m in find_task(t).modalities}:
             if modality not in processor.tokenizers:
                 known = ", ".join(processor.tokenizers)
                 raise UserError(f"{key}: the model has no {modality}, only {known}; take {key} out of the config")
@@ -223,7 +229,7 @@ def judged(
     progress: Callable[[int], Any],
 ) -> Any:  # fmt: skip
     """Writes `samples` items from captions and reads as many held-out ones; scores both, and the judge, which it returns."""
-    modality = TASKS[task.write].generated[0]
+    (caption,), (modality,) = find_task(task.write).given, find_task(task.write).generated
     judge = train_judge(task.judge, f"judged.{name}.judge", processor, modality)
     test = list(usable(open_source(task.test, f"judged.{name}.test")))
     labels = [s["label"] for s in test]
@@ -232,7 +238,7 @@ def judged(
     )
 
     classes = [i % len(WORDS) for i in range(cfg.samples)]
-    prompts = [{"text": task.caption.format(WORDS[c])} for c in classes]
+    prompts = [{caption: task.caption.format(WORDS[c])} for c in classes]
     with hw.autocast():
         made = generate(model, processor, task.write, prompts, seed=cfg.seed, batch_size=50, progress=progress).outputs
         judgement = judge.classify([m[modality] for m in made])
@@ -241,9 +247,9 @@ def judged(
         results.samples[task.write] = prompts, made
         chosen = shuffled(test, cfg.samples, cfg.seed)
         texts = generate(model, processor, task.read, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
-    read = np.array([class_in_text(t["text"], WORDS) for t in texts])
+    read = np.array([class_in_text(t[caption], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
-    results.read[name] = [{**s, "read": t["text"]} for s, t in zip(chosen, texts, strict=True)]
+    results.read[name] = [{**s, "read": t[caption]} for s, t in zip(chosen, texts, strict=True)]
     results.samples[task.read] = prompts_of(task.read, chosen), texts
     return judge
 
@@ -253,7 +259,8 @@ def complete(
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Completes held-out items from their first half, without a caption; scores how many still show their class."""
-    modality = TASKS[task.write].generated[0]
+    modality = find_task(task.write).generated[0]
+    assert task.complete is not None  # else there is nothing to do
     chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         prompts = [{modality: second_half(processor, modality, s[modality])} for s in chosen]
@@ -262,20 +269,13 @@ def complete(
     results.metrics[f"{name}_completed_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
 
 
-def second_half(processor: Processor, modality: str, item: Any) -> Edit:
-    """The lower half of an image, or the second half of a clip, to be generated anew."""
-    if modality == "image":
-        return inpaint(processor, item, (0, item.height // 2, item.width, item.height))
-    return respeak(processor, item, len(item) / processor.tokenizers[modality].sample_rate / 2)
-
-
 def cross(
     cfg: Any, name: str, judge: Any, model: Any, processor: Processor, hw: Hardware, results: Results,
     progress: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Generates from held-out parts, e.g. an image from speech, and scores how many show the class of what was given."""
     task = cfg.crossed[name].task or name
-    (modality,) = TASKS[task].generated
+    (modality,) = find_task(task).generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         made = generate(model, processor, task, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs

@@ -23,10 +23,11 @@ import torch
 from omegaconf import MISSING
 
 from components.parameterization import CompleteP
-from components.sequences import TASKS
+from components.tasks import find_task
 from mdm.config import UserError, at_least_one
 from mdm.data.pipeline import corpus, tokenizers
 from mdm.data.processor import Processor
+from mdm.data.settings import tasks_of
 from mdm.hardware import Hardware, hardware
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.models.folder import QUANTIZED, export, load_model, model_folder
@@ -53,8 +54,8 @@ class Settings(pretrain.Settings):
     model: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     canvas: dict[str, int | None] = field(default_factory=dict)
-    judged: dict[str, evaluate.JudgedTask] = field(default_factory=dict)
-    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 1000
     nelbo_repeats: int = 1
 
@@ -110,7 +111,7 @@ def score_base(cfg: Settings, hw: Hardware, folder: Path, resumed: bool) -> dict
     model, processor = load_model(cfg.checkpoint, hw.device)
 
     def able(*tasks: str | None) -> bool:
-        return all({*TASKS[t].given, *TASKS[t].generated} <= set(processor.tokenizers) for t in tasks if t)
+        return all(set(find_task(t).modalities) <= set(processor.tokenizers) for t in tasks if t)
 
     known = {name: task for name, task in cfg.judged.items() if able(task.write, task.read, task.complete)}
     data = {name: stream for name, stream in cfg.data.items() if able(*stream.tasks)}
@@ -141,9 +142,9 @@ class Finetune(pretrain.Pretrain):
         return load_model(self.cfg.checkpoint)
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
-        """The checkpoint's tokenizers and ids, and those of new modalities behind them."""
+        """The checkpoint's tokenizers and ids, and those of new modalities and tasks behind them."""
         new = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
-        return self.base[1].grown(new, self.cfg.canvas)
+        return self.base[1].grown(new, self.cfg.canvas, tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The checkpoint's weights, the vocabulary's new rows, and LoRA's matrices.

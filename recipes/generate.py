@@ -1,4 +1,4 @@
-"""Generate text, images or speech from a trained model, read images and speech back, and edit any of them.
+"""Generate whatever a trained model knows (text, images, speech, ...), from whatever it takes, and edit any of it.
 
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" count=10
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" --film
@@ -8,9 +8,9 @@
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
     mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32
 
-Writes PNG and WAV files, a grid of the images and `outputs.jsonl` to output_dir, and prints every text; what an earlier command
-wrote there stays, the numbers go on. A prompt of several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL
-file holds the same keys.
+Writes a file for each sample (PNG, WAV, or what the modality's tokenizer writes), a grid of what can be looked at, and
+`outputs.jsonl` to output_dir, and prints every text; what an earlier command wrote there stays, the numbers go on. A prompt of
+several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds the same keys.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from tqdm import tqdm
 
 from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
-from components.sequences import TASKS
+from components.tasks import find_task
 from mdm.config import WORDS, UserError, at_least, at_least_one, check
 from mdm.config.protocols import conforming
+from mdm.data.processor import Processor
+from mdm.data.settings import canonical
 from mdm.generation.defaults import Defaults, build_scale
 from mdm.generation.generate import check_settings, generate
-from mdm.generation.prompts import check_prompt, check_template, read_jsonl, read_prompt, spelled_out
+from mdm.generation.prompts import check_prompt, check_task, check_template, read_jsonl, read_prompt, spelled_out, suffixes
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.models.folder import load_model, load_processor, model_folder
+from mdm.models.folder import load_model, load_processor
 from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs
 from mdm.recipe import run_recipe
@@ -78,23 +80,24 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile, cfg.device)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
-    model_folder(cfg.checkpoint)
-    if cfg.task not in TASKS:
-        raise UserError(f"task: {cfg.task!r} is not one of {', '.join(TASKS)}")
+    cfg.task = canonical(cfg.task, "task")
+    processor = load_processor(cfg.checkpoint)
+    check_task(cfg.task, processor.vocabulary)
     at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
     at_least(0, cfg, "seed")
     if cfg.sampler is not None:
         check(cfg.sampler, "sampler")
-    if cfg.guidance_scale and not TASKS[cfg.task].given:
+    if cfg.guidance_scale and not find_task(cfg.task).given:
         raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
-    sampler = choose(cfg)[0]
+    sampler = choose(cfg, processor)[0]
     try:
         check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler)
     except ValueError as error:
         raise UserError(str(error)) from error
     check_template(cfg.template, cfg.task)
+    files = suffixes(processor)
     for prompt, where in asked(cfg):
-        check_prompt(prompt, cfg.task, where)
+        check_prompt(prompt, cfg.task, files, where)
         check_length(cfg, prompt, where)
     check_output_dir(cfg.output_dir)
 
@@ -117,7 +120,7 @@ def main(cfg: Settings) -> None:
         room = min(model.config.max_length // 2, 256)
         read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room, cfg.template) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
-        sampler, scale = choose(cfg, processor.vocabulary.modalities)
+        sampler, scale = choose(cfg, processor)
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
         with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
@@ -127,13 +130,13 @@ def main(cfg: Settings) -> None:
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(str(error)) from error
-    folder, rate = Path(cfg.output_dir), getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
+    folder = Path(cfg.output_dir)
     first = next_number(folder)
-    for line in save_outputs(folder, written, made.outputs, rate, first):
+    for line in save_outputs(folder, processor, written, made.outputs, first):
         print("  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")))
-    empty = sum("audio" in output and len(output["audio"]) == 0 for output in made.outputs)
+    empty = sum(hasattr(v, "__len__") and not isinstance(v, str) and len(v) == 0 for o in made.outputs for v in o.values())
     if empty:
-        print(f"{empty} of {len(made.outputs)} clips are empty: the model ended them at once")
+        print(f"{empty} of {len(made.outputs)} samples are empty: the model ended them at once")
     if cfg.film:
         shown = min(10, len(made.steps[0].tokens))
         frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
@@ -156,23 +159,23 @@ def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
 
 def check_length(cfg: Settings, prompt: Mapping[str, str], where: str) -> None:
     """Raises UserError for a length of what has none, or has its own."""
-    if cfg.length is not None and "text" not in TASKS[cfg.task].generated:
-        made = " and ".join(TASKS[cfg.task].generated)
+    if cfg.length is not None and "text" not in find_task(cfg.task).generated:
+        made = " and ".join(find_task(cfg.task).generated)
         raise UserError(f"length={cfg.length} is the length of a text, and task {cfg.task} generates {made}")
     if cfg.length is not None and cfg.task == "text" and "edit" in prompt:
         raise UserError(f"{where}: length={cfg.length} beside an edit, whose length is that of its text and its gaps")
 
 
-def choose(cfg: Settings, modalities: Any = ("text", "image", "audio")) -> tuple[Sampler, Scale]:
+def choose(cfg: Settings, processor: Processor) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
-    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, modalities)
+    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities)
     sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
     if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:
         raise UserError(
             f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
         )
-    return sampler, scale if TASKS[cfg.task].given else 0.0
+    return sampler, scale if find_task(cfg.task).given else 0.0
 
 
 if __name__ == "__main__":

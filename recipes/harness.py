@@ -95,8 +95,9 @@ def main(cfg: Settings) -> None:
         own = HarnessModel(
             model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed
         )  # fmt: skip
+        evaluate: Any = simple_evaluate  # its decorator hides what it takes
         try:
-            results = simple_evaluate(
+            results = evaluate(
                 own, tasks=cfg.tasks, num_fewshot=cfg.num_fewshot, limit=cfg.limit, task_manager=task_manager(cfg.include_path),
                 apply_chat_template=cfg.apply_chat_template, fewshot_as_multiturn=cfg.apply_chat_template,
                 random_seed=cfg.seed, numpy_random_seed=cfg.seed, torch_random_seed=cfg.seed, bootstrap_iters=1000,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from components.sequences import TASKS
+from components.tasks import INSTRUCT
 from mdm.config import UserError, at_least_one, check, instantiate
 from mdm.data.settings import check_streams, row_length
 from mdm.models.memory import CHECKPOINTING
@@ -79,7 +79,7 @@ HEAD = f"{'rows':>5}  {'checkpointing':<14}" + "".join(
 
 def longest_row(cfg: Settings) -> int:
     """Positions of the longest row of any task."""
-    return max(row_length(s, task, cfg.canvas) for s in cfg.data.values() for task in s.tasks if s.pack or task in TASKS)
+    return max(row_length(s, task, cfg.canvas) for s in cfg.data.values() for task in s.tasks if s.pack or task != INSTRUCT)
 
 
 def vocabulary_size(cfg: Settings) -> int:

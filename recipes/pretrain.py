@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import MISSING
@@ -33,7 +33,7 @@ from mdm.config.names import TOKENIZERS
 from mdm.config.trust import is_listed
 from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
-from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks
+from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
 from mdm.data.validation import validation_batches
 from mdm.evaluation.nelbo import forward_loss, nelbo, task_bits, write_samples
 from mdm.generation.prompts import example, shown
@@ -93,7 +93,7 @@ def validate(cfg: Settings) -> None:
     check_run(cfg)
     if cfg.ema is not None:
         EMA.check(cfg.ema)
-    check_tasks(cfg.data, cfg.tokenizers, cfg.canvas, shape.max_length)
+    check_tasks(cfg.data, cfg.tokenizers, cast(dict[str, int], cfg.canvas), shape.max_length)  # no null, since `check_run`
 
 
 def model_shape(cfg: Settings) -> ModelConfig:
@@ -120,7 +120,7 @@ class Pretrain:
         torch.manual_seed(cfg.seed)
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
-        sources = {name: open_source(s.train, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
+        sources = {name: open_source(s.train or {}, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
         self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
@@ -164,7 +164,8 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        return Processor.build(tokenizers(self.cfg.tokenizers, lambda: corpus(sources)), self.cfg.canvas)
+        built = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
+        return Processor.build(built, cast(dict[str, int], self.cfg.canvas), tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:
         """The model with its initial weights, and how much larger it is than the one its settings were tuned at."""
@@ -208,8 +209,9 @@ class Pretrain:
                 if last or state["tokens"] >= due["save"]:
                     saved = self.save()
                     due["save"] += cfg.checkpoint_every_tokens
-                if self.stopping:
-                    raise self.stop.stopped(f"at step {state['step']:,}: saved as {saved}; the same command goes on from there")
+                    if self.stopping:
+                        at = f"at step {state['step']:,}: saved as {saved}"
+                        raise self.stop.stopped(f"{at}; the same command goes on from there")
                 if state["tokens"] >= due["sample"]:
                     self.sample()
                     due["sample"] += cfg.sample_every_tokens
@@ -284,7 +286,7 @@ class Pretrain:
             self.history.validation(self.state, bits)
 
     def sample(self) -> None:
-        """A few samples of each forward task, into output_dir/samples/."""
+        """A few samples of each stream, into output_dir/samples/."""
         folder = self.folder / "samples" / f"step_{self.state['step']:08d}"
         write_samples(folder, self.model, self.processor, self.cfg.data, self.held_out, self.hw)
 

@@ -1,4 +1,4 @@
-"""Train one model on text, images and speech in minutes, evaluate it on held-out data, and write a report to look at.
+"""Train one model on text, images and speech (or what else a config names) in minutes, evaluate it, and write a report.
 
     mdm run quickstart
     mdm run quickstart output_dir=runs/mine tokens=2_000_000
@@ -25,19 +25,30 @@ from PIL import Image
 
 from components.data.digits import WORDS
 from components.samplers import Confidence
+from components.tasks import find_task
+from components.tokenizers.modality import Drawn, Played, fixed_length
 from mdm.config import UserError
+from mdm.config.names import TOKENIZERS
+from mdm.config.trust import is_listed
 from mdm.generation.generate import generate
-from mdm.generation.prompts import example
+from mdm.generation.prompts import example, suffixes
 from mdm.hardware import Hardware, can_compile, cpu_name, hardware
 from mdm.models.folder import load_model
 from mdm.pages import film, report
-from mdm.pages.media import image_grid
+from mdm.pages.media import enlarged, image_grid
 from mdm.pages.report import Section
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.history import read_history
 
 CONFIG = "quickstart"
-NEEDS = {"sklearn": "scikit-learn", "pycodec2": "pycodec2", "espeakng_loader": "espeakng-loader", "matplotlib": "matplotlib"}
+NEEDS = {  # module: its package, and what of a config needs it
+    "sklearn": ("scikit-learn", "_component_"),
+    "matplotlib": ("matplotlib", "_component_"),
+    "pycodec2": ("pycodec2", "Codec2Tokenizer"),
+    "espeakng_loader": ("espeakng-loader", "spoken_"),
+}
+LABELS = range(len(WORDS))
+MASKS = "from all masks"
 
 pretrain = load_recipe("pretrain")
 evaluate = load_recipe("evaluate")
@@ -47,15 +58,16 @@ evaluate = load_recipe("evaluate")
 class Settings(pretrain.Settings):
     """Those of pretrain and of evaluate; `recipes/configs/quickstart.yaml` explains each."""
 
-    judged: dict[str, evaluate.JudgedTask] = MISSING
-    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)
+    judged: dict[str, evaluate.JudgedTask] = MISSING  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
+    crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 200
     nelbo_repeats: int = 4
 
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before data loads. Raises UserError."""
-    missing = [package for module, package in NEEDS.items() if importlib.util.find_spec(module) is None]
+    named = json.dumps(asdict(cfg), default=str)
+    missing = [p for module, (p, word) in NEEDS.items() if word in named and importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"the quickstart needs {', '.join(missing)}; install them with: pip install -e '.[quickstart]'")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -78,44 +90,74 @@ def main(cfg: Settings) -> None:
         finished = time.perf_counter()  # a resumed run counts the training of its earlier parts too
         results.metrics["seconds"] = max(finished - started, trained[-1]["seconds"] + finished - evaluating)
         (folder / "metrics.json").write_text(json.dumps(results.metrics, indent=1))
-        sections = [
-            metrics_section(results),
-            curves_section(history, results),
-            images_section(cfg, results),
-            film_section(model, processor, hw, folder),
-            speech_section(cfg, results, processor),
-            reading_section(results),
-            text_section(cfg, model, processor, hw),
-            settings_section(cfg, hw),
-        ]
-        write_overview(cfg, results, processor, folder)
+        sections = [metrics_section(results), curves_section(history, results)]
+        panels: dict[str, Image.Image] = {}
+        for name, task in cfg.judged.items():
+            shown = Judged(name, task, find_task(task.write).generated[0], processor, results)
+            if isinstance(shown.tokenizer, Drawn):
+                sections += [drawn_section(shown, panels), film_section(shown, model, hw, folder, panels)]
+            if isinstance(shown.tokenizer, Played):
+                sections.append(played_section(shown, panels))
+        sections.append(reading_section(cfg, results, processor))
+        if any(s.pack is not None for s in cfg.data.values()):
+            sections.append(text_section(cfg, model, processor, hw))
+        sections.append(settings_section(cfg, hw))
+    accuracies = [f"{name}_accuracy" for pattern in ("text_to_{}", "{}_to_text") for name in map(pattern.format, cfg.judged)]
+    if panels:
+        line = "accuracy: " + ", ".join(f"{a[:-9].replace('_', ' ')} {results.metrics[a]:.2f}" for a in accuracies)
+        (folder / "overview.png").write_bytes(report.overview(panels, line))
     minutes, millions = results.metrics["seconds"] / 60, trained[-1]["tokens"] / 1e6
     lead = (
         f"One masked diffusion model of {model.num_parameters() / 1e6:.1f} M parameters, trained on {millions:.1f} M tokens of "
-        f"scanned digits, spoken words and English, in {minutes:.1f} minutes with its evaluation."
+        f"{', '.join(cfg.data)}, in {minutes:.1f} minutes with its evaluation."
     )
     path = folder / "report.html"
     report.write_report(path, "What the model learned", lead, sections)
-    for name in (*TARGETS, *(f"{task}_accuracy" for task in cfg.crossed)):
-        print(f"  {name:<30}{results.metrics[name]:.3f}")
+    accuracies += [f"{name}_judge_accuracy" for name in cfg.judged]
+    for name in (*accuracies, *OTHERS, *(f"{task}_accuracy" for task in cfg.crossed)):
+        if name in results.metrics:
+            print(f"  {name:<30}{results.metrics[name]:.3f}")
     print(f"\nReport: {path.resolve()}\nGo on with:")
+    trust = not all(is_listed(tokenizer, TOKENIZERS) for tokenizer in processor.tokenizers.values())
     for task in cfg.judged.values():
-        print(f"  {example(folder, task.write, task.caption.format('seven'))}")
+        print(f"  {example(folder, task.write, task.caption.format('seven'), files=suffixes(processor), trust=trust)}")
     print("  mdm cp pretrain my.py      # then edit my.py and my.yaml, and: mdm run my.py --config my.yaml")
 
 
-TARGETS = (
-    "text_to_image_accuracy",
-    "text_to_speech_accuracy",
-    "image_to_text_accuracy",
-    "speech_to_text_accuracy",
-    "image_judge_accuracy",
-    "speech_judge_accuracy",
-    "text_bits_per_token",
-    "text_unigram_bits_per_token",
-    "tokens_per_second",
-    "seconds",
-)
+OTHERS = ("text_bits_per_token", "text_unigram_bits_per_token", "tokens_per_second", "seconds")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the report says of a judged entry of the config."""
+
+    name: str
+    task: Any
+    modality: str
+    processor: Any
+    results: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizers[self.modality]
+
+    @property
+    def title(self) -> str:
+        return self.task.write.replace("_", " ").capitalize()
+
+    @property
+    def captions(self) -> str:
+        return f"\u201c{self.task.caption.format(WORDS[0])}\u201d to \u201c{self.task.caption.format(WORDS[-1])}\u201d"
+
+    def of(self, samples: list[dict], label: int, count: int) -> list[Any]:
+        """The first samples of a label, of the modality alone."""
+        return [s[self.modality] for s in samples if s["label"] == label][:count]
+
+    def written(self, label: int, count: int) -> list[Any]:
+        return self.of(self.results.written[self.name], label, count)
+
+    def real(self, label: int, count: int) -> list[Any]:
+        return self.of(self.results.read[self.name], label, count)
 
 
 def metrics_section(results: Any) -> Section:
@@ -125,90 +167,94 @@ def metrics_section(results: Any) -> Section:
 
 
 def curves_section(history: list[dict], results: Any) -> Section:
-    body = report.picture(report.loss_curves(history, results.metrics.get("text_unigram_bits_per_token")))
-    text = (
-        "Left, all tokens of a modality, captions among the text; right, what is generated, given its caption. Text under the "
-        "grey line is predicted better than from word frequencies alone."
-    )
+    unigram = results.metrics.get("text_unigram_bits_per_token")
+    body = report.picture(report.loss_curves(history, unigram))
+    text = "Left, all tokens of a modality, captions among the text; right, what is generated, given its caption."
+    if unigram is not None:
+        text += " Text under the grey line is predicted better than from word frequencies alone."
     return Section("Learning", text, body)
 
 
-def images_section(cfg: Settings, results: Any) -> Section:
-    """Generated digits beside real ones, a row for each caption."""
-    made = [w for label in range(10) for w in [w for w in results.written["image"] if w["label"] == label][:8]]
-    test = results.read["image"]
-    real = [s for label in range(10) for s in [s for s in test if s["label"] == label][:8]]
-    columns = min(8, max(1, len(made) // 10))
-    left = report.picture(image_grid([m["image"] for m in made], columns, scale=5), "generated, one row for each digit")
-    right = report.picture(image_grid([r["image"] for r in real], columns, scale=5), "real, held out")
-    caption = cfg.judged["image"].caption
-    return Section(
-        "Text to image",
-        f"Captions: “{caption.format('zero')}” to “{caption.format('nine')}”.",
-        f'<div class="pair">{left}{right}</div>',
-    )
+def drawn_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
+    """Generated samples beside real ones, a row for each caption; some of them into the overview."""
+    size = enlarged(shown.tokenizer.draw(shown.results.read[shown.name][0][shown.modality]), 5).width
+    columns = max(1, min(8, len(shown.results.written[shown.name]) // len(WORDS), 450 // size))
+    grids = []
+    for side in (shown.written, shown.real):
+        rows = [list(map(shown.tokenizer.draw, side(label, columns))) for label in LABELS]
+        blank = Image.new("L", next(row[0].size for row in rows if row), "white")
+        grids.append(image_grid([p for row in rows for p in (row + [blank] * columns)[:columns]], columns, scale=5))
+    across = 10 if size < 100 else 5
+    few = [
+        shown.tokenizer.draw(one)
+        for k in range(4 * across // 10)
+        for label in LABELS
+        for one in shown.written(label, k + 1)[k:]
+    ]
+    panels[f"{shown.title}: {shown.captions}"] = image_grid(few, across, scale=6)
+    left = report.picture(grids[0], "generated, one row for each caption")
+    right = report.picture(grids[1], "real, held out")
+    return Section(shown.title, f"Captions: {shown.captions}.", f'<div class="pair">{left}{right}</div>')
 
 
-def film_section(model: Any, processor: Any, hw: Hardware, folder: Path) -> Section:
-    """Ten digits, from all masks to the finished images."""
-    prompts = [{"text": f"a handwritten {word}"} for word in WORDS]
+def film_section(shown: Judged, model: Any, hw: Hardware, folder: Path, panels: dict[str, Image.Image]) -> Section:
+    """A sample of each caption, from masks to the finished one: by confidence, or as it is made where its length is open."""
+    (caption,) = find_task(shown.task.write).given
+    prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
+    fixed = fixed_length(shown.tokenizer) is not None
+    how = (Confidence(num_steps=8), 1.0) if fixed else (None, None)
     with hw.autocast():
-        made = generate(model, processor, "text_to_image", prompts, Confidence(num_steps=8), 1.0, seed=1, film=True)
-    frames = [film.frame(processor, made.batch, step.tokens) for step in made.steps]
-    still = film.strip(frames)
-    still.save(folder / "film.png")
-    moving = film.gif(frames)
-    (folder / "film.gif").write_bytes(moving)
+        made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
+    frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]
+    still, moving = film.strip(film.thinned(frames, 9)), film.gif(film.thinned(frames, 30))
+    stem = "film" if not any(title.startswith(MASKS) for title in panels) else f"film_{shown.name}"
+    still.save(folder / f"{stem}.png")
+    (folder / f"{stem}.gif").write_bytes(moving)
+    panels[f"{MASKS} to {shown.name}"] = film.strip(film.thinned(frames, 5))
     body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
-    body += report.picture(still, "the same, a row for each step")
-    return Section("How an image is made", "From all masks, the most confident patches first, in eight steps.", body)
+    body += report.picture(still, "the same, step below step")
+    order = "the most confident tokens first, in eight steps" if fixed else "as mdm generate makes it"
+    text = f"From all masks, {order}."
+    return Section(f"From masks to {shown.name}", text, body)
 
 
-def write_overview(cfg: Settings, results: Any, processor: Any, folder: Path) -> None:
-    """overview.png: generated digits (a column for each), the unmasking, and generated speech."""
-    by_label = [[w for w in results.written["image"] if w["label"] == label] for label in range(10)]
-    rows = min(4, *map(len, by_label))
-    if rows == 0:
-        return
-    grid = image_grid([by_label[label][row]["image"] for row in range(rows) for label in range(10)], 10, scale=6)
-    spoken = [next(w["audio"] for w in results.written["speech"] if w["label"] == c) for c in range(10)]
-    speech = report.spectrograms({"generated": spoken}, WORDS, processor.tokenizers["audio"].sample_rate)
-    panels = {
-        f"text to image: “{cfg.judged['image'].caption.format('zero')}” … “nine”": grid,
-        "from all masks to images, every other step": film.every_other(Image.open(folder / "film.png"), steps=9),
-        f"text to speech: “{cfg.judged['speech'].caption.format('zero')}” … “nine”": Image.open(io.BytesIO(speech)),
-    }
-    shown = ("text_to_image", "text_to_speech", "image_to_text", "speech_to_text")
-    line = "accuracy: " + ", ".join(f"{n.replace('_', ' ')} {results.metrics[f'{n}_accuracy']:.2f}" for n in shown)
-    (folder / "overview.png").write_bytes(report.overview(panels, line))
-
-
-def speech_section(cfg: Settings, results: Any, processor: Any) -> Section:
-    """Players and spectrograms of generated words beside espeak-ng's."""
-    rate = processor.tokenizers["audio"].sample_rate
-    made = [next((w for w in results.written["speech"] if w["label"] == c), None) for c in range(10)]
-    real = [next((s for s in results.read["speech"] if s["label"] == c), None) for c in range(10)]
-    kept = [c for c in range(10) if made[c] is not None and real[c] is not None]
-    rows = {"generated": [made[c]["audio"] for c in kept], "espeak-ng": [real[c]["audio"] for c in kept]}
+def played_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
+    """Players and spectrograms of generated samples beside real ones."""
+    pairs = {WORDS[c]: (shown.written(c, 1), shown.real(c, 1)) for c in LABELS}
+    pairs = {word: [shown.tokenizer.play(side[0]) for side in pair] for word, pair in pairs.items() if all(pair)}
     body = ""
-    if kept:
-        body = report.picture(report.spectrograms(rows, [WORDS[c] for c in kept], rate))
+    if pairs:
+        rate = next(iter(pairs.values()))[0][1]
+        rows = {name: [pair[i][0] for pair in pairs.values()] for i, name in enumerate(("generated", "real"))}
+        body = report.picture(report.spectrograms(rows, list(pairs), rate))
         for name, clips in rows.items():
-            body += "<div>" + "".join(
-                report.player(clip, rate, f"{name}: {WORDS[c]}") for c, clip in zip(kept, clips, strict=True)
-            ) + "</div>"  # fmt: skip
-    return Section("Text to speech", "Words the model speaks, beside real clips of voices it never heard.", body)
+            players = [report.player(clip, rate, f"{name}: {word}") for word, clip in zip(pairs, clips, strict=True)]
+            body += f"<div>{''.join(players)}</div>"
+        spoken = report.spectrograms({"generated": rows["generated"]}, list(pairs), rate)
+        panels[f"{shown.title}: {shown.captions}"] = Image.open(io.BytesIO(spoken))
+    return Section(shown.title, "What the model makes, beside real samples that it never heard.", body)
 
 
-def reading_section(results: Any) -> Section:
-    """Captions read back from held-out images and speech."""
-    images = results.read["image"][:10]
-    grid = report.picture(image_grid([s["image"] for s in images], len(images), scale=8))
-    rows = [(s["text"], s["read"]) for s in images]
-    spoken = [(f"{s['text']} ({s['voice']})", s["read"]) for s in results.read["speech"][:10]]
-    tables = report.table(rows, ("image of", "the model reads")) + report.table(spoken, ("clip of", "the model hears"))
-    body = f'{grid}<div class="pair">{tables}</div>'
-    return Section("Image and speech to text", "The first held-out samples, not chosen.", body)
+def reading_section(cfg: Settings, results: Any, processor: Any) -> Section:
+    """Captions read back from held-out samples of each judged modality."""
+    pictures, tables = "", ""
+    for name, task in cfg.judged.items():
+        (caption,), (modality, *_) = find_task(task.read).generated, find_task(task.write).generated
+        first, tokenizer = results.read[name][:10], processor.tokenizers[modality]
+        if isinstance(tokenizer, Drawn):
+            drawn = [tokenizer.draw(s[modality]) for s in first]
+            pictures += report.picture(image_grid(drawn, 10 if drawn[0].width < 100 else 5, scale=8))
+        verb = "hears" if isinstance(tokenizer, Played) else "reads"
+        rows = [(f"{s[caption]}{details(s, caption)}", s["read"]) for s in first]
+        tables += report.table(rows, (f"{name} of", f"the model {verb}"))
+    title = f"{' and '.join(cfg.judged).capitalize()} to text"
+    return Section(title, "The first held-out samples, not chosen.", f'{pictures}<div class="pair">{tables}</div>')
+
+
+def details(sample: dict, caption: str) -> str:
+    """What else is known of a sample in words: its voice, its font."""
+    words = [v for k, v in sample.items() if isinstance(v, str) and k not in (caption, "read") and v not in sample[caption]]
+    return f" ({', '.join(words)})" if words else ""
 
 
 def text_section(cfg: Settings, model: Any, processor: Any, hw: Hardware) -> Section:

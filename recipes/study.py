@@ -18,13 +18,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 from omegaconf import MISSING
 
-from components.sequences import TASKS
+from components.tasks import INSTRUCT
 from mdm.config import UserError, check, instantiate
+from mdm.config.names import close
+from mdm.config.protocols import lacking
 from mdm.config.trust import trust_saved
 from mdm.data.settings import row_length
 from mdm.models.transformer import MaskedDiffusionModel
@@ -84,8 +87,7 @@ class Settings:
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the first run. Raises UserError."""
-    if cfg.question not in QUESTIONS:
-        raise UserError(f"question: {cfg.question!r} is not one of {', '.join(QUESTIONS)}")
+    answers(cfg.question)
     check_output_dir(cfg.output_dir)
     if cfg.rebuild:
         return
@@ -120,7 +122,7 @@ def trial(cfg: Settings) -> Trial:
 
 def main(cfg: Settings) -> None:
     folder = output_folder(cfg.output_dir)
-    question = importlib.import_module(f"mdm.studies.{cfg.question}")
+    question = answers(cfg.question)
     claim(folder, {"question": cfg.question, "run": cfg.run})
     if cfg.rebuild:
         rows = read_table(folder / "runs.parquet")
@@ -139,8 +141,20 @@ def main(cfg: Settings) -> None:
             rows = measure_cells(folder, rows, planned, measures, lambda cell: run_settings(cfg, cell), cfg.measure)
     write_table(folder / "runs.parquet", rows)
     summary, finding = question.conclude(rows)
-    write_results(folder, summary, question.draw(rows, summary), cfg.question.capitalize(), finding)
+    write_results(folder, summary, question.draw(rows, summary), cfg.question.rsplit(".", 1)[-1].capitalize(), finding)
     print(f"Page: {write_page(folder).resolve()}")
+
+
+def answers(question: str) -> ModuleType:
+    """The module that answers a question: one of ours by name, or the user's own. Raises UserError where it does not."""
+    try:
+        module = importlib.import_module(f"mdm.studies.{question}" if question in QUESTIONS else question)
+    except ImportError as error:
+        ours = f"one of {', '.join(QUESTIONS)}{close(question, QUESTIONS)}"
+        raise UserError(f"question: {question!r} is neither {ours}, nor a module of yours: {error}") from error
+    if lacks := lacking(module, ["conclude", "draw"]):
+        raise UserError(f"question: the module {question} lacks {', '.join(lacks)} (see mdm/studies/mixing.py)")
+    return module
 
 
 def run_settings(cfg: Settings, cell: Cell) -> Any:
@@ -188,7 +202,7 @@ def row_lengths(settings: Any) -> dict[str, tuple[float, float]]:
     """Stream -> its share of the rows, and their mean length in positions."""
     total, found = sum(s.weight for s in settings.data.values()), {}
     for name, s in settings.data.items():
-        tasks = {task: share for task, share in s.tasks.items() if s.pack or task in TASKS}
+        tasks = {task: share for task, share in s.tasks.items() if s.pack or task != INSTRUCT}
         length = sum(share * row_length(s, task, settings.canvas) for task, share in tasks.items())
         found[name] = (s.weight / total, length / sum(tasks.values()))
     return found

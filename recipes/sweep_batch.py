@@ -101,7 +101,7 @@ def table(cfg: Settings, tolerant: bool = False) -> list[dict[str, Any]]:
                 cells.append((rule, batch, seed, lr, name))
     found = runs.run(dict(sorted(changes.items(), key=lambda item: item[1]["batch.physical"])))  # the longest first
     runs.close()
-    return [*rows, *(row(*cell, found[cell[-1]]) for cell in cells)]
+    return [*rows, *(row(rule, batch, seed, lr, name, found[name]) for rule, batch, seed, lr, name in cells)]
 
 
 def row(group: str, batch: int, seed: int, lr: float, name: str, outcome: Mapping[str, Any]) -> dict[str, Any]:

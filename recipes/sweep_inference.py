@@ -2,9 +2,9 @@
 
     mdm run sweep_inference checkpoint=runs/quickstart output_dir=runs/sweep
 
-Every setting generates the same prompts with the same noise. Images and speech are scored by judges that never saw the
-model's data: accuracy, Frechet distance to held-out samples, and the share of distinct ones, since accuracy alone is won by one
-prototype for each class. Text is scored by a 3-gram model of held-out text, beside its own entropy.
+Every setting generates the same prompts with the same noise. Samples are scored by judges that never saw the model's data:
+accuracy, Frechet distance to held-out samples, and the share of distinct ones, since accuracy alone is won by one prototype for
+each class. What has no judge (text) is scored by a 3-gram model of held-out samples, beside its own entropy.
 
 Writes cells.csv, summary.json (one token a step, the fewest forwards as good, the untuned setting), plots of quality against
 forward passes and of guidance and temperature, findings.md, and defaults.yaml, put beside the model for `mdm generate`.
@@ -26,9 +26,10 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.metrics.quality import NGram, distinct, unigram_entropy
-from components.sequences import TASKS
+from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
 from mdm.data.pipeline import open_source
+from mdm.data.settings import canonical
 from mdm.evaluation.judges import Judged, train_judge
 from mdm.generation.defaults import build_scale
 from mdm.generation.generate import Generated, generate
@@ -49,9 +50,9 @@ CONFIG = "sweep_inference"
 class Swept:
     """A modality of the sweep.
 
-    task:         what is generated: an image or speech from a caption, or text from nothing
-    test:         held-out samples: the reference of the Frechet distance (text: of the 3-gram)
-    judge, caption: `_component_` of a judge and the caption of a class word; not for text
+    task:         what is generated: from a caption, or, without a judge, from nothing
+    test:         held-out samples: the reference of the Frechet distance, or of the 3-gram
+    judge, caption: `_component_` of a judge and the caption of a class word; null is a 3-gram
     length:       tokens of a text
     untuned, one_per_step, grid: settings (sampler, guidance_scale, stop_at_end); a list anywhere inside is swept
     """
@@ -94,20 +95,23 @@ def validate(cfg: Settings) -> None:
     if cfg.samples < 2:
         raise UserError(f"samples must be at least 2, got {cfg.samples}")
     for name, swept in cfg.modalities.items():
-        if swept.task not in TASKS or TASKS[swept.task].generated != (name,):
-            fitting = ", ".join(t for t, task in TASKS.items() if task.generated == (name,))
-            raise UserError(
-                f"modalities.{name}.task: {swept.task!r} does not generate {name} alone; these do: {fitting or 'none'}"
-            )
+        swept.task = canonical(swept.task, f"modalities.{name}.task")
+        if find_task(swept.task).generated != (name,):
+            raise UserError(f"modalities.{name}.task: {swept.task!r} does not generate {name} alone")
         check(swept.test, f"modalities.{name}.test")
-        if name != "text":
+        given = len(find_task(swept.task).given)
+        if given != (swept.judge is not None):
+            wanted = "one caption" if swept.judge else "nothing (there is no judge)"
+            raise UserError(f"modalities.{name}.task: {swept.task} is given {given} modalities; it is to be given {wanted}")
+        if swept.judge is not None:
             check(swept.judge, f"modalities.{name}.judge")
         for part, key, setting in settings_of(swept):
             if set(setting) - {"sampler", "guidance_scale", "stop_at_end"}:
                 raise UserError(
                     f"modalities.{name}.{part}: a setting has sampler, guidance_scale, stop_at_end; got {', '.join(setting)}"
                 )
-            instantiate(setting.get("sampler"), f"modalities.{name}.{part}{key}.sampler")
+            sampler: Any = setting.get("sampler")
+            instantiate(sampler, f"modalities.{name}.{part}{key}.sampler")
             build_scale(setting.get("guidance_scale"), f"modalities.{name}.{part}{key}")
 
 
@@ -189,25 +193,27 @@ def scorer(
 ) -> tuple[list[dict], Callable[[Generated], dict[str, float]], dict[str, float]]:
     """The prompts, the function that scores what was made of them, and the same figures of real held-out samples."""
     test = list(usable(open_source(swept.test, f"modalities.{name}.test")))
-    if name == "text":
-        documents = [processor.tokenizers["text"].encode(s["text"]).tolist() for s in test]
+    if swept.judge is None:
+        documents = [processor.tokenizers[name].encode(s[name]).tolist() for s in test]
         kept = [d for i, d in enumerate(documents) if i % 5]
-        ngram = NGram(kept, processor.tokenizers["text"].codebooks[0])  # each fifth document shows what real text scores
+        ngram = NGram(kept, max(processor.tokenizers[name].codebooks))  # each fifth document shows what a real one scores
 
         def of_text(samples: list[list[int]]) -> dict[str, float]:
             return {"ngram_bits": ngram.bits(samples), "entropy_bits": unigram_entropy(samples), "distinct": distinct(samples)}
 
         def measure_text(made: Generated) -> dict[str, float]:
             end = processor.vocabulary.end_id
-            own = [row[m].tolist() for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
-            texts = [s[: s.index(end)] if end in s else s for s in own]
+            own = [row[m] for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
+            ends = [[*(row == end).tolist(), True].index(True) for row in own]
+            texts = [processor.vocabulary.to_codes(name, row[:n]).tolist() for row, n in zip(own, ends, strict=True)]
             return {"forwards": made.forwards.double().mean().item(), **of_text([t for t in texts if t])}
 
         return [{}] * cfg.samples, measure_text, of_text(documents[::5])
 
-    judged = Judged(train_judge(swept.judge, f"modalities.{name}.judge", processor, name), processor, name, test)
+    judged = Judged(train_judge(swept.judge or {}, f"modalities.{name}.judge", processor, name), processor, name, test)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
-    return [{"text": swept.caption.format(WORDS[c])} for c in classes], lambda made: judged(made, classes), judged.real()
+    (caption,) = find_task(swept.task).given
+    return [{caption: swept.caption.format(WORDS[c])} for c in classes], lambda made: judged(made, classes), judged.real()
 
 
 def write_defaults(cfg: Settings, folder: Path, summary: Mapping[str, Any]) -> None:

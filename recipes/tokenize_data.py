@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mdm.config import UserError, at_least_one, check
 from mdm.data.pipeline import corpus, open_source, tokenizers
 from mdm.data.processor import Processor
+from mdm.data.settings import check_tokenizers
 from mdm.data.tokenizing import Planned, ShardWriter, ray_shards, record_of, stream_shards, write_index
 from mdm.recipe import run_recipe
 from mdm.training.run import check_output_dir, output_folder
@@ -47,8 +48,7 @@ def validate(cfg: Settings) -> None:
     check(cfg.source, "source")
     if not cfg.tokenizers:
         raise UserError("tokenizers: name at least one")
-    for modality, node in cfg.tokenizers.items():
-        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+    check_tokenizers(cfg.tokenizers)
     at_least_one(cfg, "shard_size", "ray_workers")
 
 

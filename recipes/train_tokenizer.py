@@ -109,8 +109,7 @@ def main(cfg: Settings) -> None:
 
 def features(tokenizer: Any, source: Any) -> list[Tensor]:
     """What the autoencoder sees of each sample. Raises UserError where a sample has none of it."""
-    part = "image" if isinstance(tokenizer, FSQImageTokenizer) else "audio"
-    read = tokenizer.pixels if part == "image" else tokenizer.spectrogram
+    part, read = ("image", tokenizer.pixels) if isinstance(tokenizer, FSQImageTokenizer) else ("audio", tokenizer.spectrogram)
     found = [read(sample[part]) for sample in usable(source) if part in sample]
     if not found:
         raise UserError(f"train: the samples have no {part}")

@@ -23,7 +23,7 @@ def pytest_make_parametrize_id(val, argname):
 def vocabulary() -> Vocabulary:
     """Three modalities, small: text of 7 ids, images of 5, audio of two codebooks."""
     tasks = ("text", "text_to_image", "text_to_speech", "image_to_text", "speech_to_text", "joint_text_image")
-    return Vocabulary.build({"text": (7,), "image": (5,), "audio": (4, 3)}, tasks=tasks)
+    return Vocabulary.build({"text": (7,), "image": (5,), "audio": (4, 3)}, ("text", "audio"), tasks=tasks)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,12 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from components.data.bad import BadSample, drawn
-from components.data.reading import decoded, read_audio, read_image, waveform
-from components.data.sources import Folder, Jsonl, Mapped, _Convert, hugging_face
+from components.data.clips import read_audio, waveform
+from components.data.hub import Convert
+from components.data.images import read_image
+from components.data.indexed import Mapped
+from components.data.reading import decoded
+from components.data.sources import Folder, Jsonl, hugging_face
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import JsonTokenizer, TextTokenizer
@@ -314,7 +318,7 @@ def test_folders(files):
     values | damaged(clips()) | st.fixed_dictionaries({"bytes": st.none() | clips(), "path": PATHS}),
 )
 def test_rows_of_a_dataset(text, image, audio):
-    convert = _Convert({"text": "a", "image": "b", "audio": "c"}, 8, 8000)
+    convert = Convert({"text": "a", "image": "b", "audio": "c"}, 8, 8000)
     for row in ({"a": text, "b": image, "c": audio}, {"a": "x", "b": image, "c": audio}):
         for sample in drawn(Mapped([row], convert, "rows")):
             check(sample)

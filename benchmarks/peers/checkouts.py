@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-Suite = tuple[dict[str, Callable[[], object]], float, Callable[[], dict[str, float]]]
+Suite = tuple[Mapping[str, Callable[[], object]], float, Callable[[], dict[str, float]]]
 """Variants to be compared, the tokens of a call, and what their outcomes have in common, asked after they ran."""
 
 
@@ -39,6 +39,8 @@ def script(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     spec = importlib.util.spec_from_file_location(f"peer_{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None  # a file of Python has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -76,7 +76,7 @@ def beside(
     build_theirs: Callable[[Vocabulary], tuple[Any, Callable[[Tensor], Tensor]]],
 ) -> Suite:
     """Forward and backward of a model with logits everywhere and the NELBO, and of ours: the same rows and masks."""
-    vocabulary = Vocabulary.build({"text": (p["dit"]["vocab"],)}, tasks=("text",))
+    vocabulary = Vocabulary.build({"text": (p["dit"]["vocab"],)}, ["text"], tasks=("text",))
     micro, _ = random_batch(vocabulary, p["rows"], p["length"], device)
     theirs, logits_fn = build_theirs(vocabulary)
     noisy, weight = micro.noisy, micro.noisy.weight
@@ -102,8 +102,8 @@ def flash_attn_by_pytorch() -> dict[str, ModuleType]:
     for name in names[1:]:
         parent, _, own = name.rpartition(".")
         setattr(modules[parent], own, modules[name])
-    modules["flash_attn.layers.rotary"].apply_rotary_emb_qkv_ = rotate
-    modules["flash_attn.flash_attn_interface"].flash_attn_varlen_qkvpacked_func = attend
+    vars(modules["flash_attn.layers.rotary"])["apply_rotary_emb_qkv_"] = rotate
+    vars(modules["flash_attn.flash_attn_interface"])["flash_attn_varlen_qkvpacked_func"] = attend
     return modules
 
 

@@ -188,7 +188,7 @@ def text_rows(p: dict[str, Any], processor: Processor) -> Batch:
     return collate([[processor.text_sequence(row)] for row in ids], indices, processor.vocabulary.pad_id)
 
 
-def masked(batch: Batch, masker: Callable[[Batch], NoisyBatch], processor: Processor) -> MicroBatch:
+def masked(batch: Batch, masker: Any, processor: Processor) -> MicroBatch:
     """The batch as a step of ours takes it; the loss is a mean over all of its tokens."""
     return micro_batch(batch, masker, LossSettings(reduction="token"), processor.vocabulary)
 

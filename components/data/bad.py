@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
 """Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""
@@ -20,7 +20,8 @@ class BadSample(ValueError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(name, why)  # both are arguments, so that it survives being pickled
-        self.name, self.why = name, why
+        self.name: str = name
+        self.why: str = why
 
     def __str__(self) -> str:
         return " ".join(f"{self.name}: {self.why}".split())  # one line, whatever a file is called
@@ -29,6 +30,22 @@ class BadSample(ValueError):
 class Refused(ValueError):
     """A sample that ends the run: a setting says so, which is named, or the machine is at fault. `attempt` adds its name, and a
     command that it ends says it in one line."""
+
+
+OnCorrupt = Literal["skip", "refuse"]
+"""What a source does with a sample that cannot be used: it leaves it out, or ends the run by its name."""
+
+
+def checked_policy(on_corrupt: str) -> OnCorrupt:
+    """Raises ValueError for what is neither."""
+    if on_corrupt == "skip" or on_corrupt == "refuse":
+        return on_corrupt
+    raise ValueError(f"on_corrupt {on_corrupt!r} is not one of skip, refuse")
+
+
+def refused(bad: BadSample, what: str = "sample") -> Refused:
+    """The error that a bad sample is where it may not be left out."""
+    return Refused(f"corrupt {what} {bad} (on_corrupt: skip leaves such {what}s out)")
 
 
 @dataclass(frozen=True)

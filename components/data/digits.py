@@ -5,7 +5,7 @@ Three disjoint splits: `train` for the model, `judge` for the classifiers that s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SHARES = {"train": 0.6, "judge": 0.2, "test": 0.2}
 
 
-def digits(split: Literal["train", "judge", "test"], caption: str = "a handwritten {}", after: int = 0) -> list[dict]:
+def digits(split: Literal["train", "judge", "test"], caption: str = "a handwritten {}", after: int = 0) -> list[dict[str, Any]]:
     """Samples `{"text": caption, "image": PIL image, "label": 0..9}`; stratified, in an order that never changes.
 
     after: the caption's word is that of the digit so many before the image's (nine is before zero)
@@ -23,7 +23,7 @@ def digits(split: Literal["train", "judge", "test"], caption: str = "a handwritt
 
     if split not in SHARES:
         raise ValueError(f"digits: split {split!r} is not one of {', '.join(SHARES)}")
-    data = load_digits()
+    data: Any = load_digits()
     edges = np.cumsum([0, *SHARES.values()])
     start, stop = edges[list(SHARES).index(split)], edges[list(SHARES).index(split) + 1]
     samples = []

@@ -1,148 +1,46 @@
 """Nodes of the data pipeline, on `torchdata.nodes`: each has a state, so a run resumes at the very next sample.
 
-    Shuffled | Streamed  ->  Packed (text)  ->  Mix  ->  MicroBatches  ->  masker  ->  prefetch
+    Shuffled | Streamed (endless.py)  ->  Packed (text)  ->  Mix  ->  MicroBatches  ->  masker  ->  prefetch
 
 What a node yields is a function of (seed, position) alone: never of a rank, a worker or a micro-batch.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torchdata.nodes import BaseNode
 
-from components.data.bad import BadSample, Note, Noted, as_it_is, attempt, name_of, reason
+from components.data.bad import BadSample, Note, Noted
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate
 from components.types import Batch
 
+T_co = TypeVar("T_co", covariant=True)
 
-class Source(BaseNode):
-    """What `Shuffled` and `Streamed` share: a sample is prepared when it is drawn, and a bad one is yielded as a `BadSample`.
+if TYPE_CHECKING:  # torchdata says none of this to a type checker, for which a node of its own would yield anything
 
-    A node behind it leaves the bad one out, where it would have stood. Raises ValueError where so many in a row are bad that
-    there may be no other: 1000, or two epochs.
-    """
+    class Node(Iterator[T_co]):
+        """A node is an iterator with a state. A subclass has `reset`, `next` and `get_state`; who uses it calls `reset`, the
+        built-in next() and `state_dict`."""
 
-    patience = 1000
+        def reset(self, initial_state: dict[str, Any] | None = None) -> None: ...
+        def next(self) -> T_co: ...
+        def get_state(self) -> dict[str, Any]: ...
+        def state_dict(self) -> dict[str, Any]: ...
+        def __next__(self) -> T_co: ...
 
-    def __init__(self, prepare: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.prepare = prepare
+else:
+    from torchdata.nodes import BaseNode
 
-    def reset(self, initial_state: dict | None = None) -> None:
-        super().reset(initial_state)
-        self._bad: list[BadSample] = []  # the first of those in a row, and their number
-        self._in_a_row = 0
-
-    def _drawn(self, draw: Callable[[], Any], name: str) -> Any:
-        item = attempt(draw, self.prepare, name)
-        if not isinstance(item, BadSample):
-            self._bad, self._in_a_row = [], 0
-            return item
-        self._bad = self._bad or [item]
-        self._in_a_row += 1
-        if self._in_a_row >= self.patience:
-            raise ValueError(f"{self._in_a_row} samples in a row cannot be used; the first is {self._bad[0]}")
-        return item
+    Node = BaseNode
 
 
-class Shuffled(Source):
-    """An indexable source without end: epoch after epoch, each in an order of its own.
-
-    prepare: what is made of a sample when it is drawn
-    """
-
-    def __init__(self, samples: Sequence[Any], seed: int, prepare: Callable[[Any], Any] = as_it_is) -> None:
-        super().__init__(prepare)
-        if len(samples) == 0:
-            raise ValueError("data: the source has no samples")
-        self.samples, self.seed = samples, seed
-        self.patience = min(2 * len(samples), self.patience)  # of two epochs in a row one is whole
-
-    def reset(self, initial_state: dict | None = None) -> None:
-        super().reset(initial_state)
-        self.position = (initial_state or {}).get("position", 0)
-        self._epoch = -1
-
-    def next(self) -> Any:
-        epoch, place = divmod(self.position, len(self.samples))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = sample_rng(self.seed, "order", epoch).permutation(len(self.samples))
-        self.position += 1
-        index = int(self._order[place])
-        return self._drawn(lambda: self.samples[index], name_of(self.samples, index))
-
-    def get_state(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-
-class Streamed(Source):
-    """A Hugging Face `IterableDataset` without end, shuffled block by block.
-
-    A block of samples is read and drawn from in random order. The state is the dataset's before the block and the place
-    in it, so a resume goes on at the very next sample (the dataset's own shuffle buffer would be lost).
-    """
-
-    def __init__(self, dataset: Any, seed: int, block_size: int = 1000, prepare: Callable[[Any], Any] = as_it_is) -> None:
-        super().__init__(prepare)
-        self.dataset, self.seed, self.block_size = dataset, seed, block_size
-
-    def reset(self, initial_state: dict | None = None) -> None:
-        super().reset(initial_state)
-        state = initial_state or {"block": 0, "place": 0, "before": None}
-        self.block, self.place, self._before = state["block"], state["place"], state["before"]
-        self.first = state.get("first", 0)  # of the block, in its epoch: what a sample is called that has no name
-        self._samples: list[Any] | None = None
-
-    def _open(self, state: dict[str, Any] | None, first: int) -> None:
-        """Goes on from a state of the dataset; None is its beginning, however far it was read before."""
-        self._before, self.first = state, first
-        self.dataset.load_state_dict(state)
-        self._iterator = iter(self.dataset)
-
-    def _read(self) -> list[Any]:
-        samples: list[Any] = []
-        try:
-            samples.extend(itertools.islice(self._iterator, self.block_size))
-        except Exception as error:  # nothing can be left out: an iterator that raised is over
-            raise ValueError(f"the stream ended at sample {self.first + len(samples)}: {reason(error)}") from error
-        return samples
-
-    def _read_block(self) -> None:
-        samples = self._read()
-        if not samples:  # the next epoch
-            self._open(None, 0)
-            samples = self._read()
-        if not samples:
-            raise ValueError("the streamed dataset has no samples")
-        self._order = sample_rng(self.seed, "order", self.block).permutation(len(samples))
-        self._samples = samples
-
-    def next(self) -> Any:
-        if self._samples is None:
-            self._open(self._before, self.first)
-            self._read_block()
-        if self.place >= len(self._samples):
-            self._before, self.first = self.dataset.state_dict(), self.first + len(self._samples)
-            self.block, self.place = self.block + 1, 0
-            self._read_block()
-        index = int(self._order[self.place])
-        self.place += 1
-        return self._drawn(lambda: self._samples[index], f"sample {self.first + index}")
-
-    def get_state(self) -> dict[str, Any]:
-        return {"block": self.block, "place": self.place, "before": self._before, "first": self.first}
-
-
-class Packed(BaseNode):
+class Packed(Node[list[TokenSequence] | Noted]):
     """Rows of documents back to back: a document that does not fit goes on in the next row.
 
     A bad document is passed over, and those behind it move up; the row in which it would have begun tells of it (`Noted`).
@@ -154,7 +52,7 @@ class Packed(BaseNode):
 
     def __init__(
         self,
-        source: BaseNode,
+        source: Node[Any],
         sequence: Callable[[torch.Tensor], TokenSequence],
         length: int,
         overhead: int = 3,
@@ -163,16 +61,20 @@ class Packed(BaseNode):
         super().__init__()
         if length < overhead + shortest:
             raise ValueError(f"data: rows of {length} positions are too short to pack text; at least {overhead + shortest}")
-        self.source, self.sequence = source, sequence
-        self.length, self.overhead, self.shortest = length, overhead, shortest
+        self.source = source
+        self.sequence = sequence
+        self.length = length
+        self.overhead = overhead
+        self.shortest = shortest
 
-    def reset(self, initial_state: dict | None = None) -> None:
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         self._notes: list[Note] = []
         self.source.reset(None if initial_state is None else initial_state["before"])
         self._before = self.source.state_dict()
         self._document = torch.zeros(0, dtype=torch.long)
-        self.offset, self._resumed = 0, 0 if initial_state is None else initial_state["offset"]
+        self.offset: int = 0
+        self._resumed: int = 0 if initial_state is None else initial_state["offset"]
 
     def _load(self) -> None:
         """Opens the next document that can be used, remembering the source's state before it."""
@@ -214,7 +116,7 @@ class Stream:
     """
 
     name: str
-    node: BaseNode
+    node: Node[Any]
     weight: int
     build: Callable[[Any, np.random.Generator], list[TokenSequence]]
     length: int | None = None
@@ -234,7 +136,7 @@ class Row:
     notes: list[Note]
 
 
-class Mix(BaseNode):
+class Mix(Node[list[Row]]):
     """Rows of several streams in exact proportion, in an order that is a function of (seed, row).
 
     Yields one row, or where any stream wants pairs two: the same one twice, or two of a stream that wants none.
@@ -247,7 +149,9 @@ class Mix(BaseNode):
         for s in streams:
             if not isinstance(s.weight, int) or s.weight < 1:
                 raise ValueError(f"data.{s.name}.weight must be a positive integer, got {s.weight!r}")
-        self.streams, self.seed, self.copies = list(streams), seed, 1 + any(s.pairs for s in streams)
+        self.streams: list[Stream] = list(streams)
+        self.seed = seed
+        self.copies: int = 1 + any(s.pairs for s in streams)
         divisor = math.gcd(*(s.weight for s in streams))
         self._window = np.repeat(np.arange(len(streams)), [s.weight // divisor for s in streams])
 
@@ -256,10 +160,11 @@ class Mix(BaseNode):
         """Sequences after which the shares are exact: a batch of a multiple of it always has the same make-up."""
         return len(self._window) * self.copies
 
-    def reset(self, initial_state: dict | None = None) -> None:
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         state = initial_state or {}
-        self.row, self.index = state.get("row", 0), state.get("index", 0)
+        self.row: int = state.get("row", 0)
+        self.index: int = state.get("index", 0)
         for s in self.streams:
             s.node.reset(state["streams"][s.name] if state else None)
 
@@ -295,7 +200,7 @@ class Mix(BaseNode):
         return {"row": self.row, "index": self.index, "streams": {s.name: s.node.state_dict() for s in self.streams}}
 
 
-class MicroBatches(BaseNode):
+class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
     """The next sequences of the mix as micro-batches: each of one stream, at that stream's own length.
 
     batch_size: tokens of all rows before -> sequences of the next step (so it may change on the way); or one number
@@ -313,9 +218,12 @@ class MicroBatches(BaseNode):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        self.mix, self.micro_size, self.pad_id = mix, micro_size * world_size, pad_id
-        self.batch_size = batch_size if callable(batch_size) else lambda tokens: batch_size
-        self.rank, self.world_size = rank, world_size
+        self.mix = mix
+        self.micro_size: int = micro_size * world_size
+        self.pad_id = pad_id
+        self.batch_size: Callable[[int], int] = batch_size if callable(batch_size) else lambda tokens: batch_size
+        self.rank = rank
+        self.world_size = world_size
         self._checked(self.batch_size(0))
 
     def _checked(self, size: int) -> int:
@@ -323,10 +231,10 @@ class MicroBatches(BaseNode):
             raise ValueError(f"the physical batch of {size} must be even: anti-masking makes pairs")
         return size
 
-    def reset(self, initial_state: dict | None = None) -> None:
+    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
         state = initial_state or {"mix": None, "tokens": 0}
-        self.tokens = state["tokens"]
+        self.tokens: int = state["tokens"]
         self.mix.reset(state["mix"])
 
     def next(self) -> list[tuple[str, Batch, list[Note]]]:

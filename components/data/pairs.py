@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from components.data.speech import spoken_words
 
 def spoken_digits(
     split: Literal["train", "judge", "test"], images: int = 1, voices: int | None = None, caption: str = "a handwritten {}"
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Samples `{"text", "image", "audio", "label", "voice"}`: each clip beside `images` images of its digit.
 
     voices: only the first of the split's; None is all. Which images is drawn once, the same in every process.
     """
-    by_label: list[list[dict]] = [[] for _ in range(10)]
+    by_label: list[list[dict[str, Any]]] = [[] for _ in range(10)]
     for sample in digits(split, caption):
         by_label[sample["label"]].append(sample)
     rng = np.random.default_rng(0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 PASSAGE = 1500  # characters: a passage is paragraphs in a row, about a page
 TEST_TENTH = 9
 
 
-def language_reference(split: Literal["train", "test"]) -> list[dict]:
+def language_reference(split: Literal["train", "test"]) -> list[dict[str, Any]]:
     """Samples `{"text": passage}`. Paragraphs that the topics repeat are kept once, so no test text was seen in training."""
     from pydoc_data.topics import topics
 

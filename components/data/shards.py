@@ -26,10 +26,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from components.data.bad import BadSample
+from components.data.indexed import Indexed
 from components.files import inside, read_json, require
 
 INDEX = "index.json"
-KINDS = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
+KINDS: dict[str, tuple[str, ...]] = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
 
 
 def write_shard(path: Path, samples: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> str:
@@ -53,7 +54,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class TokenShards(Sequence):
+class TokenShards(Indexed[dict[str, Tensor]]):
     """The samples of a folder that `mdm run tokenize_data` wrote, in their order, read when they are drawn.
 
     path:  the folder
@@ -63,13 +64,13 @@ class TokenShards(Sequence):
     """
 
     def __init__(self, path: str, check: bool = True) -> None:
-        self.folder = Path(path)
+        self.folder: Path = Path(path)
         if not (self.folder / INDEX).is_file():
             raise FileNotFoundError(f"{path} holds no {INDEX}: `mdm run tokenize_data` has not finished there")
         index = read_json(self.folder / INDEX)
         require(index, self.folder / INDEX, codebooks=dict, shards=list)
         require(index["codebooks"], self.folder / INDEX, **dict.fromkeys(index["codebooks"], list))
-        self.codebooks = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
+        self.codebooks: dict[str, tuple[int, ...]] = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
         for modality, sizes in self.codebooks.items():
             if not sizes or not all(type(size) is int and 1 <= size < 2**31 for size in sizes):
                 raise ValueError(f"{self.folder / INDEX}: the codebooks of {modality} must be sizes, got {sizes}")
@@ -79,7 +80,7 @@ class TokenShards(Sequence):
                 raise ValueError(
                     f"{self.folder / INDEX}: {shard['count']} samples in {shard['bytes']} bytes of {shard['file']}"
                 )
-        self.files = [inside(self.folder, shard["file"]) for shard in index["shards"]]
+        self.files: list[Path] = [inside(self.folder, shard["file"]) for shard in index["shards"]]
         for file, shard in tqdm(
             list(zip(self.files, index["shards"], strict=True)), desc=f"checking {path}", disable=len(self.files) < 100
         ):
@@ -98,7 +99,7 @@ class TokenShards(Sequence):
     def name_of(self, place: int) -> str:
         return f"{self.folder}, sample {place}"
 
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
+    def read(self, place: int) -> dict[str, Tensor]:
         if not 0 <= place < len(self):
             raise IndexError(f"token shards: sample {place} of {len(self)}")
         shard = bisect_right(self._ends, place)

@@ -7,15 +7,19 @@ Samples are dicts with any of `text` (str), `image` (PIL, L or RGB), `audio` (a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from components.data.bad import BadSample, Refused, name_of
-from components.data.reading import checked_text, duration, json_lines, read_audio, read_image, read_text, waveform
+from components.data.bad import BadSample, OnCorrupt, checked_policy
+from components.data.clips import read_audio, waveform
+from components.data.hub import Convert, Shorter, load_split, undecoded
+from components.data.images import read_image
+from components.data.indexed import Indexed, Iterated, Mapped
+from components.data.reading import checked_text, json_lines, read_text
 from components.resampling import resample
 from components.templates import fill
 
@@ -24,20 +28,8 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 LOOKED_AT = 16
 """Files of a folder that are read when the source is made, evenly spread: however many there are, a wrong folder is seen."""
 
-OnCorrupt = Literal["skip", "refuse"]
 
-
-def _checked(on_corrupt: str) -> str:
-    if on_corrupt not in ("skip", "refuse"):
-        raise ValueError(f"on_corrupt {on_corrupt!r} is not one of skip, refuse")
-    return on_corrupt
-
-
-def _refused(bad: BadSample, what: str = "sample") -> Refused:
-    return Refused(f"corrupt {what} {bad} (on_corrupt: skip leaves such {what}s out)")
-
-
-class Folder(Sequence):
+class Folder(Indexed[dict[str, Any]]):
     """Files of a folder and its sub-folders, read when they are drawn.
 
     kind "text":  every .txt or .md file is a document
@@ -53,6 +45,8 @@ class Folder(Sequence):
                  "refuse": every file is read when the source is made
     """
 
+    called = "file"
+
     def __init__(
         self,
         path: str,
@@ -67,9 +61,12 @@ class Folder(Sequence):
         suffixes = {"text": (".txt", ".md"), "image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
         if kind not in suffixes:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(suffixes)}")
-        self.kind, self.size, self.sample_rate, self.on_corrupt = kind, size, sample_rate, _checked(on_corrupt)
+        self.kind = kind
+        self.size = size
+        self.sample_rate = sample_rate
+        self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
         found = [p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)]
-        self.files = sorted(p for p in found if p.suffix.lower() in suffixes[kind] and p.is_file())
+        self.files: list[Path] = sorted(p for p in found if p.suffix.lower() in suffixes[kind] and p.is_file())
         if not self.files:
             raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
         count = len(self.files) if on_corrupt == "refuse" else min(len(self.files), LOOKED_AT)
@@ -96,16 +93,8 @@ class Folder(Sequence):
     def name_of(self, index: int) -> str:
         return str(self.files[index])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or Refused."""
-        try:
-            return self._read(self.files[index])
-        except BadSample as bad:
-            if self.on_corrupt == "refuse":
-                raise _refused(bad, "file") from bad
-            raise
-
-    def _read(self, file: Path) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, Any]:
+        file = self.files[index]
         if self.kind == "text":
             return {"text": checked_text(read_text(file), str(file))}
         caption = file.with_suffix(".txt")
@@ -144,102 +133,24 @@ def hugging_face(
 
     Raises ValueError for a column that it does not have.
     """
-    _checked(on_corrupt)
+    checked_policy(on_corrupt)
     columns = {"text": text, "image": image, "audio": audio}
     wanted = {modality: column for modality, column in columns.items() if column is not None}
-    dataset = _load(path, split, name, streaming, data_files, wanted)
+    dataset = load_split(path, split, name, streaming, data_files, wanted)
     known = dataset.column_names or list(next(iter(dataset), {}))
     for modality, column in wanted.items():
         if column not in known:
             dots = "; of a.b.png in a WebDataset the sample is a, the column b.png" if "__key__" in known else ""
             raise ValueError(f"{path} has no column {column!r} for {modality}; it has {', '.join(known)}{dots}")
     dataset = dataset.select_columns([*wanted.values(), *(c for c in ("__key__", "__url__") if c in known)])
-    dataset = _undecoded(dataset)
+    dataset = undecoded(dataset)
     if audio is not None and max_seconds is not None:
-        dataset = dataset.filter(_Shorter(audio, max_seconds))
-    convert = _Convert(wanted, size, sample_rate)
+        dataset = dataset.filter(Shorter(audio, max_seconds))
+    convert = Convert(wanted, size, sample_rate)
     return (Iterated if streaming else Mapped)(dataset, convert, path, on_corrupt)
 
 
-def _load(path: str, split: str, name: str | None, streaming: bool, data_files: str | None, wanted: Mapping[str, str]) -> Any:
-    """A split of a dataset. Raises ValueError in one line where its files cannot be read."""
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    if Path(path).is_dir() and any((Path(path) / f).is_file() for f in ("dataset_dict.json", "state.json")):
-        loaded = datasets.load_from_disk(path)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"{path} has no split {split!r}; it has {', '.join(loaded)}")
-            loaded = loaded[split]
-        return loaded.to_iterable_dataset() if streaming else loaded
-    ask = {"path": path, "name": name, "split": split, "streaming": streaming, "data_files": data_files}
-    try:
-        try:
-            return datasets.load_dataset(**ask)
-        except ValueError as error:
-            if "share the same prefix" not in str(error):
-                raise
-        # a WebDataset guesses its columns from its first samples, and one of those lacks a part: say what they are
-        kinds = {"text": datasets.Value("string"), "image": datasets.Image(decode=False), "audio": datasets.Audio(decode=False)}
-        own = {column: kinds[modality] for modality, column in wanted.items()}
-        own |= {key: datasets.Value("string") for key in ("__key__", "__url__")}
-        return datasets.load_dataset(**ask, features=datasets.Features(own))
-    except OSError:  # not found, not connected
-        raise
-    except Exception as error:  # of readers of many formats
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"{path} cannot be read: {' '.join(str(cause).split())}") from error
-
-
-def _undecoded(dataset: Any) -> Any:
-    """Images and clips as bytes or paths: `components.data.reading` decodes them, as it does those of every other source."""
-    import datasets
-
-    for kind in (datasets.Image, datasets.Audio):
-        for column in [c for c, feature in (dataset.features or {}).items() if isinstance(feature, kind)]:
-            dataset = dataset.cast_column(column, kind(decode=False))
-    return dataset
-
-
-class _Convert:
-    """A dataset's row -> a sample. Raises BadSample."""
-
-    def __init__(self, columns: Mapping[str, str], size: int | None, sample_rate: int) -> None:
-        self.columns, self.size, self.sample_rate = dict(columns), size, sample_rate
-
-    def __call__(self, row: Mapping[str, Any], name: str) -> dict[str, Any]:
-        if row.get("__key__"):
-            name = f"{row.get('__url__')}, sample {row['__key__']}"
-        sample: dict[str, Any] = {}
-        for modality, column in self.columns.items():
-            try:
-                if modality == "text":
-                    sample["text"] = checked_text(row[column], name, column)
-                elif modality == "image":
-                    sample["image"] = read_image(row[column], self.size, name)
-                else:
-                    sample["audio"] = read_audio(row[column], self.sample_rate, name)
-                    sample["sample_rate"] = self.sample_rate
-            except BadSample as bad:
-                raise BadSample(name, bad.why if modality == "text" else f"{column}: {bad.why}") from bad
-        return sample
-
-
-class _Shorter:
-    """Whether a row's clip is no longer than so many seconds, by its header; one that cannot be read is left to the draw."""
-
-    def __init__(self, column: str, seconds: float) -> None:
-        self.column, self.seconds = column, seconds
-
-    def __call__(self, row: Mapping[str, Any]) -> bool:
-        try:
-            return duration(row[self.column]) <= self.seconds
-        except BadSample:
-            return True
-
-
-class Jsonl(Sequence):
+class Jsonl(Indexed[dict[str, Any]]):
     """Samples of a JSONL file, or of every one in a folder: a line for each, with any of these keys.
 
     {"text": "...", "image": "a.png", "audio": "a.wav"}     files are named from where the JSONL file lies
@@ -256,6 +167,8 @@ class Jsonl(Sequence):
     Raises FileNotFoundError, and ValueError naming file and line where no line can be used.
     """
 
+    called = "line"
+
     def __init__(
         self,
         path: str,
@@ -269,8 +182,11 @@ class Jsonl(Sequence):
         files = sorted(root.rglob("*.jsonl")) if root.is_dir() else [root]
         if not files or not files[0].is_file():
             raise FileNotFoundError(f"no JSONL file at {path}")
-        self.fields, self.template, self.size, self.sample_rate = fields or {}, template, size, sample_rate
-        self.on_corrupt = _checked(on_corrupt)
+        self.fields: dict[str, str] = fields or {}
+        self.template = template
+        self.size = size
+        self.sample_rate = sample_rate
+        self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
         self.rows: list[tuple[Path, int, dict[str, str] | BadSample]] = [
             (file, number, self._parsed(value, f"{file}, line {number}"))
             for file in files
@@ -311,16 +227,8 @@ class Jsonl(Sequence):
         file, number, _ = self.rows[index]
         return f"{file}, line {number}"
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or Refused."""
-        try:
-            return self._read(*self.rows[index])
-        except BadSample as bad:
-            if self.on_corrupt == "refuse":
-                raise _refused(bad, "line") from bad
-            raise
-
-    def _read(self, file: Path, number: int, row: dict[str, str] | BadSample) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, Any]:
+        file, number, row = self.rows[index]
         if isinstance(row, BadSample):
             raise BadSample(row.name, row.why)  # a new one: a raised exception keeps its traceback
         sample: dict[str, Any] = dict(row)
@@ -362,85 +270,5 @@ def adapted(
         return own
 
     if hasattr(source, "__len__"):
-        return Mapped(source, convert, type(source).__name__, _checked(on_corrupt), count)
-    return Iterated(source, convert, type(source).__name__, _checked(on_corrupt), count)
-
-
-class Mapped(Sequence):
-    """An indexable dataset with a function (row, name of the row) -> sample applied when one is drawn.
-
-    name:  of the dataset, for what is said about a row
-    count: only the first so many rows; None is all
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        convert: Callable[[Any, str], dict[str, Any]],
-        name: str,
-        on_corrupt: OnCorrupt = "skip",
-        count: int | None = None,
-    ) -> None:
-        self.dataset, self.convert, self.name, self.on_corrupt = dataset, convert, name, on_corrupt
-        self._length = len(dataset) if count is None else min(count, len(dataset))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def name_of(self, index: int) -> str:
-        return name_of(self.dataset, index) if hasattr(self.dataset, "name_of") else f"{self.name}, sample {index}"
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadSample, or Refused."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name}: sample {index} of {len(self)}")
-        index %= len(self)
-        try:
-            return self.convert(self.dataset[index], self.name_of(index))
-        except BadSample as bad:
-            if self.on_corrupt == "refuse":
-                raise _refused(bad) from bad
-            raise
-
-
-class Iterated:
-    """The same of a dataset that is only iterated over, with its state; a row that cannot be used comes as its `BadSample`."""
-
-    def __init__(
-        self,
-        dataset: Any,
-        convert: Callable[[Any, str], dict[str, Any]],
-        name: str,
-        on_corrupt: OnCorrupt = "skip",
-        count: int | None = None,
-    ) -> None:
-        self.dataset, self.convert, self.name, self.on_corrupt, self.count = dataset, convert, name, on_corrupt, count
-        self._begun = self._row = 0
-
-    def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
-        """Raises Refused where a bad row is, or the dataset cannot be read on."""
-        self._row, rows = self._begun, iter(self.dataset)
-        while self.count is None or self._row < self.count:
-            name = f"{self.name}, sample {self._row}"
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except Exception as error:  # of a reader of many formats: its generator is over
-                raise Refused(f"{name} and what follows cannot be read: {' '.join(str(error).split())}") from error
-            self._row += 1
-            try:
-                sample = row if isinstance(row, BadSample) else self.convert(row, name)
-            except BadSample as bad:
-                sample = bad
-            if isinstance(sample, BadSample) and self.on_corrupt == "refuse":
-                raise _refused(sample)
-            yield sample
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"row": self._row, "dataset": self.dataset.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """None is the beginning."""
-        self._begun = self._row = 0 if state is None else state["row"]
-        self.dataset.load_state_dict(None if state is None else state["dataset"])
+        return Mapped(source, convert, type(source).__name__, checked_policy(on_corrupt), count)
+    return Iterated(source, convert, type(source).__name__, checked_policy(on_corrupt), count)

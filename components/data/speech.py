@@ -10,7 +10,7 @@ import ctypes
 import functools
 import shutil
 import tempfile
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def spoken_words(
     caption: str = "a spoken {}",
     max_seconds: float = 0.52,
     voices: int | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Samples `{"text": caption, "audio": float waveform at 8 kHz, "label": 0..9, "voice": name, "sample_rate": 8000}`.
 
     Every clip peaks at 0.7, without the silence around the word; clips longer than `max_seconds` are left out.
@@ -93,9 +93,9 @@ class Espeak:
 
         # The synthesiser keeps state that what was said before colours; a copy of the library has its own, always fresh.
         with tempfile.TemporaryDirectory() as folder:
-            self.library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
+            self.library: ctypes.CDLL = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
         data = espeakng_loader.get_data_path().encode()
-        self.sample_rate = self.library.espeak_Initialize(self.AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
+        self.sample_rate: int = self.library.espeak_Initialize(self.AUDIO_OUTPUT_SYNCHRONOUS, 0, data, 0)
         if self.sample_rate <= 0:
             raise RuntimeError("espeak-ng could not be initialised from its data folder")
 

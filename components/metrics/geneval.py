@@ -84,7 +84,8 @@ class GenEval:
     threshold, counting_threshold: detections below are left out; the second where the tag is "counting"
     """
 
-    generated, reference = "image", ("tag", "include")
+    generated: str = "image"
+    reference: tuple[str, ...] = ("tag", "include")
 
     def __init__(
         self,
@@ -93,8 +94,10 @@ class GenEval:
         threshold: float = 0.3,
         counting_threshold: float = 0.9,
     ) -> None:
-        self.detector, self.colours = detector, colours
-        self.threshold, self.counting_threshold = threshold, counting_threshold
+        self.detector = detector
+        self.colours = colours
+        self.threshold = threshold
+        self.counting_threshold = counting_threshold
 
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
         images = [m["image"] for m in made]
@@ -122,6 +125,7 @@ class GenEval:
     def _coloured(self, image: Image.Image, clause: Mapping[str, Any], group: Sequence[Found]) -> bool:
         if "color" not in clause:
             return True
+        assert self.colours is not None  # said before anything is detected
         return all(self.colours(crop(image, f), clause["class"]) == clause["color"] for f in group)
 
 
@@ -164,7 +168,8 @@ def crop(image: Image.Image, found: Found) -> Image.Image:
     image = image.convert("RGB")
     if found.mask is not None:
         image = Image.composite(image, Image.new("RGB", image.size, "#999"), found.mask.convert("L"))
-    return image.crop(tuple(round(edge) for edge in found.box))
+    left, top, right, bottom = (round(edge) for edge in found.box)
+    return image.crop((left, top, right, bottom))
 
 
 class Detector:
@@ -181,7 +186,9 @@ class Detector:
 
         if task not in self.TASKS:
             raise ValueError(f"task {task!r} is not one of {', '.join(self.TASKS)}")
-        self.pipeline, self.task, self.batch_size = loaded(lambda m: pipeline(task, model=m), model), task, batch_size
+        self.pipeline: Any = loaded(lambda m: pipeline(task, model=m), model)
+        self.task = task
+        self.batch_size = batch_size
 
     def __call__(self, images: Sequence[Image.Image], classes: Sequence[str]) -> list[list[Found]]:
         rgb = [image.convert("RGB") for image in images]
@@ -208,7 +215,8 @@ class ClipColours:
     def __init__(self, model: str) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        self.model, self.processor = loaded(CLIPModel, model).eval(), loaded(CLIPProcessor, model)
+        self.model: Any = loaded(CLIPModel, model).eval()
+        self.processor: Any = loaded(CLIPProcessor, model)
         self.features: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()

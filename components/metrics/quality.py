@@ -24,7 +24,7 @@ def frechet(a: Float[np.ndarray, "n features"], b: Float[np.ndarray, "m features
     means = a.mean(axis=0) - b.mean(axis=0)
     c_a, c_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # the eigenvalues of a product of two covariances are real and not negative; rounding leaves small other parts
-    root = np.sqrt(np.clip(scipy.linalg.eigvals(c_a @ c_b).real, 0, None)).sum()
+    root = np.sqrt(np.clip(np.real(scipy.linalg.eigvals(c_a @ c_b)), 0, None)).sum()
     return float(means @ means + np.trace(c_a) + np.trace(c_b) - 2 * root)
 
 
@@ -47,8 +47,9 @@ class NGram:
     """
 
     def __init__(self, documents: Sequence[Sequence[int]], vocab_size: int, order: int = 3) -> None:
-        self.vocab_size, self.order = vocab_size, order
-        self.counts: dict[tuple[int, ...], Counter] = {}
+        self.vocab_size = vocab_size
+        self.order = order
+        self.counts: dict[tuple[int, ...], Counter[int]] = {}
         for document in documents:
             for i, word in enumerate(document):
                 for n in range(min(order, i + 1)):

@@ -65,12 +65,13 @@ class FrechetInceptionDistance:
     Its bias falls with the number of samples: compare figures of equal counts alone. 50,000 are usual.
     """
 
-    generated, reference = "image", ("image",)
+    generated: str = "image"
+    reference: tuple[str, ...] = ("image",)
 
     def __init__(self, feature: Any = 2048) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance as Metric
 
-        self.metric = _metric(Metric, feature)
+        self.metric: Any = _metric(Metric, feature)
 
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
         if len(made) < 2:
@@ -89,12 +90,13 @@ class InceptionScore:
     splits:  parts of the images whose scores are averaged
     """
 
-    generated, reference = "image", ()
+    generated: str = "image"
+    reference: tuple[str, ...] = ()
 
     def __init__(self, feature: Any = "logits_unbiased", splits: int = 10) -> None:
         from torchmetrics.image.inception import InceptionScore as Metric
 
-        self.metric = _metric(Metric, feature, splits=splits)
+        self.metric: Any = _metric(Metric, feature, splits=splits)
 
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
         self.metric.reset()
@@ -110,14 +112,15 @@ class ClipScore:
     model: a CLIP model of transformers, on the hub or in a folder
     """
 
-    generated, reference = "image", ("text",)
+    generated: str = "image"
+    reference: tuple[str, ...] = ("text",)
 
     def __init__(self, model: str) -> None:
         from torchmetrics.multimodal.clip_score import CLIPScore as Metric
         from transformers import CLIPModel, CLIPProcessor
 
         features, processor = _ClipFeatures(loaded(CLIPModel, model)), loaded(CLIPProcessor, model)
-        self.metric = Metric(lambda: (features, processor))
+        self.metric: Any = Metric(lambda: (features, processor))
 
     @torch.no_grad()
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
@@ -151,7 +154,8 @@ class WordErrors:
 
     def __init__(self, recogniser: Callable[[Sequence[np.ndarray], int], Sequence[str]] | None = None) -> None:
         self.recogniser = recogniser
-        self.generated, self.reference = "text" if recogniser is None else "audio", ("text",)
+        self.generated: str = "text" if recogniser is None else "audio"
+        self.reference: tuple[str, ...] = ("text",)
 
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
         from torchmetrics.functional.text import char_error_rate, word_error_rate
@@ -177,7 +181,8 @@ class Recogniser:
     def __init__(self, model: str, batch_size: int = 16) -> None:
         from transformers import pipeline
 
-        self.pipeline, self.batch_size = loaded(lambda m: pipeline("automatic-speech-recognition", model=m), model), batch_size
+        self.pipeline: Any = loaded(lambda m: pipeline("automatic-speech-recognition", model=m), model)
+        self.batch_size = batch_size
 
     def __call__(self, clips: Sequence[np.ndarray], sample_rate: int) -> list[str]:
         heard = self.pipeline(
@@ -195,12 +200,14 @@ class SpeakerSimilarity:
 
     RATE = 16_000  # Hz
 
-    generated, reference = "audio", ("audio", "sample_rate")
+    generated: str = "audio"
+    reference: tuple[str, ...] = ("audio", "sample_rate")
 
     def __init__(self, model: str) -> None:
         from transformers import AutoFeatureExtractor, AutoModelForAudioXVector
 
-        self.model, self.extract = loaded(AutoModelForAudioXVector, model).eval(), loaded(AutoFeatureExtractor, model)
+        self.model: Any = loaded(AutoModelForAudioXVector, model).eval()
+        self.extract: Any = loaded(AutoFeatureExtractor, model)
 
     def __call__(self, made: Sequence[Sample], given: Sequence[Sample]) -> dict[str, float]:
         own, reference = (

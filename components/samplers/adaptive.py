@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from components.samplers.base import POSITION, TOKEN, SamplerState
@@ -68,6 +68,6 @@ class EntropyBounded(Drawing):
         return state.unmask(now, *self.draw(logits, state.uniform[:, TOKEN]), remaining(state, now))
 
 
-def remaining(state: SamplerState, now: Tensor) -> Float[Tensor, " batch"]:
+def remaining(state: SamplerState, now: Bool[Tensor, "batch seq"]) -> Float[Tensor, " batch"]:
     """The time that is left, as the share of tokens still masked."""
     return (state.masked & ~now).sum(dim=1).double() / state.total.clamp(min=1)

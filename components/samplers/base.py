@@ -15,11 +15,20 @@ from components.noise import sample_rng
 from components.precision import precise
 
 LogitsFn = Callable[[Tensor], Tensor]
-"""tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i.
+"""tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i."""
 
-One that knows more of its rows than their tokens (prompts, a cache) may offer `select(rows) -> LogitsFn`: then rows that are
-finished are left out of the batch.
-"""
+
+@runtime_checkable
+class Selectable(Protocol):
+    """A logits function that knows more of its rows than their tokens (prompts, a cache): finished rows are left out of the
+    batch by its `select`."""
+
+    def __call__(self, tokens: Int[Tensor, "rows seq"], /) -> Float[Tensor, "rows seq vocab"]: ...
+
+    def select(self, rows: Int[Tensor, " some"]) -> LogitsFn:
+        """The same for some of the rows."""
+        ...
+
 
 TOKEN, POSITION, TIME = 0, 1, 2
 """What each of a position's three random numbers decides."""
@@ -62,7 +71,13 @@ class SamplerState:
     children: tuple[SamplerState, ...] = ()
 
     @classmethod
-    def start(cls, tokens: Tensor, generate: Tensor, mask_id: int, modality: Tensor | None = None) -> SamplerState:
+    def start(
+        cls,
+        tokens: Int[Tensor, "batch seq"],
+        generate: Bool[Tensor, "batch seq"],
+        mask_id: int,
+        modality: Int[Tensor, "batch seq"] | None = None,
+    ) -> SamplerState:
         """Everything that is to be generated is masked."""
         total = generate.sum(dim=1)
         zeros = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
@@ -81,7 +96,13 @@ class SamplerState:
             mask_id=mask_id,
         ).clone()
 
-    def unmask(self, now: Tensor, drawn: Tensor, probability: Tensor, time: Tensor | None = None) -> SamplerState:
+    def unmask(
+        self,
+        now: Bool[Tensor, "batch seq"],
+        drawn: Int[Tensor, "batch seq"],
+        probability: Float[Tensor, "batch seq"],
+        time: Float[Tensor, " batch"] | None = None,
+    ) -> SamplerState:
         """The state after a step that puts the drawn tokens at the positions `now`."""
         masked = self.masked & ~now
         return replace(
@@ -96,26 +117,24 @@ class SamplerState:
 
     def clone(self) -> SamplerState:
         """A state that shares no tensor with this one: a step compiled for shared ones would be compiled again without."""
-        return self._map(lambda own, _: own.clone())
+        return self._map(lambda own: own.clone())
 
     def select(self, rows: Int[Tensor, " rows"]) -> SamplerState:
         """Some of the rows."""
-        return self._map(lambda own, _: own[rows])
+        return self._map(lambda own: own[rows])
 
     def merge(self, rows: Int[Tensor, " rows"], part: SamplerState) -> SamplerState:
         """The whole batch, with the given rows replaced by those of `part`."""
         return self._map(lambda own, other: own.index_copy(0, rows, other), part)
 
-    def _map(self, change: Callable[[Tensor, Tensor | None], Tensor], other: SamplerState | None = None) -> SamplerState:
+    def _map(self, change: Callable[..., Tensor], *others: SamplerState) -> SamplerState:
+        """The state with each of its tensors changed, given the same one of the others."""
         changed = {}
         for f in fields(self):
-            own = getattr(self, f.name)
+            own, *theirs = (getattr(state, f.name) for state in (self, *others))
             if isinstance(own, tuple):
-                changed[f.name] = tuple(
-                    a._map(change, b) for a, b in zip(own, other.children if other else (None,) * len(own), strict=True)
-                )
-            else:
-                changed[f.name] = change(own, getattr(other, f.name, None)) if isinstance(own, Tensor) else own
+                own = tuple(child._map(change, *rest) for child, *rest in zip(own, *theirs, strict=True))
+            changed[f.name] = change(own, *theirs) if isinstance(own, Tensor) else own
         return SamplerState(**changed)
 
 
@@ -123,12 +142,27 @@ class SamplerState:
 class Sampler(Protocol):
     """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
 
-    One that needs more may offer `start(state) -> state`, called once before the first step; it may raise ValueError. One that
-    may go on for more than `PATIENCE` passes without filling any offers how many as `num_steps`.
+    One that needs more may be `Starting`. One that may go on for more than `PATIENCE` passes without filling any offers how
+    many as `num_steps`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """The state after one forward pass. Pure tensor code: no host synchronisation, one graph when compiled."""
+        ...
+
+
+@runtime_checkable
+class Starting(Sampler, Protocol):
+    """A sampler that is asked once, before the first step."""
+
+    def start(self, state: SamplerState) -> SamplerState:
+        """The state to begin with. May raise ValueError."""
+        ...
+
+
+def started(sampler: Sampler, state: SamplerState) -> SamplerState:
+    """The state that a sampler begins with."""
+    return sampler.start(state) if isinstance(sampler, Starting) else state
 
 
 class Sampled(NamedTuple):
@@ -170,18 +204,18 @@ def sample(
     generate = tokens == mask_id if generate is None else generate
     index = range(len(tokens)) if index is None else index
     _check(tokens, generate, allowed, mask_id)
-    state = SamplerState.start(tokens, generate, mask_id, modality)
-    state = sampler.start(state) if hasattr(sampler, "start") else state
+    state = started(sampler, SamplerState.start(tokens, generate, mask_id, modality))
     noise = Noise(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))
-    active, rows, active_fn, barred = everything, None, logits_fn, None
+    active, rows = everything, torch.arange(len(tokens), device=tokens.device)
+    active_fn, barred = logits_fn, None
     watch, largest = Watch(sampler, generate, index), None
     while True:
         still = watch(state, active, largest)  # the one synchronisation, between steps
         if not still:
             return Sampled(state.tokens, state.confidence, forwards)
-        if hasattr(logits_fn, "select") and still != active:
+        if isinstance(logits_fn, Selectable) and still != active:
             active, rows, barred = still, torch.tensor(still, device=tokens.device), None
             active_fn = logits_fn.select(rows)
         whole = active == everything
@@ -216,16 +250,17 @@ class Watch:
 
     def __init__(self, sampler: Sampler, generate: Bool[Tensor, "batch seq"], index: Sequence[int]) -> None:
         self.index = index  # what a row is called
-        self.name, self.patience = type(sampler).__name__, max(PATIENCE, passes(sampler))
-        self.least = [generate.shape[1] + 1] * len(generate)  # masked tokens of each row, when there were fewest
-        self.idle = [0] * len(generate)  # passes since
+        self.name: str = type(sampler).__name__
+        self.patience: int = max(PATIENCE, passes(sampler))
+        self.least: list[int] = [generate.shape[1] + 1] * len(generate)  # masked tokens of each row, when there were fewest
+        self.idle: list[int] = [0] * len(generate)  # passes since
 
     def __call__(self, state: SamplerState, active: Sequence[int], largest: Float[Tensor, "rows seq"] | None) -> list[int]:
         """What is still to be done, by one transfer to the host. largest: logit of each position to fill of the active rows."""
         broken = torch.zeros(1, device=state.tokens.device) if largest is None else ~largest.isfinite().all()
         masked = state.masked.sum(dim=1).masked_fill(state.finished, -1)
         *rows, broken = torch.cat([masked, broken.long().view(1)]).tolist()
-        if broken:
+        if broken and largest is not None:
             row, position = (~largest.isfinite()).nonzero()[0].tolist()
             raise ValueError(
                 f"sample: nothing can be drawn at position {position} of row {self.index[active[row]]}: the largest of its "
@@ -254,9 +289,9 @@ class Noise:
     """The random numbers of each step, `[rows, 3, seq]`: every row from a generator of its own, for its own positions."""
 
     def __init__(self, generate: np.ndarray, seed: int, index: Sequence[int]) -> None:
-        self.positions = [np.flatnonzero(row) for row in generate]
-        self.generators = [sample_rng(seed, "sample", i) for i in index]
-        self.length = generate.shape[1]
+        self.positions: list[np.ndarray] = [np.flatnonzero(row) for row in generate]
+        self.generators: list[np.random.Generator] = [sample_rng(seed, "sample", i) for i in index]
+        self.length: int = generate.shape[1]
 
     def __call__(self, rows: Sequence[int]) -> Float[Tensor, "rows 3 seq"]:
         drawn = np.zeros((len(rows), 3, self.length))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from components.samplers.base import Sampler, SamplerState
+from components.samplers.base import Sampler, SamplerState, started
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PerModality:
         for i, sampler in enumerate(self.samplers):
             own = state.generate & (state.modality == i)
             child = replace(state, generate=own, masked=own, total=own.sum(dim=1), finished=~own.any(dim=1)).clone()
-            children.append(sampler.start(child) if hasattr(sampler, "start") else child)
+            children.append(started(sampler, child))
         last = int(state.modality.masked_fill(~state.generate, 0).max())
         if last >= len(children):
             raise ValueError(f"PerModality: {len(children)} samplers, and positions of modality {last} to generate")

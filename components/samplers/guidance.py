@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.precision import precise
-from components.samplers.base import LogitsFn
+from components.samplers.base import LogitsFn, Selectable
 
 Scale = float | Callable[[Tensor], Tensor]
 """w, or w as a function of time: the share of tokens still masked, from 1 down to 0."""
@@ -57,7 +57,7 @@ def guided(
         raise ValueError("guidance_scale changes with time, so `generate` has to say which positions count")
     if not bool(prompt.any(dim=1).all()):
         raise ValueError(f"guidance_scale {guidance_scale}: there is no prompt to leave out for the unconditional logits")
-    return Guided(logits_fn, prompt, mask_id, guidance_scale, generate)
+    return Guided(logits_fn, prompt, mask_id, guidance_scale, torch.ones_like(prompt) if generate is None else generate)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Guided:
     prompt: Bool[Tensor, "batch seq"]
     mask_id: int
     guidance_scale: Scale
-    generate: Bool[Tensor, "batch seq"] | None = None
+    generate: Bool[Tensor, "batch seq"]
 
     def __call__(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch positions vocab"]:
         """Guided logits, in one forward of both halves."""
@@ -83,7 +83,6 @@ class Guided:
     def select(self, rows: Int[Tensor, " rows"]) -> LogitsFn:
         """The same for some of the rows."""
         inner = self.logits_fn
-        if hasattr(inner, "select"):
+        if isinstance(inner, Selectable):
             inner = inner.select(torch.cat([rows, rows + len(self.prompt)]))
-        generate = None if self.generate is None else self.generate[rows]
-        return Guided(inner, self.prompt[rows], self.mask_id, self.guidance_scale, generate)
+        return Guided(inner, self.prompt[rows], self.mask_id, self.guidance_scale, self.generate[rows])

@@ -60,7 +60,9 @@ class ReMDM(Drawing):
         tokens = stepped.tokens.masked_fill(again, state.mask_id)
         return replace(stepped, tokens=tokens, masked=stepped.masked | again, finished=s <= 0)
 
-    def sigma(self, alpha_t: Tensor, alpha_s: Tensor, state: SamplerState) -> Float[Tensor, "batch seq"]:
+    def sigma(
+        self, alpha_t: Float[Tensor, "batch 1"], alpha_s: Float[Tensor, "batch 1"], state: SamplerState
+    ) -> Float[Tensor, "batch seq"]:
         """The remasking probability of each position; that of masked ones enters how fast they unmask."""
         eta = self.eta if self.eta is not None else 1.0 if self.variant == "confidence" else 0.02
         largest = ((1 - alpha_s) / alpha_t.clamp(min=1e-12)).clamp(max=1.0).expand_as(state.confidence)

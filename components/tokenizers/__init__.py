@@ -1,4 +1,4 @@
-"""One protocol for every tokenizer: raw text, image or audio <-> integer codes.
+"""One protocol for every tokenizer: raw text, image, audio or whatever a sample is <-> integer codes.
 
 text.py   tiktoken encodings, rank files, a small BPE trained from a corpus, and any tokenizer.json
 image.py  grey levels of pixels or patches; image_vq.py: learned codes (MoVQ, any diffusers.VQModel, Emu3, Chameleon)
@@ -22,8 +22,8 @@ class Tokenizer(Protocol):
     `codebooks`: the size of each codebook. Codes are interleaved frame by frame, so position i belongs to codebook
     i % len(codebooks); text and images have one.
 
-    Who edits, or looks at what is half made, asks for more: of an image's, `size` and `patch` (pixels); of an audio's,
-    `sample_rate`, `frame_samples`, and `frames_of(length)` where its codes do not come frame by frame.
+    A tokenizer is all that the library knows of a modality. Files, looks, sounds and editing are further methods, each of which
+    it may have: modality.py lists them, pictures.py and clips.py give them to one of images or of audio.
     """
 
     @property
@@ -31,9 +31,12 @@ class Tokenizer(Protocol):
 
     def encode(self, raw: Any) -> Int[Tensor, " n"]:
         """Codes of one sample, each smaller than its codebook."""
+        ...
 
     def decode(self, codes: Int[Tensor, " n"]) -> Any:
         """The sample that the codes stand for."""
+        ...
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the files it needs into `folder`; returns the `_component_` node that builds it again from there."""
+        ...

@@ -14,24 +14,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.data.reading import waveform
+from components.data.clips import waveform
+from components.tokenizers.clips import Clips
 
 FIELD_BITS = (9, 9, 4, 6)
 FRAME_BYTES = 4
 FRAME_SAMPLES = 320
 
 
-class Codec2Tokenizer:
+class Codec2Tokenizer(Clips):
     """Mono speech at 8 kHz, float in [-1, 1] <-> codes interleaved frame by frame."""
 
     sample_rate = 8000
     frame_samples = FRAME_SAMPLES
-    codebooks = tuple(2**bits for bits in FIELD_BITS)
+    codebooks: tuple[int, ...] = tuple(2**bits for bits in FIELD_BITS)
 
     def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
         """Codes of a waveform, its last frame completed with silence.
 
-        Raises ValueError for what is no waveform (`components.data.reading.waveform`).
+        Raises ValueError for what is no waveform (`components.data.clips.waveform`).
         """
         wave = waveform(raw, "audio tokenizer")
         padded = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES))
@@ -73,6 +74,6 @@ class Codec2Tokenizer:
 
 def _codec() -> Any:
     """A fresh codec: it keeps state from frame to frame, which must not leak from one clip into the next."""
-    from pycodec2 import Codec2
+    from pycodec2 import Codec2  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
     return Codec2(700)

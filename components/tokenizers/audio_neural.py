@@ -25,7 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.data.reading import waveform
+from components.data.clips import waveform
+from components.tokenizers.clips import Clips
 from components.tokenizers.pretrained import pretrained
 from components.tokenizers.sinc import sinc_resample
 
@@ -78,7 +79,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # where the class's own default config 
 }
 
 
-class NeuralAudioTokenizer:
+class NeuralAudioTokenizer(Clips):
     """Mono audio, float in [-1, 1] at `sample_rate` Hz <-> codes.
 
     path:      a folder or a name on the hub; None is random weights
@@ -104,20 +105,21 @@ class NeuralAudioTokenizer:
             raise ValueError(f"audio tokenizer: family {family!r} is not one of {', '.join(FAMILIES)}")
         if order not in ("frames", "delay"):
             raise ValueError(f"audio tokenizer: order {order!r} is not one of frames, delay")
-        self.family, self.order, self.device = family, order, device
+        self.family, self.order = family, order
+        self.device: str = device
         self._own = FAMILIES[family]
         model = _class(family, self._own.name)
         settings = DEFAULTS.get(family, {}) if config is None else config
         built = model(model.config_class(**settings)) if path is None else pretrained(model, path)
-        self.model = built.to(device).eval().requires_grad_(False)
+        self.model: Any = built.to(device).eval().requires_grad_(False)
         if family == "encodec" and (self.model.config.normalize or self.model.config.chunk_length):
             raise ValueError("audio tokenizer: an EnCodec that normalises or cuts its clips (48 kHz) needs more than codes")
-        self.sample_rate = int(getattr(self.model.config, self._own.rate))
+        self.sample_rate: int = int(getattr(self.model.config, self._own.rate))
         silence = self._codes(np.zeros(self.sample_rate, dtype=np.float32))
         if books is not None and not 1 <= books <= len(silence):
             raise ValueError(f"audio tokenizer: books must be in 1..{len(silence)}, got {books}")
-        self.books = books or len(silence)
-        self.frame_samples = int(getattr(self.model.config, "hop_length", None) or self.model.config.frame_size)
+        self.books: int = books or len(silence)
+        self.frame_samples: int = int(getattr(self.model.config, "hop_length", None) or self.model.config.frame_size)
 
     @property
     def size(self) -> int:
@@ -130,7 +132,7 @@ class NeuralAudioTokenizer:
         return (self.size + (self.order == "delay"),) * self.books
 
     def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
-        """Codes of a waveform. Raises ValueError for what is none (`components.data.reading.waveform`)."""
+        """Codes of a waveform. Raises ValueError for what is none (`components.data.clips.waveform`)."""
         return interleave(self._codes(waveform(raw, "audio tokenizer"))[: self.books], self.order, self.size)
 
     def frames_of(self, length: int) -> Int[Tensor, " length"]:
@@ -190,7 +192,7 @@ def _class(family: str, name: str) -> Any:
     if family != "higgs" or importlib.util.find_spec("torchaudio") is not None:
         return getattr(transformers, name)
     stand_in = types.ModuleType("torchaudio")
-    stand_in.functional = types.SimpleNamespace(resample=sinc_resample)
+    stand_in.__dict__["functional"] = types.SimpleNamespace(resample=sinc_resample)
     sys.modules["torchaudio"] = stand_in
     try:
         return getattr(

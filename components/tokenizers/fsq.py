@@ -21,8 +21,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from components.data.reading import square, waveform
+from components.data.clips import waveform
+from components.data.images import square
 from components.files import read_json
+from components.tokenizers.clips import Clips
+from components.tokenizers.pictures import Pictures
 
 MAX_CODES = 2**20
 LARGEST = {
@@ -77,7 +80,7 @@ class Residual(nn.Module):
 
     def __init__(self, conv: type[nn.Module], width: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), conv(width, width, 3, padding=1))
+        self.branch: nn.Module = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), conv(width, width, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "batch width ..."]) -> Float[Tensor, "batch width ..."]:
         return x + self.branch(x)
@@ -100,9 +103,9 @@ class FSQAutoencoder(nn.Module):
             for _ in range(steps)
             for m in (nn.Upsample(scale_factor=2), conv(width, width, 3, padding=1), Residual(conv, width))
         ]
-        self.encoder = nn.Sequential(conv(channels, width, 3, padding=1), *down, Residual(conv, width))
-        self.decoder = nn.Sequential(Residual(conv, width), *up, nn.SiLU(), conv(width, channels, 3, padding=1))
-        self.fsq = FSQ(list(config.levels), dim=width, num_codebooks=config.books, keep_num_codebooks_dim=True)
+        self.encoder: nn.Module = nn.Sequential(conv(channels, width, 3, padding=1), *down, Residual(conv, width))
+        self.decoder: nn.Module = nn.Sequential(Residual(conv, width), *up, nn.SiLU(), conv(width, channels, 3, padding=1))
+        self.fsq: Any = FSQ(list(config.levels), dim=width, num_codebooks=config.books, keep_num_codebooks_dim=True)
 
     def encode(self, x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Int[Tensor, "batch tokens books"]]:
         """The quantized grid of vectors, and its codes."""
@@ -153,12 +156,13 @@ class FSQAutoencoder(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-class FSQImageTokenizer:
+class FSQImageTokenizer(Pictures):
     """Square images <-> one code a patch, row by row. path: what `mdm run train_tokenizer` wrote"""
 
     def __init__(self, path: str | FSQAutoencoder) -> None:
-        self.model = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)
-        self.size, self.patch = self.model.config.size, self.model.config.patch
+        self.model: FSQAutoencoder = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)
+        self.size: int = self.model.config.size
+        self.patch: int = self.model.config.patch
 
     @property
     def codebooks(self) -> tuple[int, ...]:
@@ -195,13 +199,13 @@ FLOOR_DB = 80.0
 """What is that far under the loudest is silence."""
 
 
-class FSQMelTokenizer:
+class FSQMelTokenizer(Clips):
     """Mono audio <-> `books` codes for every `patch` frames of its mel spectrogram. path: as for images"""
 
     def __init__(self, path: str | FSQAutoencoder) -> None:
-        self.model = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)
-        self.sample_rate = self.model.config.sample_rate
-        self.frame_samples = self.model.config.patch * self.model.config.hop
+        self.model: FSQAutoencoder = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)
+        self.sample_rate: int = self.model.config.sample_rate
+        self.frame_samples: int = self.model.config.patch * self.model.config.hop
 
     @property
     def codebooks(self) -> tuple[int, ...]:
@@ -210,7 +214,7 @@ class FSQMelTokenizer:
     def spectrogram(self, raw: np.ndarray) -> Float[Tensor, "bands frames"]:
         """Log-mel in [-1, 1]: from FLOOR_DB under full scale to full scale, completed to whole tokens.
 
-        Raises ValueError for what is no waveform (`components.data.reading.waveform`).
+        Raises ValueError for what is no waveform (`components.data.clips.waveform`).
         """
         import librosa
 

@@ -17,10 +17,11 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from components.data.reading import square
+from components.data.images import square
+from components.tokenizers.pictures import Pictures
 
 
-class GreyPatchTokenizer:
+class GreyPatchTokenizer(Pictures):
     """Square grey images <-> one code a patch, row by row.
 
     size:   width and height of the image, in pixels
@@ -35,7 +36,9 @@ class GreyPatchTokenizer:
             raise ValueError(
                 f"image tokenizer: {levels} levels in {patch}x{patch} patches; levels must be 2..256 and the codes at most 2^20"
             )
-        self.size, self.patch, self.levels = size, patch, levels
+        self.size: int = size
+        self.patch: int = patch
+        self.levels: int = levels
 
     @property
     def codebooks(self) -> tuple[int, ...]:

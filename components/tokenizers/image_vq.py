@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from components.data.reading import square
+from components.data.images import square
+from components.tokenizers.pictures import Pictures
 from components.tokenizers.pretrained import pretrained
 
-MOVQ = {
+MOVQ: dict[str, Any] = {
     "norm_type": "spatial",
     "num_vq_embeddings": 16384,
     "latent_channels": 4,
@@ -35,7 +36,7 @@ MOVQ = {
 """The shape of Kandinsky's MoVQ (2209.09002), 67.8 M parameters: what random weights have if no config is given."""
 
 
-class VQImageTokenizer:
+class VQImageTokenizer(Pictures):
     """Square colour images <-> codes of a learned codebook, row by row.
 
     path:      a folder or a name on the hub; None is random weights
@@ -59,15 +60,17 @@ class VQImageTokenizer:
     ) -> None:
         if family not in ("vq", "emu3", "chameleon"):
             raise ValueError(f"image tokenizer: family {family!r} is not one of vq, emu3, chameleon")
-        self.family, self.size, self.device = family, size, device
-        self.model = _build(family, path, subfolder, config).to(device).eval().requires_grad_(False)
+        self.family = family
+        self.size: int = size
+        self.device: str = device
+        self.model: Any = _build(family, path, subfolder, config).to(device).eval().requires_grad_(False)
         own = self.model.config
         levels = len(own.block_out_channels if family == "vq" else own.channel_multiplier)
-        self.patch = 2 ** (levels - 1)
+        self.patch: int = 2 ** (levels - 1)
         if size < self.patch or size % self.patch:
             raise ValueError(f"image tokenizer: size {size} is not a multiple of {self.patch}, the pixels that are one token")
         sizes = {"vq": "num_vq_embeddings", "emu3": "codebook_size", "chameleon": "num_embeddings"}
-        self.codebooks = (int(getattr(own, sizes[family])),)
+        self.codebooks: tuple[int, ...] = (int(getattr(own, sizes[family])),)
 
     @property
     def num_tokens(self) -> int:
@@ -118,7 +121,7 @@ def _to_image(pixels: Float[Tensor, "3 height width"]) -> Image.Image:
 
 def _build(family: str, path: str | None, subfolder: str | None, config: dict[str, Any] | None) -> Any:
     if family == "vq":
-        from diffusers import VQModel
+        from diffusers.models.autoencoders.vq_model import VQModel
 
         if path is None:
             return VQModel(**(MOVQ if config is None else config))

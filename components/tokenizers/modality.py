@@ -6,7 +6,7 @@
     draw(raw)                how it looks: a picture                                          else it is not looked at
     play(raw)                how it sounds: (waveform in [-1, 1], samples a second)           else it is not heard
     partial(codes, known)    a half-made canvas as a picture                                  else its codes, a column a frame
-    region(raw, where)       a part of it, to be generated anew                               else it cannot be edited
+    region(raw, where)       a part of it ("half": its second half), to be generated anew     else it cannot be edited
 
 Nothing here knows a modality by its name.
 """
@@ -26,6 +26,8 @@ from components.tokenizers import Tokenizer
 
 MASKED = (120, 170, 215)
 """The colour of what is still masked, in red, green, blue."""
+HALF = "half"
+"""The second half of a sample: the region that every tokenizer which can be edited knows."""
 
 
 class Region(NamedTuple):
@@ -65,7 +67,11 @@ class Edited(Protocol):
     """A modality of which a part can be generated anew."""
 
     def region(self, raw: Any, where: str) -> Region:
-        """The part that `where` names. Raises ValueError where it names none: what it may be."""
+        """The part that `where` names. Raises ValueError where it names none: what it may be.
+
+        The first line of its own docstring says the same, on a page where it is typed.
+        """
+        ...
 
 
 def fixed_length(tokenizer: Tokenizer) -> int | None:
@@ -79,20 +85,51 @@ def may_end(tokenizer: Tokenizer) -> bool:
 
 
 def suffix(tokenizer: Tokenizer) -> str | None:
-    """Of its files; None where a sample is words."""
-    return tokenizer.suffix if isinstance(tokenizer, Filed) else None
+    """Of its files; None where a sample is words. Raises ValueError for one whose files cannot be read or written."""
+    own: str | None = getattr(tokenizer, "suffix", None)
+    if own is not None and not isinstance(tokenizer, Filed):
+        lacks = " and ".join(name for name in ("read", "write") if not hasattr(tokenizer, name))
+        raise ValueError(f"{_path(tokenizer)} has files (suffix = {own!r}), and lacks {lacks}")
+    return own
+
+
+def is_words(tokenizer: Tokenizer) -> bool:
+    """Whether a sample is words: it is in no file, and neither looked at nor heard."""
+    return not isinstance(tokenizer, (Filed, Drawn, Played))
+
+
+def _path(tokenizer: Any) -> str:
+    return f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+
+
+def region(tokenizer: Tokenizer, raw: Any, where: str, modality: str) -> Region:
+    """The part that `where` names. Raises ValueError where there is none, or the tokenizer (of `modality`) has no region."""
+    if not isinstance(tokenizer, Edited):
+        raise ValueError(f"{modality} cannot be edited: {_path(tokenizer)} has no region")
+    return tokenizer.region(raw, where)
+
+
+def second_half(tokenizer: Tokenizer, raw: Any) -> Region:
+    """The second half of a sample; of one that cannot be edited, that of its frames of codes."""
+    if isinstance(tokenizer, Edited):
+        return tokenizer.region(raw, HALF)
+    codes, books = tokenizer.encode(raw), len(tokenizer.codebooks)
+    frame = torch.arange(len(codes)) // books
+    return Region(raw, frame >= len(codes) // books // 2, open_end=may_end(tokenizer))
 
 
 def partial(tokenizer: Tokenizer, codes: Int[Tensor, " n"], known: Bool[Tensor, " n"]) -> Image.Image:
-    """A half-made canvas: as the tokenizer draws it, else a column for each frame and a row for each codebook, grey by code.
+    """A half-made canvas: as the tokenizer draws it, else a column for each frame and two rows for each codebook, grey by code.
 
     codes: arbitrary where they are not known
     """
-    if hasattr(tokenizer, "partial"):
-        return tokenizer.partial(codes, known)
+    drawn = getattr(tokenizer, "partial", None)
+    if drawn is not None:
+        return drawn(codes, known)
     books = torch.tensor(tokenizer.codebooks)
     rows, frames = len(books), -(-len(codes) // len(books))
     grid = torch.full((frames * rows, 3), 255)
     grey = 20 + 200 * codes // books[torch.arange(len(codes)) % rows]
     grid[: len(codes)] = torch.where(known[:, None], grey[:, None], torch.tensor(MASKED))
-    return Image.fromarray(grid.view(frames, rows, 3).transpose(0, 1).numpy().astype(np.uint8))
+    cells = grid.view(frames, rows, 3).transpose(0, 1).repeat_interleave(2, dim=0)
+    return Image.fromarray(cells.numpy().astype(np.uint8))

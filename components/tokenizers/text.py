@@ -148,7 +148,7 @@ class JsonTokenizer:
         if not Path(path).is_file():
             raise FileNotFoundError(f"tokenizer file not found: {path}")
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more particular
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         self.tokenizer.no_truncation()
@@ -156,8 +156,10 @@ class JsonTokenizer:
         known = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         if size is not None and size < known:
             raise ValueError(f"{path} has {known} ids, more than size = {size}")
-        self.size, self.parse_special, self.reserved = size or known, parse_special, frozenset[int]()
-        self.chat_template = ChatTemplate.beside(path)
+        self.size: int = size or known
+        self.parse_special: bool = parse_special
+        self.reserved: frozenset[int] = frozenset()
+        self.chat_template: ChatTemplate | None = ChatTemplate.beside(path)
         self.reserve(reserved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -174,7 +176,7 @@ class JsonTokenizer:
         for token in tokens:
             self.tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False))])
         self.tokenizer.encode_special_tokens = True
-        self.control = {a.content: i for i, a in self.tokenizer.get_added_tokens_decoder().items() if a.special}
+        self.control: dict[str, int] = {a.content: i for i, a in self.tokenizer.get_added_tokens_decoder().items() if a.special}
         self.__dict__.pop("_parsing", None)
 
     @property
@@ -209,7 +211,7 @@ class JsonTokenizer:
         ids: list[int] = []
         for i, (start, stop) in zip(found.ids, found.offsets, strict=True):
             word, middle = text[start:stop], (start + stop) // 2
-            if i not in self.reserved or word.strip().lower() != self.tokenizer.id_to_token(i).lower():
+            if i not in self.reserved or word.strip().lower() != (self.tokenizer.id_to_token(i) or "").lower():
                 ids.append(i)
             elif len(word) > 1:  # a word of the vocabulary proper: by its parts
                 ids += self._ordinary(text[start:middle]) + self._ordinary(text[middle:stop])

@@ -53,7 +53,7 @@ def inside(node: Mapping[str, Any], key: str) -> None:
         named = {f"{key}.{name}": value} if "_component_" in value else {f"{key}.{name}.{k}": v for k, v in value.items()}
         for where, inner in named.items():
             if isinstance(inner, Mapping) and "_component_" in inner:
-                conforming(inner, where, asked[0])
+                conforming(inner, where, typing.cast(type, asked[0]))
 
 
 def _arms(hint: Any) -> list[Any]:

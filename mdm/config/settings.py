@@ -34,10 +34,10 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     from_file = read_yaml(path)
-    spoken = [f.name for f in dataclasses.fields(schema) if f.metadata.get("words")]
+    spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
     said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
     try:
-        merged = _override(OmegaConf.merge(OmegaConf.structured(schema), from_file), overrides, said)
+        merged = _override(_merged(OmegaConf.structured(schema), from_file), overrides, said)
         filled = typing.cast(T, OmegaConf.to_object(merged))
         for key, value in said.items():
             setattr(filled, key, value)
@@ -112,7 +112,7 @@ def _same_component(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
 
 def _said(key: str, value: Any, path: Path) -> str | dict[str, str] | None:
     """Words as a file has them. Raises UserError for what YAML has read as something else."""
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    plain: Any = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     parts = plain.items() if isinstance(plain, dict) else [(None, plain)]
     for name, part in parts:
         if not isinstance(part, str) and (name is not None or part is not None):
@@ -144,11 +144,12 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
     for argument in arguments:
         key, sign, typed = argument.partition("=")
         if not sign or not key or key.startswith("-"):
-            raise UserError(f"{argument!r} is not an override; write key=value")
+            arrow = ', and an arrow in quotes ("text->image")' if argument == "-" else ""  # what a shell leaves of a bare ->
+            raise UserError(f"{argument!r} is not an override; write key=value{arrow}")
         if _say(said, key, typed):
             continue
         if "${" in typed:  # an interpolation, resolved when all is merged
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([argument]))
+            config = _merged(config, OmegaConf.from_dotlist([argument]))
             continue
         stood = _node_at(config, key)
         if _holds_component(stood) and _is_name(typed):
@@ -168,8 +169,13 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
                 value = value or None
             if value is None:
                 continue
-        config = OmegaConf.merge(config, one)
+        config = _merged(config, one)
     return config
+
+
+def _merged(below: Any, above: DictConfig) -> DictConfig:
+    """Of keys and values keys and values are made."""
+    return typing.cast(DictConfig, OmegaConf.merge(below, above))
 
 
 def _node_at(config: DictConfig, key: str) -> Any:
@@ -223,7 +229,7 @@ def _may_be_null(node: Any) -> bool:
 def _take_out(config: DictConfig, key: str) -> bool:
     """Sets a key to null where it may be, or removes it from its table; False where it is neither."""
     above, _, name = key.rpartition(".")
-    parent = OmegaConf.select(config, above) if above else config
+    parent: Any = OmegaConf.select(config, above) if above else config
     if parent._get_node(name)._metadata.optional:
         parent[name] = None
     elif not dataclasses.is_dataclass(parent._metadata.object_type):
@@ -234,7 +240,7 @@ def _take_out(config: DictConfig, key: str) -> bool:
 
 
 def _unknown_key(schema: type, error: ConfigKeyError) -> str:
-    parent, _, key = error.full_key.rpartition(".")
+    parent, _, key = str(error.full_key).rpartition(".")
     at = schema
     for name in filter(None, parent.split(".")):
         at = typing.get_type_hints(at)[name]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torchdata.nodes as tn
 
 from components.data.bad import BadSample, Note, Refused, attempt, name_of, usable
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.endless import Shuffled, Streamed
+from components.data.nodes import MicroBatches, Mix, Node, Packed, Stream
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
 from components.sequences import content
+from components.tasks import INSTRUCT
 from components.tokenizers import Tokenizer
 from components.types import Batch, Movable, NoisyBatch
 from components.vocabulary import Vocabulary
@@ -21,7 +23,7 @@ from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
-from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings
+from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings, lacking
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def micro_batch(
             one compiled graph serves the stream
     """
     noisy = masker(batch)
-    coefficient, denominator = coefficients(noisy, settings.weighting, settings.reduction)
+    weighting = cast(Literal["nelbo", "plain"], settings.weighting)  # `check_data` has seen to both
+    reduction = cast(Literal["sequence", "token"], settings.reduction)
+    coefficient, denominator = coefficients(noisy, weighting, reduction)
     ranges = batch.id_range[content(batch, vocabulary.end_id)]
     return MicroBatch(
         noisy=noisy,
@@ -115,10 +119,14 @@ def streams(
 
     max_length: of a row; null sets no limit
 
-    Raises ValueError for samples in memory that end the run: where one is refused, or none can be used.
+    Raises ValueError for a task whose modality has no tokenizer, and for samples in memory that end the run: where one is
+    refused, or none can be used.
     """
     built = []
     for k, (name, settings) in enumerate(data.items()):
+        why = next(filter(None, (lacking(t, name, processor.tokenizers) for t in settings.tasks if t != INSTRUCT)), None)
+        if why is not None:
+            raise ValueError(why)
         check_codebooks(name, sources[name], processor)
         build = builder(name, settings, processor, prompt_dropout, max_length)
         node, pairs = _endless(sources[name], seed + k, build.prepare, f"data.{name}"), masker[name].pairs
@@ -141,7 +149,7 @@ def check_codebooks(name: str, source: Any, processor: Processor) -> None:
             )
 
 
-def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> tn.BaseNode:
+def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> Node[Any]:
     """The node of a source."""
     if not hasattr(source, "__len__"):
         return Streamed(source, seed, prepare=prepare)
@@ -177,8 +185,9 @@ def training_loader(
     vocabulary = processor.vocabulary
     node = MicroBatches(Mix(built, seed), physical, micro, vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
+    step = cast(tn.BaseNode[list[tuple[str, Batch, list[Note]]]], node)  # which it is: torchdata says no types of its own
     node = tn.Mapper(
-        node, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n], notes) for n, b, notes in batches]
+        step, lambda batches: [micro_batch(b, masker[n], loss, vocabulary, packed[n], notes) for n, b, notes in batches]
     )
     return tn.Loader(tn.Prefetcher(node, prefetch) if prefetch else node)
 

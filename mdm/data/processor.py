@@ -1,4 +1,4 @@
-"""Raw text, images and audio <-> token sequences: the tokenizers, the vocabulary and the canvas lengths, kept together.
+"""Raw samples <-> token sequences: the tokenizers, the vocabulary and the canvas lengths, kept together.
 
 It is saved beside the weights, so that a model can always be spoken to in the tokens it was trained on.
 """
@@ -6,7 +6,7 @@ It is saved beside the weights, so that a model can always be spoken to in the t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from components.files import read_json, require
-from components.sequences import TASKS, TokenSequence, overhead, response_sequence, task_sequence
+from components.sequences import TokenSequence, overhead, response_sequence, task_sequence
+from components.tasks import formed
 from components.tokenizers import Tokenizer
+from components.tokenizers.modality import fixed_length, may_end
 from components.vocabulary import Vocabulary
 from mdm.config import instantiate, one_line
 from mdm.config.names import TOKENIZERS
@@ -42,31 +44,36 @@ class Processor:
     canvas: Mapping[str, int]
 
     @classmethod
-    def build(cls, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
-        """Lays out the vocabulary, with a token for every task that these modalities can form.
+    def build(cls, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int], tasks: Sequence[str] = ()) -> Processor:
+        """Lays out the vocabulary, with a token for every task that these modalities form.
+
+        tasks: of the run, where they are not among those that every vocabulary knows (components/tasks.py)
 
         Raises ValueError where a canvas is of an unknown modality or an impossible length.
         """
         check_canvas(tokenizers, canvas)
-        vocabulary = Vocabulary.build({m: t.codebooks for m, t in tokenizers.items()}, tasks=possible_tasks(tokenizers))
+        vocabulary = Vocabulary.build(_codebooks(tokenizers), _ending(tokenizers), formed(tokenizers, tasks))
         return cls(vocabulary, dict(tokenizers), dict(canvas))
 
-    def grown(self, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> Processor:
-        """This processor with further modalities, and canvases of other lengths: all ids that it has keep their meaning.
+    def grown(self, tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int], tasks: Sequence[str] = ()) -> Processor:
+        """This processor with further modalities and tasks, and canvases of other lengths: its ids keep their meaning.
+
+        A text model from elsewhere, which knows no task tokens, gets none before it gets another modality.
 
         Raises ValueError for a modality that it has, and as `build` does.
         """
-        new = {m: t.codebooks for m, t in tokenizers.items()}
-        vocabulary = (
-            self.vocabulary.grown(new, tasks=possible_tasks({**self.tokenizers, **tokenizers})) if new else self.vocabulary
-        )
         every, lengths = {**self.tokenizers, **tokenizers}, {**self.canvas, **canvas}
+        vocabulary, asked = self.vocabulary, formed(every, tasks)
+        if not tokenizers:
+            asked = [name for name in asked if name in tasks and vocabulary.tasks]
+        if tokenizers or set(asked) - set(vocabulary.tasks):
+            vocabulary = vocabulary.grown(_codebooks(tokenizers), _ending(tokenizers), asked)
         check_canvas(every, lengths)
         return Processor(vocabulary, every, lengths)
 
     @_own_precision
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
-        """Global ids of one text, image or waveform, or of its codes where it was tokenized before."""
+        """Global ids of one sample, or of its codes where it was tokenized before."""
         codes = raw if isinstance(raw, Tensor) else self.tokenizers[modality].encode(raw)
         return self.vocabulary.to_global(modality, codes)
 
@@ -85,13 +92,15 @@ class Processor:
         return {m: self.encode(m, sample[m]) for m in self.tokenizers if m in sample}
 
     def check_rate(self, sample: Mapping[str, Any]) -> None:
-        """Raises ValueError for a clip of another sample rate than the audio tokenizer's."""
-        rate, wanted = sample.get("sample_rate"), getattr(self.tokenizers.get("audio"), "sample_rate", None)
-        if "audio" in sample and None not in (rate, wanted) and rate != wanted:
-            raise ValueError(
-                f"audio at {rate} Hz, but the audio tokenizer takes {wanted} Hz; set sample_rate of the source, or wrap it in "
-                "components.data.sources.adapted"
-            )
+        """Raises ValueError for a sample of another sample rate than its tokenizer's."""
+        rate = sample.get("sample_rate")
+        for modality, tokenizer in self.tokenizers.items():
+            wanted = getattr(tokenizer, "sample_rate", None)
+            if modality in sample and None not in (rate, wanted) and rate != wanted:
+                raise ValueError(
+                    f"{modality} at {rate} Hz, but the {modality} tokenizer takes {wanted} Hz; set sample_rate of the source, "
+                    "or wrap it in components.data.sources.adapted"
+                )
 
     def sequence(
         self,
@@ -172,14 +181,18 @@ def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int])
         frame = len(tokenizers[modality].codebooks)
         if length < 1 or length % frame:
             raise ValueError(f"canvas.{modality} must be a positive multiple of {frame} (codebooks), got {length}")
-        whole = getattr(tokenizers[modality], "num_tokens", length)
-        if length != whole:
+        whole = fixed_length(tokenizers[modality])
+        if whole is not None and length != whole:
             raise ValueError(f"canvas.{modality} = {length}, and its tokenizer makes {whole} tokens of each")
 
 
-def possible_tasks(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
-    """The tasks that can be formed of these modalities."""
-    return [name for name, t in TASKS.items() if {*t.given, *t.generated} <= set(tokenizers)]
+def _codebooks(tokenizers: Mapping[str, Tokenizer]) -> dict[str, tuple[int, ...]]:
+    return {modality: tokenizer.codebooks for modality, tokenizer in tokenizers.items()}
+
+
+def _ending(tokenizers: Mapping[str, Tokenizer]) -> list[str]:
+    """The modalities whose canvases may end early."""
+    return [modality for modality, tokenizer in tokenizers.items() if may_end(tokenizer)]
 
 
 def saved_tokenizer(path: str, modality: str, trust: bool = False) -> Tokenizer:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from components.data.bad import Note, Noted, Refused
-from components.sequences import INSTRUCT, TokenSequence, find_task, response_sequence
+from components.sequences import TokenSequence, response_sequence
+from components.tasks import INSTRUCT, find_task
 from mdm.data.processor import Processor
 from mdm.data.settings import StreamSettings
 
@@ -62,7 +63,7 @@ class OnLong:
         Raises Refused, or ValueError for one to be left out.
         """
         room = self.processor.canvas.get(modality)
-        may_end = self.processor.vocabulary.ranges[self.processor.vocabulary.ranges_of(modality)[0]].may_end
+        may_end = self.processor.vocabulary.may_end(modality)
         if room is None or (len(ids) == room and not ends) or (may_end and len(ids) < room):
             return ids, []
         why = f"its {modality} of {len(ids)} tokens{' and its end' if ends else ''} does not fit canvas.{modality} = {room}"
@@ -104,7 +105,7 @@ class PairBuilder:
     def prepare(self, sample: Mapping[str, Any]) -> dict[str, torch.Tensor] | Noted:
         """The ids of all that the tasks need, each as it goes onto its canvas."""
         encoded = self.fitting.processor.encode_sample(sample)
-        parts = {m: _part(encoded, m) for t in self.tasks for m in find_task(t).given + find_task(t).generated}
+        parts = {m: _part(encoded, m) for t in self.tasks for m in find_task(t).modalities}
         fits = {m: self.fitting.fit(m, ids) for m, ids in parts.items()}
         parts, notes = {m: ids for m, (ids, _) in fits.items()}, [note for _, own in fits.values() for note in own]
         return Noted(parts, notes) if notes else parts

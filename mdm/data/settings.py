@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.sequences import INSTRUCT, TASKS
+from components.tasks import INSTRUCT, check_modality, find_task, name_of
 from mdm.config import UserError, check
 
 ON_LONG = ("refuse", "skip", "cut")
@@ -27,7 +27,7 @@ class StreamSettings:
     pack:    row length for running text; absent for pairs, which stand on canvases
     masker:  `_component_` node of what masks its rows in training; absent, the run's `masker`
     on_long: what becomes of a sample that does not fit its canvas: "refuse" ends the run, "skip" leaves it out, "cut" shortens
-             its text or speech to the canvas, without an end token. A sample that is left out or cut is counted
+             what may end early to the canvas, without an end token. A sample that is left out or cut is counted
     """
 
     tasks: dict[str, float]
@@ -84,18 +84,55 @@ class LossSettings:
     reduction: str = "sequence"
 
 
+def canonical(task: str, key: str) -> str:
+    """The name of a task that stands at a key, maybe as an arrow. Raises UserError."""
+    try:
+        return name_of(find_task(task))
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def name_tasks(data: Mapping[str, StreamSettings]) -> None:
+    """Calls each task of the streams by its name. Raises UserError where one is none, or stands twice."""
+    for name, s in data.items():
+        key, named = f"data.{name}.tasks", dict[str, float]()
+        for task, share in s.tasks.items():
+            known = task if task == INSTRUCT else canonical(task, key)
+            if known in named:
+                raise UserError(f"{key}: {known} stands twice, once as {task!r}")
+            named[known] = share
+        s.tasks = named
+
+
+def tasks_of(cfg: Any) -> list[str]:
+    """The tasks that settings name, the streams' first: those that the vocabulary of a run needs tokens for."""
+    named = [task for s in cfg.data.values() for task in s.tasks if task != INSTRUCT]
+    for task in getattr(cfg, "judged", {}).values():
+        named += [asked for asked in (task.write, task.read, task.complete) if asked]
+    return list(dict.fromkeys([*named, *(task.task or name for name, task in getattr(cfg, "crossed", {}).items())]))
+
+
+def check_tokenizers(nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Names and nodes of a config's `tokenizers`. Raises UserError."""
+    for modality, node in nodes.items():
+        try:
+            check_modality(modality)
+        except ValueError as error:
+            raise UserError(f"tokenizers: {error}") from error
+        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+
+
 def check_streams(data: Mapping[str, StreamSettings]) -> None:
     """Names, weights, tasks and sources of a config's `data`, before anything is built. Raises UserError."""
     if not data:
         raise UserError("data: name at least one source")
+    name_tasks(data)
     for name, s in data.items():
         if s.weight < 1:
             raise UserError(f"data.{name}.weight must be at least 1, got {s.weight}")
         if not s.tasks:
-            raise UserError(f"data.{name}.tasks: name at least one of {', '.join(TASKS)}")
+            raise UserError(f"data.{name}.tasks: name at least one, e.g. text_to_image")
         for task, share in s.tasks.items():
-            if task not in (*TASKS, INSTRUCT):
-                raise UserError(f"data.{name}.tasks: {task!r} is not one of {', '.join((*TASKS, INSTRUCT))}")
             if share < 0 or sum(s.tasks.values()) <= 0:
                 raise UserError(f"data.{name}.tasks.{task}: shares are at least 0, not all of them 0; got {share}")
         if INSTRUCT in s.tasks and len(s.tasks) > 1:
@@ -119,7 +156,13 @@ def row_length(stream: StreamSettings, task: str, canvas: Mapping[str, int | Non
     """Positions of a row: of the pack, or of a pair's canvases with their boundaries and the task's token."""
     if stream.pack is not None:
         return stream.pack
-    return 1 + sum((canvas.get(m) or 0) + 2 for m in TASKS[task].given + TASKS[task].generated)
+    return 1 + sum((canvas.get(m) or 0) + 2 for m in find_task(task).modalities)
+
+
+def lacking(task: str, name: str, tokenizers: Mapping[str, Any]) -> str | None:
+    """What to say where a task of a stream has a modality without a tokenizer."""
+    lacks = next((m for m in find_task(task).modalities if m not in tokenizers), None)
+    return lacks and f"task {task} of data.{name} needs tokenizers.{lacks}; there are {', '.join(tokenizers) or 'none'}"
 
 
 def check_tasks(
@@ -130,12 +173,10 @@ def check_tasks(
         if s.pack is not None and s.pack > max_length:
             raise UserError(f"data.{name}.pack = {s.pack} is longer than the model: model.max_length is {max_length}")
         for task in s.tasks if INSTRUCT not in s.tasks else ():  # its rows have the length of their prompt
-            used = TASKS[task].given + TASKS[task].generated
+            used = find_task(task).modalities
+            if why := lacking(task, name, tokenizers):
+                raise UserError(why)
             for modality in used:
-                if modality not in tokenizers:
-                    raise UserError(
-                        f"task {task} of data.{name} needs tokenizers.{modality}; there are {', '.join(tokenizers)}"
-                    )
                 if s.pack is None and modality not in canvas:
                     raise UserError(f"task {task} of data.{name} needs canvas.{modality}, its length in tokens")
             if s.pack is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -169,9 +170,10 @@ def ray_shards(
     """
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
     arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size)
     left, running, tries = iter(numbers), {}, Counter()
@@ -183,9 +185,9 @@ def ray_shards(
             tries[number] += 1
             try:
                 yield ray.get(done)
-            except ray.exceptions.RayTaskError as error:  # Python's own, in the worker: the disk, the source
+            except RayTaskError as error:  # Python's own, in the worker: the disk, the source
                 raise UserError(f"{shard_name(number)} cannot be written: {_said(error.cause)}") from error
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 if tries[number] == TRIES:
                     first, last = number * shard_size, (number + 1) * shard_size - 1
                     raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +12,18 @@ from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usa
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate, content
+from components.tasks import INSTRUCT, find_task
 from mdm.data.pipeline import MicroBatch, micro_batch
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
 from mdm.data.settings import LossSettings, StreamSettings
 
-FORWARD_TASKS = ("text", "text_to_image", "text_to_speech")
+
+def shown_task(tasks: Iterable[str]) -> str:
+    """The task that shows a stream: the first that generates one modality, given text or nothing; else the first."""
+    named = list(tasks)
+    spec = {task: find_task(task) for task in named if task != INSTRUCT}
+    return next((t for t, s in spec.items() if len(s.generated) == 1 and set(s.given) <= {"text"}), named[0])
 
 
 def validation_batches(
@@ -34,7 +40,7 @@ def validation_batches(
 
     The masks are of a fixed count, their times low-discrepancy over all samples and the same at every call: what is
     evaluated is the NELBO, and two models see the same noise. No prompt is dropped; a sample that cannot be used is left out,
-    and all others keep their noise. The first of a source's forward tasks is evaluated: text, or image or speech given text.
+    and all others keep their noise. Of a source's tasks one is evaluated (`shown_task`).
 
     Raises ValueError where a sample is refused, or none of a source can be used.
 
@@ -42,7 +48,7 @@ def validation_batches(
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
     for name, source in sources.items():
-        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), next(iter(data[name].tasks)))
+        task = shown_task(data[name].tasks)
         rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
         fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
         masker = NextToken() if autoregressive else fixed
@@ -91,8 +97,11 @@ def _validation_rows(
         return made.sample if isinstance(made, Noted) else made
 
     items = (prepared(i) for i in order)
+    rows: list[TokenSequence | None]
     if settings.pack is None:
-        rows = [None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)]
+        rows: list[TokenSequence | None] = [
+            None if item is None else build(item, sample_rng(0, "task", i))[0] for i, item in enumerate(items)
+        ]
     else:
         pieces = (piece for d in items if d is not None for piece in d.split(processor.text_room(settings.pack)))
         rows = [processor.text_sequence(piece) for piece in itertools.islice(pieces, samples)]

@@ -244,7 +244,8 @@ class HarnessModel(TemplateLM):
 
     def until(self, ids: list[int], stops: Sequence[str]) -> str:
         """The text up to the first of the stops. One that is a special token is looked for among the ids: no text shows it."""
-        tokenizer, vocabulary = self.processor.tokenizers["text"], self.processor.vocabulary
+        tokenizer: Any = self.processor.tokenizers["text"]
+        vocabulary = self.processor.vocabulary
         known = [tokenizer.id_of(stop) for stop in stops] if hasattr(tokenizer, "id_of") else []
         codes = [torch.tensor([code]) for code in known if code is not None]
         special = {vocabulary.to_global("text", code).item() for code in codes if not tokenizer.decode(code)}

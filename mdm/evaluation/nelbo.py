@@ -11,14 +11,14 @@ import torch
 
 from components.blocks import document_mask
 from components.losses import LossSums, bits_per_token, loss_from_hidden
-from components.sequences import TASKS
+from components.tasks import INSTRUCT, find_task
 from components.types import Batch
 from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.data.pipeline import MicroBatch
 from mdm.data.processor import Processor
 from mdm.data.settings import StreamSettings
-from mdm.data.validation import FORWARD_TASKS, fitting
+from mdm.data.validation import fitting, shown_task
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware, reshard
 from mdm.models.transformer import MaskedDiffusionModel
@@ -72,7 +72,8 @@ def num_bytes(batches: Sequence[Batch], processor: Processor) -> int:
     """Bytes of the text in the batches."""
     end = processor.vocabulary.end_id
     codes = [processor.vocabulary.to_codes("text", b.tokens[b.maskable & (b.tokens != end)]) for b in batches]
-    return sum(processor.tokenizers["text"].num_bytes(c) for c in codes)
+    tokenizer: Any = processor.tokenizers["text"]  # one of text counts bytes too
+    return sum(tokenizer.num_bytes(c) for c in codes)
 
 
 def write_samples(
@@ -84,17 +85,17 @@ def write_samples(
     hw: Hardware,
     count: int = 8,
 ) -> None:
-    """A few samples of each stream's forward task, from the prompts of held-out samples that fit, into folder/TASK/.
+    """A few samples of the task that shows each stream, from the prompts of held-out samples that fit, into folder/TASK/.
 
     Raises UserError, e.g. for logits that are not finite.
     """
     for name, shown in held_out.items():
-        task = next((t for t in data[name].tasks if t in FORWARD_TASKS), None)
-        if task is None:
+        task = shown_task(data[name].tasks)
+        if task == INSTRUCT:
             continue
         pack = data[name].pack
         fits = fitting(name, shown, processor, replace(data[name], tasks={task: 1.0}))
-        prompts = [{m: s[m] for m in TASKS[task].given} for _, s in zip(range(count), fits, strict=False)]
+        prompts = [{m: s[m] for m in find_task(task).given} for _, s in zip(range(count), fits, strict=False)]
         if not prompts:
             continue
         with hw.autocast():
@@ -105,5 +106,4 @@ def write_samples(
         model.train()
         reshard(model, hw)
         if hw.main:
-            rate = getattr(processor.tokenizers.get("audio"), "sample_rate", 0)
-            save_outputs(folder / task, prompts, made.outputs, rate)
+            save_outputs(folder / task, processor, prompts, made.outputs)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from components.data.bad import usable
 from components.metrics.scorers import Scorer, missing
-from components.sequences import TASKS
+from components.tasks import find_task
 from mdm.config import UserError, check, instantiate
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
+from mdm.data.settings import canonical
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware
 from mdm.models.transformer import MaskedDiffusionModel
@@ -40,8 +41,7 @@ def check_scored(scored: Mapping[str, ScoredTask]) -> None:
     """Names, tests and scorers of a config's `scored`, before anything is built. Raises UserError."""
     for name, task in scored.items():
         check(task.test, f"scored.{name}.test")
-        if (task.task or name) not in TASKS:
-            raise UserError(f"scored.{name}: task {task.task or name!r} is not one of {', '.join(TASKS)}")
+        task.task = canonical(task.task or name, f"scored.{name}")
         for scorer, node in task.scorers.items():
             check(node, f"scored.{name}.scorers.{scorer}")
 
@@ -68,15 +68,16 @@ def score(
     spec = task.task or name
     chosen = shuffled(open_source(task.test, f"scored.{name}.test"), samples, seed)
     for key, scorer in scorers.items():
-        if lacks := missing(scorer, TASKS[spec].generated, chosen):
+        if lacks := missing(scorer, find_task(spec).generated, chosen):
             raise UserError(f"scored.{name}.scorers.{key}: {lacks}")
     try:
         with tqdm(total=len(chosen), desc=name, dynamic_ncols=True) as bar, hw.autocast():
             made = generate(model, processor, spec, chosen, seed=seed, batch_size=50, progress=bar.update).outputs
     except ValueError as error:
         raise UserError(f"scored.{name}: {error}") from error
-    rate = getattr(processor.tokenizers.get("audio"), "sample_rate", None)
-    heard = [{**m, "sample_rate": rate} if "audio" in m else m for m in made]
+    rates = [getattr(processor.tokenizers[m], "sample_rate", None) for m in find_task(spec).generated]
+    rate = next(filter(None, rates), None)
+    heard = made if rate is None else [{**m, "sample_rate": rate} for m in made]
     figures: dict[str, float] = {}
     for key, scorer in scorers.items():
         try:
@@ -88,7 +89,7 @@ def score(
 
 def prompts_of(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What of the samples the task was given."""
-    return [{m: s[m] for m in TASKS[task].given} for s in samples]
+    return [{m: s[m] for m in find_task(task).given} for s in samples]
 
 
 def shuffled(samples: Sequence[dict], count: int, seed: int) -> list[dict]:

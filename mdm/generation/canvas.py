@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from components.blocks import document_mask
 from components.kv_cache import PositionCache, attending_to
-from components.samplers import LogitsFn
+from components.samplers import LogitsFn, Selectable
 from components.types import Batch
 from mdm.hardware import recorded
 from mdm.models.transformer import MaskedDiffusionModel
@@ -86,7 +86,8 @@ class OnCanvas:
         return self.logits_fn(self.canvas.whole(local))
 
     def select(self, rows: Int[Tensor, " rows"]) -> OnCanvas:
-        return OnCanvas(self.canvas.select(rows), self.logits_fn.select(rows))
+        inner = self.logits_fn
+        return OnCanvas(self.canvas.select(rows), inner.select(rows) if isinstance(inner, Selectable) else inner)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class CachedSlotLogits(SlotLogits):
         rows = torch.arange(len(inner.canvas.tokens), device=inner.canvas.tokens.device)
         layers = [PositionCache() for _ in inner.model.blocks]
         for layer in layers:
-            layer.shape = tuple(inner.canvas.tokens.shape)
+            layer.shape = (len(rows), inner.canvas.tokens.shape[1])
         kept = CacheState(layers, torch.full_like(rows, -1), torch.zeros_like(rows))
 
         def attend(tokens: Tensor, mask: Tensor | None, positions: Tensor, rows: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class CachedSlotLogits(SlotLogits):
                 return inner.model.hidden(tokens, mask, positions)
 
         hidden = recorded(attend, inner.model.recorder)
-        own = {f.name: getattr(inner, f.name) for f in fields(inner)} | {"hidden": hidden}
+        own: dict[str, Any] = {f.name: getattr(inner, f.name) for f in fields(inner)} | {"hidden": hidden}
         return cls(**own, mode=mode, block_length=block_length, refresh_every=refresh_every, kept=kept, rows=rows)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:

@@ -4,7 +4,7 @@
       sampler: {_component_: components.samplers.FirstHitting, top_p: 0.95}
       guidance_scale: 0.5
 
-A key is a modality, or a task that needs settings of its own.
+A key is a modality, or a task that needs settings of its own. What has none is sampled exactly: a token a pass, no guidance.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from components.samplers import PerModality, Sampler
+from components.samplers import FirstHitting, PerModality, Sampler
 from components.samplers.guidance import Scale
 from components.schedules import Schedule
-from components.sequences import find_task
+from components.tasks import find_task, name_of
 from mdm.config import UserError, instantiate, one_line
 from mdm.config.names import SAMPLERS
 from mdm.config.protocols import lacking, members
@@ -55,8 +55,8 @@ class Defaults:
 
         Raises UserError where it is missing, or holds something else.
         """
-        settings = read_plain_yaml(Path(path))
-        for key, node in settings.items():
+        read, settings = read_plain_yaml(Path(path)), {}
+        for key, node in read.items():
             if not isinstance(node, dict) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
                 raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
             node["sampler"] = check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)
@@ -65,6 +65,7 @@ class Defaults:
             with one_line(f"{path}: {key}"):
                 _require_sampler(instantiate(node["sampler"], f"{key}.sampler"), f"{key}.sampler")
                 build_scale(node["guidance_scale"], key)
+                settings[name_of(find_task(key)) if "->" in key else key] = node
         return cls(settings)
 
     @classmethod
@@ -78,7 +79,7 @@ class Defaults:
 
         modalities: of the model, in the order of their indices
         """
-        generated = find_task(task).generated
+        generated, task = find_task(task).generated, name_of(find_task(task))
         if task in self.settings or len(generated) == 1:
             return self._one(task if task in self.settings else generated[0])
         each = {m: self._one(m) for m in generated}
@@ -87,7 +88,7 @@ class Defaults:
 
     def _one(self, key: str) -> Inference:
         if key not in self.settings:
-            raise UserError(f"defaults: no settings for {key!r}; there are {', '.join(self.settings)}")
+            return Inference(FirstHitting())
         node = self.settings[key]
         return Inference(instantiate(node["sampler"], f"{key}.sampler"), build_scale(node.get("guidance_scale"), key))
 
@@ -106,7 +107,7 @@ def _refuse_extremes(node: Any, where: str) -> None:
 
 def _require_sampler(built: Any, key: str) -> None:
     """Raises UserError for what cannot sample, or has something inside that cannot, or no schedule where it needs one."""
-    needed = [("sampler", built, Sampler)]
+    needed: list[tuple[str, Any, Any]] = [("sampler", built, Sampler)]
     schedule = getattr(type(built), "__dataclass_fields__", {}).get("schedule")
     if schedule is not None and not (built.schedule is None and "None" in str(schedule.type)):
         needed.append(("schedule", built.schedule, Schedule))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from components.samplers import Blocks, FillAfterEnd, Sampler, SamplerState, guided, sample
 from components.samplers.guidance import Scale
-from components.sequences import TokenSequence, collate, find_task
+from components.sequences import TokenSequence, collate
+from components.tasks import find_task, name_of
 from components.types import Batch
 from components.vocabulary import Vocabulary
 from mdm.data.processor import Processor
@@ -80,7 +81,7 @@ def generate(
     stop_at_end: bool = True,
     forbid: Sequence[int] = (),
     film: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     watch: Callable[[Step, Batch], None] | None = None,
 ) -> Generated:
     """Generates one sample for each prompt. A sample depends on (seed, its place among the prompts), not on the batch size.
@@ -100,6 +101,7 @@ def generate(
     that do not go together.
     """
     spec = find_task(task)
+    task = name_of(spec)
     check_settings(task, prompts, batch_size, cache, sampler)
     if sampler is None or guidance_scale is None:  # else there is no file to read
         defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)
@@ -123,6 +125,7 @@ def generate(
         unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
         logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
         if cache != "off":
+            assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
             logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)
         logits_fn = guided(logits_fn, prompt.to(device), vocabulary.mask_id, guidance_scale, fill.to(device))
 

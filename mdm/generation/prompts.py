@@ -1,13 +1,13 @@
 """What a user gives a model, as written on the command line or in a JSONL file -> the raw parts that `generate` takes.
 
-    {"text": "a handwritten seven"}                                      what a task is given: a text, or the path of a file
+    {"text": "a handwritten seven"}                                      what a task is given: words, or the path of a file
     {"text": "a handwritten seven", "image": "seven.png"}                several
     {"text": "a handwritten seven", "edit": "seven.png", "region": "4,0,8,8"}    and a part of what it generates
     {"prompt": "a handwritten seven"}            the one thing that a task is given; of the task `text`, what it goes on with
 
-A line of a file and the same keys on the command line are one thing. A region is left,top,right,bottom in pixels (an image),
-or start-stop in seconds (a clip; `start-` goes on to a new end).
-A text that is edited has its gaps in it: "the [mask:2] statement".
+A line of a file and the same keys on the command line are one thing. A part is the path of a file where the modality's
+tokenizer reads files, and a region is what that tokenizer takes for one: left,top,right,bottom in pixels (an image), start-stop
+in seconds (a clip; `start-` goes on to a new end). A text that is edited has its gaps in it: "the [mask:2] statement".
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from components.data.bad import BadSample
-from components.data.reading import json_lines, read_audio, read_image
-from components.sequences import INSTRUCT, TASKS, Task, find_task
+from components.data.reading import json_lines
+from components.tasks import INSTRUCT, Task, find_task
 from components.templates import Templated, fill
+from components.tokenizers.modality import Filed, suffix
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.data.processor import Processor
-from mdm.generation.editing import Edit, infill, inpaint, respeak
+from mdm.generation.editing import Edit, edit, infill
 
 CONTINUED = 64  # tokens that go on with a text
 CHAT = "chat"  # the checkpoint's own template
@@ -63,57 +65,50 @@ def spelled_out(prompt: Mapping[str, str], task: str, where: str) -> dict[str, s
     return {spec.given[0]: prompt["prompt"], **rest}
 
 
-def check_prompt(prompt: Mapping[str, str], task: str, where: str) -> None:
-    """Raises UserError where a prompt lacks what the task is given, has what it is not, or names a file that is not there."""
+def check_prompt(prompt: Mapping[str, str], task: str, files: Mapping[str, str | None], where: str) -> None:
+    """Raises UserError where a prompt lacks what the task is given, has what it is not, or names a file that is not there.
+
+    files: suffixes by modality
+    """
     spec = find_task(task)
     for key, value in prompt.items():
         if key not in (*spec.given, "edit", "region", *(("prompt",) if task == "text" else ())):
             given = ", ".join(spec.given) or "nothing"
             raise UserError(f"{where}: {key!r} has no place here; task {task} is given {given} (and may take edit and region)")
-        if key in ("image", "audio") and not Path(value).is_file():
+        if files.get(key) is not None and not Path(value).is_file():
             raise UserError(f"{where}: {key} file not found: {value}")
     for modality in spec.given:
         if modality not in prompt:
-            kind = "a text" if modality == "text" else "the path of a file"
+            kind = "a text" if files[modality] is None else "the path of a file"
             raise UserError(f"{where}: task {task} is given {modality} ({kind}), and there is none")
     if "region" in prompt and "edit" not in prompt:
-        raise UserError(f"{where}: a region needs an edit: the image or clip that it is a part of")
+        raise UserError(f"{where}: a region needs an edit: the file that it is a part of")
     if "edit" in prompt:
-        edited = edited_modality(prompt, spec, where)
-        if edited != "text" and not Path(prompt["edit"]).is_file():
-            raise UserError(f"{where}: edit: file not found: {prompt['edit']}")
-        if edited != "text":
-            parse_region(prompt["region"], where)
+        check_edit(prompt, spec, files, where)
 
 
-def edited_modality(prompt: Mapping[str, str], spec: Task, where: str) -> str:
-    """Which modality an edit is of: the form of its region says so."""
+def check_edit(prompt: Mapping[str, str], spec: Task, files: Mapping[str, str | None], where: str) -> None:
+    """Raises UserError for a region of a text, none of something else, or a file that is not there."""
     region = prompt.get("region")
-    modality = "text" if region is None else "image" if "," in region else "audio"
-    if modality not in spec.generated:
-        hint = {"text": "[mask] gaps and no region", "image": "a region left,top,right,bottom", "audio": "a region start-stop"}
-        wanted = " or ".join(f"{hint[m]} ({m})" for m in spec.generated)
+    if region is None and "text" in spec.generated:
+        return
+    if region is None or all(files[m] is None for m in spec.generated):
+        wanted = " or ".join(f"{'[mask] gaps and no' if files[m] is None else 'a'} region ({m})" for m in spec.generated)
         raise UserError(
             f"{where}: the task generates {' and '.join(spec.generated)}, so an edit takes {wanted}; got region={region}"
         )
-    return modality
+    if not Path(prompt["edit"]).is_file():
+        raise UserError(f"{where}: edit: file not found: {prompt['edit']}")
 
 
-def parse_region(region: str, where: str) -> tuple[int | float, ...]:
-    """The numbers of a region. Raises UserError where it is not one."""
-    try:
-        if "," in region:
-            left, top, right, bottom = (int(n) for n in region.split(","))
-            return left, top, right, bottom
-        start, stop = region.split("-")
-        seconds = (float(start or 0), float(stop)) if stop else (float(start or 0),)
-        if not all(0 <= s < 1e9 for s in seconds):  # nan, inf
-            raise ValueError
-        return seconds
-    except ValueError:
-        raise UserError(
-            f"{where}: region {region!r} is neither left,top,right,bottom in pixels nor start-stop in seconds"
-        ) from None
+def check_task(task: str, vocabulary: Vocabulary) -> None:
+    """Raises UserError for a task of a modality that the model lacks, or one that it was made without."""
+    missing = [m for m in find_task(task).modalities if m not in vocabulary.modalities]
+    if missing:
+        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(vocabulary.modalities)}")
+    if task not in vocabulary.tasks and (task != "text" or vocabulary.has("begin:text")):
+        known = ", ".join(vocabulary.tasks)
+        raise UserError(f"task {task}: the model was made before that task, or without it; it has {known}")
 
 
 def check_template(template: str | None, task: str) -> None:
@@ -135,7 +130,7 @@ def templated(processor: Processor, prompt: str, template: str | None, where: st
         return prompt
     if template != CHAT:
         return fill(template, prompt)
-    tokenizer = processor.tokenizers["text"]
+    tokenizer: Any = processor.tokenizers["text"]
     try:
         if not hasattr(tokenizer, "chat"):
             raise ValueError("the model's text tokenizer has no chat template")
@@ -158,13 +153,8 @@ def read_prompt(
     length:   new tokens of the task `text`; None is 64 behind a prompt and `room` where there is none
     template: what is made of a prompt that is gone on with
     """
+    check_task(task, processor.vocabulary)
     spec = find_task(task)
-    missing = [m for m in (*spec.given, *spec.generated) if m not in processor.tokenizers]
-    if missing:
-        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(processor.tokenizers)}")
-    if not processor.vocabulary.has(f"task:{task}") and (task != "text" or processor.vocabulary.has("begin:text")):
-        known = [s.removeprefix("task:") for s in processor.vocabulary.specials if s.startswith("task:")]
-        raise UserError(f"task {task}: the model was made before that task, or without it; it has {', '.join(known)}")
     parts = {m: read_part(m, prompt[m], processor, where) for m in spec.given}
     for modality, raw in parts.items():
         try:
@@ -179,16 +169,28 @@ def read_prompt(
         return {"text": continuation(processor, said, new)}
     if "edit" not in prompt:
         return parts
-    modality = edited_modality(prompt, spec, where)
     try:
-        if modality == "text":
-            return {**parts, "text": infill(processor, prompt["edit"])}
-        raw = read_part(modality, prompt["edit"], processor, where)
-        region = parse_region(prompt["region"], where)
-        edit = inpaint(processor, raw, region) if modality == "image" else respeak(processor, raw, *region)
-        return {**parts, modality: edit}
-    except ValueError as error:
+        return {**parts, **read_edit(prompt, spec, processor)}
+    except (ValueError, OSError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def read_edit(prompt: Mapping[str, str], spec: Task, processor: Processor) -> dict[str, Edit]:
+    """The edit, by its modality: a text has gaps in it; else the first that is generated whose tokenizer takes file and region.
+
+    Raises ValueError where none does: what each says of it.
+    """
+    if "region" not in prompt:
+        return {"text": infill(processor, prompt["edit"])}
+    why = []
+    for modality in spec.generated:
+        tokenizer = processor.tokenizers[modality]
+        try:
+            if isinstance(tokenizer, Filed):
+                return {modality: edit(processor, modality, tokenizer.read(Path(prompt["edit"])), prompt["region"])}
+        except ValueError as error:
+            why.append(str(error))
+    raise ValueError("; ".join(why))
 
 
 def continuation(processor: Processor, text: str, new: int) -> Edit:
@@ -199,32 +201,43 @@ def continuation(processor: Processor, text: str, new: int) -> Edit:
 
 
 def read_part(modality: str, value: str, processor: Processor, where: str) -> Any:
-    """A text as it is; an image or a clip from its file, at the tokenizer's size or rate."""
+    """Words as they are; else what the tokenizer reads from the file. Raises UserError."""
+    tokenizer = processor.tokenizers[modality]
     try:
-        if modality == "image":
-            return read_image(Path(value), processor.tokenizers["image"].size)
-        return read_audio(Path(value), processor.tokenizers["audio"].sample_rate) if modality == "audio" else value
-    except BadSample as bad:
-        raise UserError(f"{where}: {bad}") from bad
+        return tokenizer.read(Path(value)) if isinstance(tokenizer, Filed) else value
+    except (ValueError, OSError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def easiest(tasks: Iterable[str]) -> str:
     """Of the tasks that a model was trained on, one that shows most and takes no file; the first where each takes one."""
     every = ["text" if task == INSTRUCT else task for task in tasks]
-    return min(every, key=lambda task: (not set(TASKS[task].given) <= {"text"}, not TASKS[task].given))
+    return min(every, key=lambda task: (not set(find_task(task).given) <= {"text"}, not find_task(task).given))
 
 
 def shown(
     data: Mapping[str, Any], sources: Mapping[str, Any], processor: Processor, max_length: int
-) -> tuple[str, str | None, int | None]:
-    """What `example` takes, of a training: a task, a text that the model knows, and a length that it has room for."""
+) -> tuple[str, str | None, int | None, dict[str, str | None]]:
+    """What `example` takes, of a training: a task, a text that the model knows, a length that it has room for, and suffixes."""
+    files = suffixes(processor)
     task = easiest(t for s in data.values() for t, share in s.tasks.items() if share)
     name = next(n for n, s in data.items() if task in s.tasks or INSTRUCT in s.tasks)
     if task != "text":
-        return task, first_text(sources[name], "text", processor) if TASKS[task].given == ("text",) else None, None
+        return task, first_text(sources[name], "text", processor) if find_task(task).given == ("text",) else None, None, files
     prompt = first_text(sources[name], "prompt", processor) if INSTRUCT in data[name].tasks else None
     room = max_length - processor.overhead("text") - (0 if prompt is None else len(processor.encode("text", prompt)))
-    return (task, prompt, room if room < CONTINUED else None) if room > 0 else (task, None, None)
+    return (task, prompt, room if room < CONTINUED else None, files) if room > 0 else (task, None, None, files)
+
+
+def suffixes(processor: Processor) -> dict[str, str | None]:
+    """Of the files of each modality; None where a sample is words. Raises UserError where they cannot be read or written."""
+    found = {}
+    for modality, tokenizer in processor.tokenizers.items():
+        try:
+            found[modality] = suffix(tokenizer)
+        except ValueError as error:
+            raise UserError(f"tokenizers.{modality}: {error}") from error
+    return found
 
 
 def first_text(source: Any, part: str, processor: Processor) -> str | None:
@@ -236,10 +249,18 @@ def first_text(source: Any, part: str, processor: Processor) -> str | None:
         return None
 
 
-def example(checkpoint: str | Path, task: str, text: str | None = None, length: int | None = None, trust: bool = False) -> str:
-    """A command that generates, ready to be pasted. A picture or a clip is for the user to name.
+def example(
+    checkpoint: str | Path,
+    task: str,
+    text: str | None = None,
+    length: int | None = None,
+    files: Mapping[str, str | None] | None = None,
+    trust: bool = False,
+) -> str:
+    """A command that generates, ready to be pasted. A file is for the user to name.
 
     text:  one that a template made is taken apart into what the user says, and the template
+    files: suffixes by modality; of one that is not there, but for text, the kind of file is not said
     trust: the checkpoint has a tokenizer that is not the library's own
     """
     template = None
@@ -247,8 +268,8 @@ def example(checkpoint: str | Path, task: str, text: str | None = None, length: 
         (start, stop), *_ = text.plain or ((0, len(text)),)
         template = str(text[:start]) + "{}" + str(text[stop:])
         text = str(text[start:stop])
-    values = {"text": text or "...", "image": "PICTURE.png", "audio": "CLIP.wav"}
-    given = TASKS[task].given
+    given, kinds = find_task(task).given, {"text": None, **(files or {})}
+    values = {m: f"FILE{kinds.get(m, '')}" if kinds.get(m, "") is not None else text or "..." for m in ("text", *given)}
     words = [f"checkpoint={checkpoint}", f"task={task}"]
     if len(given) == 1 or (text and not given):
         words.append(f"prompt={values[given[0] if given else 'text']}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ def num_bytes(parameters: Sequence[Tensor]) -> int:
     """Memory of parameters as they are kept (NF4: half a byte a weight, and its scales)."""
     total = 0
     for p in parameters:
-        value = p.data
+        value: Any = p.data
         if hasattr(value, "quantized_data"):
             parts = (value.quantized_data, value.quantized_scalers, value.quantization_factor, value.nf4)
             total += sum(part.numel() * part.element_size() for part in parts)

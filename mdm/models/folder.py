@@ -11,7 +11,6 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -32,7 +31,7 @@ QUANTIZED = "quantization.json"
 
 def export(
     folder: Path,
-    model: nn.Module,
+    model: MaskedDiffusionModel,
     processor: Processor,
     hw: Hardware,
     weights: dict[str, Any] | None = None,
@@ -43,7 +42,7 @@ def export(
     weights: others than the model's own;  quantization: how they are packed (see mdm/models/quantization.py)
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    full = get_model_state_dict(model, options=options) if weights is None else weights
+    full: dict[str, Any] = get_model_state_dict(model, options=options) if weights is None else weights
     if not hw.main:
         return
     try:

@@ -41,7 +41,9 @@ def checkpoint_blocks(blocks: nn.ModuleList, mode: str | None) -> None:
     full: least memory, a third more time. selective: products and attention are kept, norms, rotations and SwiGLU's gate are
     computed again, which costs little.
     """
-    context = {} if mode != "selective" else {"context_fn": functools.partial(create_selective_checkpoint_contexts, _keep)}
+    context: dict[str, Any] = {}
+    if mode == "selective":
+        context["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep)
     for i, block in enumerate(blocks):
         if mode is not None:
             blocks[i] = checkpoint_wrapper(block, preserve_rng_state=False, **context)

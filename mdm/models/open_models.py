@@ -49,7 +49,7 @@ def entries(form: Format, config: ModelConfig) -> Iterator[Entry]:
         rotated = ".q_proj." in ours or ".k_proj." in ours
         for i in range(config.num_layers if "{i}" in ours else 1):
             stacked = "{e}" in theirs
-            names = tuple(theirs.format(i=i, e=e) for e in range(config.num_experts if stacked else 1))
+            names = tuple(theirs.format(i=i, e=e) for e in range(config.num_experts or 1 if stacked else 1))
             yield Entry(ours.format(i=i), names, stacked, config.width // config.num_heads if rotated else None)
 
 
@@ -147,7 +147,7 @@ def open_processor(folder: Path) -> Processor:
     with one_line(f"checkpoint {folder}"):
         tokenizer = JsonTokenizer(str(folder / "tokenizer.json"), config.vocab_size)
         vocabulary = _vocabulary(theirs, tokenizer, str(folder))
-        tokenizer.reserve(vocabulary.special_ids)
+        tokenizer.reserve(vocabulary.special_ids or ())
     return Processor(vocabulary, {"text": tokenizer}, {})
 
 

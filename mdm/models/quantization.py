@@ -51,11 +51,10 @@ def _config(scheme: str, device: torch.device) -> Any:
     from torchao.dtypes import Int4CPULayout
 
     if scheme == "int4_weight_only":
+        int4: Any = ao.Int4WeightOnlyConfig  # it takes more than its types say: another layout, and its enums by name
         if device.type == "cpu":
-            return ao.Int4WeightOnlyConfig(group_size=GROUP, layout=Int4CPULayout(), use_hqq=True, version=1)
-        return ao.Int4WeightOnlyConfig(
-            group_size=GROUP, int4_packing_format="tile_packed_to_4d", int4_choose_qparams_algorithm="hqq"
-        )
+            return int4(group_size=GROUP, layout=Int4CPULayout(), use_hqq=True, version=1)
+        return int4(group_size=GROUP, int4_packing_format="tile_packed_to_4d", int4_choose_qparams_algorithm="hqq")
     return {
         "int8_weight_only": lambda: ao.Int8WeightOnlyConfig(version=2),
         "int8_dynamic": lambda: ao.Int8DynamicActivationInt8WeightConfig(version=2),
@@ -131,7 +130,8 @@ def _quantized(weight: Tensor, scheme: str) -> nn.Parameter:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     quantize_(layer, _config(scheme, weight.device))
-    return layer.weight.requires_grad_(False)
+    layer.weight.requires_grad_(False)
+    return layer.weight
 
 
 def dequantize(model: nn.Module) -> None:

@@ -121,7 +121,7 @@ class MaskedDiffusionModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(
+        blocks = [
             transformer_block(
                 width=config.width,
                 num_heads=config.num_heads,
@@ -139,9 +139,10 @@ class MaskedDiffusionModel(nn.Module):
                 causal=config.causal,
             )
             for _ in range(config.num_layers)
-        )
-        for block in self.blocks:  # one table of rotations for all: at 100 k positions each is 64 MB
-            block.attn.pos_embeddings = self.blocks[0].attn.pos_embeddings
+        ]
+        for block in blocks:  # one table of rotations for all: at 100 k positions each is 64 MB
+            block.attn.pos_embeddings = blocks[0].attn.pos_embeddings
+        self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
 
@@ -173,13 +174,18 @@ class MaskedDiffusionModel(nn.Module):
         self.embedding.num_embeddings = self.unembedding.out_features = vocab_size
         length = max(max_length or 0, self.config.max_length)
         self.config = replace(self.config, vocab_size=vocab_size, max_length=length)
-        rope = self.blocks[0].attn.pos_embeddings
+        rope = self._rope()
         rope.max_seq_len = length
         rope.rope_init()
 
+    def _rope(self) -> Any:
+        """The table of rotations of all blocks."""
+        first: Any = self.blocks[0]
+        return first.attn.pos_embeddings
+
     def restore_buffers(self) -> None:
         """Makes what is not among the weights, after they were put into a model without any: the table of rotations."""
-        rope = self.blocks[0].attn.pos_embeddings
+        rope = self._rope()
         rope.to_empty(device=self.embedding.weight.device)
         rope.rope_init()
 

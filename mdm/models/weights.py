@@ -37,7 +37,7 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def weight_files(folder: Path) -> dict[str, set[str] | None]:
+def weight_files(folder: Path) -> Mapping[str, set[str] | None]:
     """The weights files that are meant -> the tensors that the index says each holds; None where there is no index.
 
     Raises UserError, naming the files, where some are missing, or lie there beside those that are meant.
@@ -64,16 +64,16 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
     return shards
 
 
-def _shards(index: Path) -> dict[str, set[str] | None]:
+def _shards(index: Path) -> dict[str, set[str]]:
     """The index: shard -> its tensors."""
-    shards: dict[str, set[str] | None] = {}
+    shards: dict[str, set[str]] = {}
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise UserError(f"{index} has no weight_map of tensors and files")
     for tensor, file in named.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file or "\\" in file:
             raise UserError(f"{index}: {tensor} lies in {short(file)}, which is not the name of a .safetensors file beside it")
-        (shards.setdefault(file, set()) or shards[file]).add(tensor)
+        shards.setdefault(file, set()).add(tensor)
     return shards
 
 

@@ -16,6 +16,7 @@ from components.data.reading import json_lines
 from components.files import read_inside, read_json
 from mdm.config import UserError
 from mdm.pages import report
+from mdm.pages.media import kind_of, media_type
 from mdm.pages.report import Section
 from mdm.training.history import read_history
 
@@ -92,26 +93,29 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def given(line: Mapping[str, Any]) -> str:
     """What a sample was asked for, as HTML."""
-    parts = {k.removeprefix("given_"): v for k, v in line.items() if k.startswith("given_")}
-    return "".join(_part(modality, value, line["folder"]) for modality, value in parts.items())
+    return "".join(_part(value, line["folder"]) for key, value in line.items() if key.startswith("given_"))
 
 
 def made(line: Mapping[str, Any]) -> str:
     """What was generated, as HTML."""
-    return "".join(_part(m, line[m], line["folder"]) for m in ("text", "image", "audio") if m in line)
+    parts = {k: v for k, v in line.items() if k != "folder" and not k.startswith("given_")}
+    return "".join(_part(value, line["folder"]) for value in parts.values())
 
 
-def _part(modality: str, value: Any, folder: Path) -> str:
-    """A text, or a file of the samples' own folder: what lies elsewhere is not shown, whoever wrote the line."""
-    if modality not in ("image", "audio"):
-        return f"<div>{html.escape(str(value))}</div>"
+def _part(value: Any, folder: Path) -> str:
+    """Words, or a file of the samples' own folder to look at or hear: one from elsewhere is not, whoever wrote the line."""
+    name = str(value)
+    kind = None if any(c.isspace() for c in name) else kind_of(name)
+    if kind is None:
+        return f"<div>{html.escape(name)}</div>"
     try:
-        data = base64.b64encode(read_inside(folder, value)).decode()
+        data = base64.b64encode(read_inside(folder, name)).decode()
     except (OSError, ValueError) as error:
         return f"<div>{html.escape(str(error))}</div>"
-    if modality == "image":
-        return f'<img class="sample" alt="{html.escape(value)}" src="data:image/png;base64,{data}">'
-    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+    source = html.escape(f"data:{media_type(name)};base64,{data}")
+    if kind == "image":
+        return f'<img class="sample" alt="{html.escape(name)}" src="{source}">'
+    return f'<audio controls src="{source}"></audio>'
 
 
 def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:

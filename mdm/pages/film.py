@@ -1,4 +1,4 @@
-"""Pictures of the unmasking, step by step: patches of an image, codes of a clip, words of a text. Masked ones are blue."""
+"""Pictures of the unmasking, step by step: each modality as its tokenizer draws a half-made one, or words. Masked is blue."""
 
 from __future__ import annotations
 
@@ -6,64 +6,57 @@ import io
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from components.tokenizers.modality import MASKED, is_words, partial
 from components.types import Batch
 from mdm.data.processor import Processor
+from mdm.pages.media import enlarged, image_grid
 
-MASKED = (120, 170, 215)  # the colour of what is still masked
 MASK_SIGN = "\u2592"
+WIDTH = 1040  # of the samples side by side, in pixels: what is wider goes on below
 
 
 def frame(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], scale: int = 6, gap: int = 4) -> Image.Image:
     """One step: what is generated of every row, side by side; a text is a line of its own."""
-    panels: dict[str, list[Image.Image]] = {}
+    bands = []
     for i in batch.modality[batch.maskable].unique().tolist():
         name = processor.vocabulary.modalities[i]
-        draw = {"image": image_panel, "audio": audio_panel, "text": text_panel}[name]
-        panels[name] = [draw(processor, tokens[row][batch.modality[row] == i], scale) for row in range(len(tokens))]
-    bands = [_beside(panels[n], gap) if n != "text" else strip(panels[n]) for n in panels]
+        own = [tokens[row][batch.modality[row] == i] for row in range(len(tokens))]
+        if is_words(processor.tokenizers[name]):
+            bands.append(strip([text_panel(processor, name, ids, scale) for ids in own]))
+            continue
+        panels = [panel(processor, name, ids, scale) for ids in own]
+        bands.append(image_grid(panels, min(len(panels), max(1, WIDTH // (panels[0].width + gap))), scale=1, gap=gap))
     return strip(bands)
 
 
-def image_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int) -> Image.Image:
-    """An image, masked patches in blue."""
-    picture, hidden = partial_image(processor, ids)
-    colours = np.asarray(picture.convert("RGB")).copy()
-    colours[hidden] = MASKED
-    return Image.fromarray(np.kron(colours, np.ones((scale, scale, 1), dtype=np.uint8)))
+def panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int) -> Image.Image:
+    """A half-made canvas of a modality, as large at every step: as it is where all is masked."""
+    tokenizer = processor.tokenizers[name]
+    whole = partial(tokenizer, torch.zeros_like(ids), torch.zeros(len(ids), dtype=torch.bool))
+    sheet = Image.new("RGB", whole.size, "white")
+    codes, known = half_made(processor, name, ids)
+    if len(codes):
+        sheet.paste(partial(tokenizer, codes, known))
+    return enlarged(sheet, scale)
 
 
-def partial_image(processor: Processor, ids: Int[Tensor, " n"]) -> tuple[Image.Image, Bool[np.ndarray, "height width"]]:
-    """An image so far, and which of its pixels are still masked (whatever they show)."""
-    tokenizer = processor.tokenizers["image"]
-    masked = ids == processor.vocabulary.mask_id
-    start = processor.vocabulary.ranges[processor.vocabulary.ranges_of("image")[0]].start
-    side = tokenizer.size // tokenizer.patch
-    hidden = np.kron(masked.numpy().reshape(side, side), np.ones((tokenizer.patch, tokenizer.patch))).astype(bool)
-    return processor.decode("image", torch.where(masked, start, ids)), hidden
+def half_made(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:
+    """The codes of a canvas so far up to its end, in whole frames, and which are known; a masked one is 0."""
+    ends = (ids == processor.vocabulary.end_id).nonzero()
+    stop = int(ends[0]) if len(ends) else len(ids)
+    ids = ids[: stop // (books := len(processor.tokenizers[name].codebooks)) * books]
+    known = ids != processor.vocabulary.mask_id
+    return torch.where(known, processor.vocabulary.to_codes(name, ids), 0), known
 
 
-def audio_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int) -> Image.Image:
-    """A clip as its codes: a column for each frame, a row for each codebook, the code as grey; end fill is white."""
-    ranges = [processor.vocabulary.ranges[r] for r in processor.vocabulary.ranges_of("audio")]
-    grid = np.full((len(ranges), len(ids) // len(ranges), 3), 255, dtype=np.uint8)
-    for i, token in enumerate(ids.tolist()):
-        own = ranges[i % len(ranges)]
-        if token == processor.vocabulary.mask_id:
-            grid[i % len(ranges), i // len(ranges)] = MASKED
-        elif token != processor.vocabulary.end_id:
-            grid[i % len(ranges), i // len(ranges)] = int(20 + 200 * (token - own.start) / own.size)
-    return Image.fromarray(np.kron(grid, np.ones((2 * scale, scale, 1), dtype=np.uint8)))
-
-
-def text_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int, columns: int = 84) -> Image.Image:
+def text_panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int, columns: int = 84) -> Image.Image:
     """A text, each masked token a blue sign."""
-    words = text_with_gaps(processor, ids)
+    words = text_with_gaps(processor, name, ids)
     lines = textwrap.wrap(words, columns, drop_whitespace=False) or [""]
     font = ImageFont.load_default(size=2 * scale)
     height = 3 * scale * (len(ids) * 8 // columns + 1) + scale  # the same for every step: a token is eight letters at the most
@@ -81,7 +74,7 @@ def text_panel(processor: Processor, ids: Int[Tensor, " n"], scale: int, columns
     return picture
 
 
-def text_with_gaps(processor: Processor, ids: Int[Tensor, " n"]) -> str:
+def text_with_gaps(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> str:
     """A text so far, on one line: a sign for every masked token, nothing for what lies behind the end."""
     end, mask = processor.vocabulary.end_id, processor.vocabulary.mask_id
     pieces: list[str] = []
@@ -89,21 +82,13 @@ def text_with_gaps(processor: Processor, ids: Int[Tensor, " n"]) -> str:
     for token in [*ids.tolist(), end]:
         if token in (mask, end):
             if run:
-                pieces.append(processor.decode("text", torch.tensor(run)))
+                pieces.append(processor.decode(name, torch.tensor(run)))
                 run = []
             if token == mask:
                 pieces.append(MASK_SIGN)
         else:
             run.append(token)
     return " ".join("".join(pieces).split("\n"))
-
-
-def _beside(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
-    width, height = pictures[0].size
-    row = Image.new("RGB", (len(pictures) * (width + gap) + gap, height + 2 * gap), "white")
-    for i, picture in enumerate(pictures):
-        row.paste(picture, (gap + i * (width + gap), gap))
-    return row
 
 
 def strip(frames: Sequence[Image.Image]) -> Image.Image:
@@ -116,10 +101,10 @@ def strip(frames: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def every_other(whole: Image.Image, steps: int) -> Image.Image:
-    """Each second row of a strip of `steps` frames."""
-    height = whole.height // steps
-    return strip([whole.crop((0, i * height, whole.width, (i + 1) * height)) for i in range(0, steps, 2)])
+def thinned(frames: Sequence[Image.Image], most: int) -> list[Image.Image]:
+    """So many of the frames at the most, from the first to the last."""
+    count = min(most, len(frames))
+    return [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:

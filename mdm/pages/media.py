@@ -1,39 +1,39 @@
-"""Writing what a model generates: text lines, image files and grids, WAV files."""
+"""Writing what a model generates: lines of words, and the files of whatever has some, with grids of what can be looked at."""
 
 from __future__ import annotations
 
 import json
+import mimetypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from components.tokenizers.clips import write_wav
+from components.tokenizers.modality import Drawn, Played, suffix
 from mdm.config import UserError
+from mdm.data.processor import Processor
+from mdm.generation.editing import Edit
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, scale: int = 8, gap: int = 4) -> Image.Image:
-    """Images in rows of `columns`, enlarged without smoothing, on white."""
-    width, height = images[0].width * scale, images[0].height * scale
+    """Images in rows of `columns`, on white; small ones enlarged by up to `scale`, without smoothing."""
+    images = [enlarged(image, scale) for image in images]
+    width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     grid = Image.new(mode, (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
     for i, image in enumerate(images):
-        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
-        grid.paste(image.convert(mode).resize((width, height), Image.Resampling.NEAREST), place)
+        grid.paste(image.convert(mode), (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
     return grid
 
 
-def write_wav(file: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
-    """Mono 16-bit PCM, by the standard library: no package is needed to write it."""
-    import wave
-
-    with wave.open(str(file) if isinstance(file, Path) else file, "wb") as opened:
-        opened.setnchannels(1)
-        opened.setsampwidth(2)
-        opened.setframerate(sample_rate)
-        opened.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
+def enlarged(image: Image.Image, scale: int, largest: int = 256) -> Image.Image:
+    """A small image `scale` times as large, or as often as it stays within `largest` pixels: to be looked at."""
+    times = max(1, min(scale, largest // max(image.size)))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def next_number(folder: Path) -> int:
@@ -46,14 +46,15 @@ def next_number(folder: Path) -> int:
 
 def save_outputs(
     folder: Path,
+    processor: Processor,
     prompts: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
-    sample_rate: int,
     first: int = 0,
 ) -> list[dict[str, Any]]:
-    """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, texts, file names. Returns its lines.
+    """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, words, file names. Returns its lines.
 
-    Images and clips among the prompts are written too, as `0000_given.png` and `0000_given.wav`.
+    What of the prompts is no words is written too, as `0000_given.png` and `0000_given.wav`; and beside a file that a page
+    cannot show, how it looks or sounds: `"pen": "0000.json", "pen_drawn": "0000_pen.png"`.
 
     first: number of the first one; from 1 on they are added to those that are there
     """
@@ -61,28 +62,64 @@ def save_outputs(
     lines = []
     try:
         for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), first):
-            line = {f"given_{m}": _saved(v, folder / f"{i:04d}_given", sample_rate) for m, v in prompt.items()}
-            line |= {m: _saved(v, folder / f"{i:04d}", sample_rate) for m, v in output.items()}
-            lines.append({key: value for key, value in line.items() if value is not None})
+            made, given = Written(folder, f"{i:04d}", processor), Written(folder, f"{i:04d}_given", processor)
+            lines.append({f"given_{key}": value for key, value in given.all(prompt).items()} | made.all(output))
         with (folder / "outputs.jsonl").open("a" if first else "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        images = [o["image"] for o in outputs if "image" in o]
-        if images:
+        pictures = [picture for output in outputs for picture in drawn(processor, output)]
+        if pictures:
             grid = folder / (f"grid_{first:04d}.png" if first else "grid.png")
-            image_grid(images, columns=min(10, len(images))).save(grid)
+            image_grid(pictures, columns=min(10, len(pictures))).save(grid)
     except OSError as error:
         raise UserError(f"output_dir {folder}: cannot write the outputs ({error})") from error
     return lines
 
 
-def _saved(value: Any, stem: Path, sample_rate: int) -> str | None:
-    """A text itself, or the name of the file that an image or a clip was written to; None for what is neither (an edit)."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Image.Image):
-        value.save(stem.with_suffix(".png"))
-        return stem.with_suffix(".png").name
-    if isinstance(value, np.ndarray):
-        write_wav(stem.with_suffix(".wav"), value, sample_rate)
-        return stem.with_suffix(".wav").name
-    return None
+def drawn(processor: Processor, sample: Mapping[str, Any]) -> list[Image.Image]:
+    """A picture of each part of a sample that can be looked at."""
+    tokenizers = {m: processor.tokenizers.get(m) for m in sample}
+    return [t.draw(sample[m]) for m, t in tokenizers.items() if isinstance(t, Drawn)]
+
+
+class Written:
+    """The files of one sample: `stem` and the modality's suffix, with its name where another has that already."""
+
+    def __init__(self, folder: Path, stem: str, processor: Processor) -> None:
+        self.folder, self.stem, self.tokenizers, self.names = folder, stem, processor.tokenizers, set[str]()
+
+    def all(self, parts: Mapping[str, Any]) -> dict[str, str]:
+        """What a line says of the parts: words themselves, or the names of their files; of an edit, or of codes, nothing."""
+        return {key: value for m, raw in parts.items() for key, value in self.part(m, raw).items()}
+
+    def part(self, modality: str, raw: Any) -> dict[str, str]:
+        if isinstance(raw, (str, Edit, Tensor)):
+            return {modality: str(raw)} if isinstance(raw, str) else {}
+        tokenizer: Any = self.tokenizers[modality]
+        line, own = dict[str, str](), suffix(tokenizer)
+        if own is not None:
+            line[modality] = self._name(modality, own)
+            tokenizer.write(raw, self.folder / line[modality])
+        kind = kind_of(line.get(modality, ""))
+        if isinstance(tokenizer, Drawn) and kind != "image":
+            line[f"{modality}_drawn"] = self._name(modality, f"_{modality}.png")
+            tokenizer.draw(raw).save(self.folder / line[f"{modality}_drawn"])
+        if isinstance(tokenizer, Played) and kind != "audio":
+            line[f"{modality}_played"] = self._name(modality, f"_{modality}.wav")
+            write_wav(self.folder / line[f"{modality}_played"], *tokenizer.play(raw))
+        return line or {modality: str(raw)}
+
+    def _name(self, modality: str, ending: str) -> str:
+        name = self.stem + ending if self.stem + ending not in self.names else f"{self.stem}_{modality}{ending}"
+        self.names.add(name)
+        return name
+
+
+def kind_of(name: str) -> str | None:
+    """Of a file that a page can show, by its name: "image" or "audio"."""
+    kind = media_type(name).partition("/")[0]
+    return kind if kind in ("image", "audio") else None
+
+
+def media_type(name: str) -> str:
+    """Of a file, by its suffix: "image/png"; nothing where it is unknown."""
+    return mimetypes.guess_type(f"file{Path(name).suffix}")[0] or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mdm.pages.media import write_wav
+from components.tasks import find_task
+from components.tokenizers.clips import write_wav
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
@@ -123,8 +125,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    looks = {"text": ("C0", "-"), "image": ("C1", "--"), "audio": ("C2", ":")}
-    looks |= {"text_to_image": looks["image"], "text_to_speech": looks["audio"]}
+    looks = _looks([key for line in history for key in line])
     for axis, prefix, title in ((left, "train_bits/", "training"), (right, "bits/", "held-out NELBO")):
         keys = list(dict.fromkeys(k for line in history for k in line if k.startswith(prefix)))
         for key in keys:
@@ -147,11 +148,23 @@ def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = No
     return figure_png(figure)
 
 
+def _looks(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each modality as they come; the first task that generates it alone has the same."""
+    modalities = dict.fromkeys(key.removeprefix("train_bits/") for key in keys if key.startswith("train_bits/"))
+    looks = {modality: (f"C{i}", ("-", "--", ":")[i % 3]) for i, modality in enumerate(modalities)}
+    free = dict(looks)
+    for task in dict.fromkeys(key.removeprefix("bits/") for key in keys if key.startswith("bits/")):
+        with contextlib.suppress(ValueError):  # instruct is none of the tasks by name
+            made = find_task(task).generated
+            looks |= {task: free.pop(made[0])} if len(made) == 1 and made[0] in free else {}
+    return looks
+
+
 def _smooth(values: Sequence[float], window: int = 9) -> np.ndarray:
     """Running mean, shorter at the ends: single batches are noisy."""
-    values = np.asarray(values, dtype=float)
-    kernel = np.ones(min(window, len(values)))
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    own = np.asarray(values, dtype=float)
+    kernel = np.ones(min(window, len(own)))
+    return np.convolve(own, kernel, "same") / np.convolve(np.ones(len(own)), kernel, "same")
 
 
 def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str], sample_rate: int) -> bytes:
@@ -161,19 +174,22 @@ def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str]
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from components.metrics.mel import log_mel
+    from components.metrics.mel import SAMPLE_RATE, log_mel
+    from components.resampling import resample
 
+    seconds = max(len(clip) / sample_rate for clips in rows.values() for clip in clips)
     figure, axes = plt.subplots(
         len(rows), len(labels), figsize=(1.3 * len(labels), 1.5 * len(rows)), squeeze=False, sharey=True
     )
     for axis_row, (name, clips) in zip(axes, rows.items(), strict=True):
         for axis, clip, label in zip(axis_row, clips, labels, strict=True):
-            mel = log_mel(np.pad(clip, (0, max(640 - len(clip), 0))).astype(float))
-            seconds = len(clip) / sample_rate
-            axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, max(seconds, 0.01), 0, mel.shape[1]))
-            axis.set(xticks=[0, 0.4], yticks=[], xlim=(0, 0.56))
+            own = resample(clip, sample_rate, SAMPLE_RATE) if len(clip) else clip
+            mel = log_mel(np.pad(own, (0, max(640 - len(own), 0))).astype(float))
+            end = max(len(clip) / sample_rate, 0.01)
+            axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, mel.shape[1]))
+            axis.set(xticks=[0, round(0.7 * seconds, 1)], yticks=[], xlim=(0, max(seconds, 0.01)))
             axis.tick_params(labelsize=7)
-            if axis_row is axes[0]:
+            if name == next(iter(rows)):
                 axis.set_title(label, fontsize=9)
         axis_row[0].set_ylabel(name, fontsize=9)
     figure.supxlabel("seconds; vertical: mel bands, 0 to 4 kHz", fontsize=8, y=-0.02, va="top")

@@ -41,7 +41,7 @@ def conclude(rows: Rows, tolerance: float = 0.01) -> tuple[dict[str, Any], str]:
             [r["batch"] for r in scaled], [r["steps"] for r in scaled], [r["loss"] for r in scaled], tolerance
         )
     deviations = [v.var(ddof=1) for v in [*within.values(), *same.values()] if len(v) > 1]
-    norms = {b: np.mean([r["squared_grad_norm"] for r in scaled if r["batch"] == b]) for b in within}
+    norms = {b: float(np.mean([r["squared_grad_norm"] for r in scaled if r["batch"] == b])) for b in within}
     seed_std = float(np.sqrt(np.mean(deviations))) if deviations else None
     rates = tuned(rows)
     summary = {

@@ -10,6 +10,7 @@ from typing import Any
 from components.data.digits import WORDS
 from components.gradient_variance import GradientVariance
 from components.samplers import FirstHitting
+from components.tasks import find_task
 from mdm.data.pipeline import maskers, next_step, open_source, streams, training_loader
 from mdm.evaluation.judges import ImageJudge, Judged, coded
 from mdm.evaluation.nelbo import forward_loss
@@ -17,6 +18,9 @@ from mdm.generation.generate import generate
 from mdm.hardware import hardware
 from mdm.models.folder import load_model
 from mdm.pages.media import save_outputs
+
+TASK = "text_to_image"  # of `ImageQuality`
+(CAPTION,), (IMAGE,) = find_task(TASK).given, find_task(TASK).generated
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ class ImageQuality:
     def __call__(self, run: Finished) -> dict[str, float]:
         with hardware(run.settings.device, run.settings.precision) as hw:
             model, processor = load_model(run.folder, hw.device)
-            judge = ImageJudge([*self.training, *coded(self.training, processor, "image")])
+            judge = ImageJudge([*self.training, *coded(self.training, processor, IMAGE)])
             classes = [i % len(WORDS) for i in range(self.samples)]
-            prompts = [{"text": self.caption.format(WORDS[c])} for c in classes]
+            prompts = [{CAPTION: self.caption.format(WORDS[c])} for c in classes]
             with hw.autocast():
-                made = generate(model, processor, "text_to_image", prompts, FirstHitting(), 0.0, run.settings.seed)
-        save_outputs(run.folder / "samples" / "text_to_image", prompts[: self.shown], made.outputs[: self.shown], 0)
-        figures = Judged(judge, processor, "image", self.test)(made, classes)
+                made = generate(model, processor, TASK, prompts, FirstHitting(), 0.0, run.settings.seed)
+        save_outputs(run.folder / "samples" / TASK, processor, prompts[: self.shown], made.outputs[: self.shown])
+        figures = Judged(judge, processor, IMAGE, self.test)(made, classes)
         return {k: figures[k] for k in ("accuracy", "frechet", "distinct")}

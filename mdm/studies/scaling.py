@@ -171,7 +171,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     )
     left.legend(frameon=False, fontsize="small")
     n = np.geomspace(min(r["parameters"] for r in grid), max(r["parameters"] for r in grid), 50)
-    low, high = np.quantile([ScalingLaw(**d).optimal_tokens(n) for d in summary["draws"]], [0.05, 0.95], axis=0)
+    low, high = np.quantile(np.array([ScalingLaw(**d).optimal_tokens(n) for d in summary["draws"]]), [0.05, 0.95], axis=0)
     right.fill_between(n, low, high, color="0.85", label="90 % interval")
     right.plot(n, law.optimal_tokens(n), "k-", label=f"D*(N), here: N^{law.exponent:.2f}")
     for i, (task, own) in enumerate(summary["tasks"].items()):

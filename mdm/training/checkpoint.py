@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import filesystem, state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -67,7 +68,7 @@ def save(
             partial.mkdir(parents=True)
         barrier(hw)
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
+        state_dict_saver.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
         if hw.main:
             with open(partial / "state.json", "w") as f:
                 json.dump(state, f)
@@ -104,7 +105,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Damaged(f"{checkpoint / 'state.json'}: {error}") from error
     try:
-        metadata = dcp.FileSystemReader(checkpoint).read_metadata()
+        metadata = filesystem.FileSystemReader(checkpoint).read_metadata()
     except Exception as error:  # it is a pickle: a cut one raises anything
         raise Damaged(f"{checkpoint / '.metadata'} cannot be read ({reason(error)})") from error
     ends: dict[str, int] = {}
@@ -150,7 +151,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     tensors, whole = _tensors(model, optimizer, ema)
     try:
-        dcp.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
+        state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # a file of tensors is a zip of pickles: it raises anything
         for cause in [failed for failed, _ in getattr(error, "failures", {}).values()] or [error]:
             if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # which the library wraps: nothing is wrong with the file

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from components.data.bad import Note
 from components.data.reading import json_lines
@@ -123,22 +125,22 @@ class History:
         self._reset()
 
     def _reset(self) -> None:
-        self.nelbo: torch.Tensor | None = None
+        self.nelbo: Float[Tensor, " ranges"] | None = None
         self.content: list[int] | None = None
-        self.loss: torch.Tensor | None = None
-        self.norm: torch.Tensor | None = None
-        self.squared_norm: torch.Tensor | None = None
+        self.loss: Float[Tensor, ""] | None = None
+        self.norm: Float[Tensor, ""] | None = None
+        self.squared_norm: Float[Tensor, ""] | None = None
         self.steps = self.tokens = 0
         self.seconds = 0.0
 
-    def accumulate(self, nelbo: torch.Tensor, micro: MicroBatch) -> None:
+    def accumulate(self, nelbo: Float[Tensor, " ranges"], micro: MicroBatch) -> None:
         """A micro-batch's NELBO sums per id range, with its tokens of content, and what is told of its samples."""
         self.notes.add(micro.notes)
         content = micro.content
         self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
         self.content = content if self.content is None else [a + b for a, b in zip(self.content, content, strict=True)]
 
-    def count(self, loss: torch.Tensor, norm: torch.Tensor, tokens: int, seconds: float) -> None:
+    def count(self, loss: Float[Tensor, ""], norm: Float[Tensor, ""], tokens: int, seconds: float) -> None:
         """A step's loss, gradient norm before clipping, tokens over all ranks, and time."""
         self.loss = loss if self.loss is None else self.loss + loss
         self.norm = norm if self.norm is None else self.norm + norm
@@ -147,7 +149,7 @@ class History:
 
     def write(self, state: dict[str, Any], vocabulary: Vocabulary, lr: float) -> str:
         """Writes the means since the last call; returns them in short, for the progress bar."""
-        if not self.steps:
+        if self.nelbo is None or self.loss is None or self.norm is None or self.squared_norm is None:  # no step
             return ""
         self.notes.gather(state["step"])
         started = time.perf_counter()

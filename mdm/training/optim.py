@@ -85,7 +85,7 @@ class OptimizerSettings:
     def scaler(self, batch: BatchSettings, physical: int, tokens: int) -> SDEScaler:
         """These settings at a physical batch, for a horizon of `tokens`."""
         return SDEScaler(
-            base=AdamWSettings(self.lr, *self.betas, self.eps, self.weight_decay),
+            base=AdamWSettings(self.lr, self.betas[0], self.betas[1], self.eps, self.weight_decay),
             logical=batch.logical,
             physical=physical,
             tokens=tokens,

@@ -46,17 +46,17 @@ def told_at_once() -> Iterator[None]:
 
     Behind a proxy, or with a hub of one's own, they are left to find out.
     """
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
     elsewhere = any(name.upper() in ("HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT") for name in os.environ)
     if not (constants.HF_HUB_OFFLINE or elsewhere or _reached("huggingface.co")):
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _reached(host: str, seconds: float = 3.0) -> bool:

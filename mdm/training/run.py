@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.config.names import up_to_date
 from mdm.data.processor import Processor
-from mdm.data.settings import check_data
+from mdm.data.settings import check_data, check_tokenizers
 from mdm.hardware import Hardware, check_compile, check_hardware
 from mdm.models.memory import check_memory
 from mdm.training import checkpoint
@@ -63,8 +63,7 @@ def check_run(cfg: Any) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile)
     check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
-    for modality, node in cfg.tokenizers.items():
-        check(node, f"tokenizers.{modality}", supplied=("corpus",))
+    check_tokenizers(cfg.tokenizers)
     check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
     cfg.optimizer.validate()
     if cfg.metric_logger is not None:
@@ -177,9 +176,8 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
     Raises UserError where that checkpoint has another vocabulary, or other tensors.
     """
     hw = run.hw
-    if run.resumed is None:
-        state = {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": {key: config[key] for key in FIXED if key in config}}
-        state["samples"] = run.lengths
+    fixed = {key: config[key] for key in FIXED if key in config}
+    state = {"step": 0, "tokens": 0, "seconds": 0.0, "fixed": fixed, "samples": run.lengths}
     while run.resumed is not None:
         state = checkpoint.read_state(run.resumed)
         if state.pop("vocabulary") != run.vocabulary.to_dict():

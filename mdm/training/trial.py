@@ -19,12 +19,13 @@ from omegaconf import MISSING
 from components.data.bad import BadSample, Refused, name_of
 from components.maskers import Masker
 from components.samplers import Sampler
-from components.sequences import TASKS
+from components.tasks import INSTRUCT, find_task
 from components.tokenizers import Tokenizer
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
 from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
+from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
 from mdm.models.folder import load_config, load_processor
 from mdm.training.reach import Trial, said, told_at_once, unreachable
@@ -43,13 +44,13 @@ def attempt(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     Raises UserError for what would end the work later.
     """
     trial = Trial()
-    drawn, opened = {}, {}
+    drawn, opened = dict[str, Any](), dict[str, Any]()
     for key, node in sources(cfg).items():
         source = trial.reach(key, lambda node=node, key=key: open_source(node, key, key.endswith(".train")))
         samples = None if source is None else trial.reach(key, lambda source=source, key=key: draw(source, key))
         if samples is not None and samples.bad and not samples:
             raise UserError(f"{key}: none of {len(samples.bad)} samples can be used; the first: {samples.bad[0]}")
-        if samples is not None:
+        if source is not None and samples is not None:
             opened[key], drawn[key] = source, samples
             of = f" of {len(source):,}" if hasattr(source, "__len__") else ""
             bad = f", {len(samples.bad)} more cannot be used ({samples.bad[0]})" if samples.bad else ""
@@ -178,11 +179,13 @@ def build(cfg: Any, own: Mapping[str, Tokenizer] | None, opened: Mapping[str, An
     if not built and base is None:
         return None
     canvas = {m: length for m, length in canvas.items() if m in built or (base is not None and m in base.tokenizers)}
-    return trial.reach("canvas", lambda: Processor.build(built, canvas) if base is None else base.grown(built, canvas))
+    tasks = tasks_of(cfg) if hasattr(cfg, "data") else []
+    make = Processor.build if base is None else base.grown
+    return trial.reach("canvas", lambda: make(built, canvas, tasks))
 
 
 def _modalities(stream: Any) -> set[str]:
-    return {m for t in stream.tasks if t in TASKS for m in TASKS[t].given + TASKS[t].generated}
+    return {m for t in stream.tasks if t != INSTRUCT for m in find_task(t).modalities}
 
 
 def _has_tokenizers(stream: Any, name: str, processor: Processor, trial: Trial) -> bool:

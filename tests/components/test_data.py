@@ -10,15 +10,16 @@ from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
 from components.data.bad import BadSample, usable
+from components.data.clips import read_audio
 from components.data.digits import digits
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
-from components.data.reading import read_audio
+from components.data.endless import Shuffled, Streamed
+from components.data.nodes import MicroBatches, Mix, Packed, Stream
 from components.data.reference import language_reference
 from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, hugging_face
 from components.data.speech import VOICES
 from components.sequences import task_sequence
-from mdm.pages.media import write_wav
+from components.tokenizers.clips import write_wav
 
 
 def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_size=12):

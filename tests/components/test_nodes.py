@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
 from components.data.bad import BadSample, Noted, Refused, attempt
-from components.data.nodes import MicroBatches, Mix, Packed, Shuffled, Stream, Streamed
+from components.data.endless import Shuffled, Streamed
+from components.data.nodes import MicroBatches, Mix, Packed, Stream
 from components.data.sources import hugging_face
 from components.losses import coefficients
 from components.maskers import BernoulliMasker

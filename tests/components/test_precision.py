@@ -83,7 +83,7 @@ def test_a_sampler_is_given_float32():
 @pytest.mark.parametrize("max_logits", [2**27, 300], ids=["at once", "in chunks"])
 def test_losses_are_taken_in_float32_or_more(dtype, max_logits):
     """The logits are products in the hidden states' own precision; from there on nothing is lost."""
-    vocabulary = Vocabulary.build({"text": (VOCAB,)})
+    vocabulary = Vocabulary.build({"text": (VOCAB,)}, ["text"])
     g = torch.Generator().manual_seed(3)
     hidden, unembedding = torch.randn(1, 40, 8, generator=g).to(dtype), torch.randn(vocabulary.size, 8, generator=g).to(dtype)
     targets, every = torch.randint(0, VOCAB, (1, 40), generator=g), torch.ones(1, 40)

@@ -9,9 +9,11 @@ import soundfile
 from PIL import Image
 from torch.testing import assert_close
 
-from components.data import reading
+from components.data import clips
 from components.data.bad import BadSample
-from components.data.reading import checked_text, decoded, json_lines, read_audio, read_image, read_text, waveform
+from components.data.clips import read_audio, waveform
+from components.data.images import read_image
+from components.data.reading import checked_text, decoded, json_lines, read_text
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 
@@ -317,12 +319,12 @@ def test_channels_are_mixed_and_rates_resampled():
 
 
 def test_of_channels_that_cancel_one_is_taken_and_counted(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(reading, "cancelled", set())
+    monkeypatch.setattr(clips, "cancelled", set())
     for i in range(12):
         soundfile.write(tmp_path / f"{i}.wav", np.stack([TONE, -TONE], axis=1), 8000, subtype="FLOAT")
         for _ in range(2):  # epochs
             assert_close(read_audio(tmp_path / f"{i}.wav", 8000), TONE)
-    assert len(reading.cancelled) == 12
+    assert len(clips.cancelled) == 12
     printed = capsys.readouterr().out.splitlines()
     assert [line.rsplit(", ", 1)[0] for line in printed] == [
         f"channels cancel in their mean, one is taken: {n} clip(s) so far" for n in (1, 10)
@@ -333,7 +335,7 @@ def test_of_channels_that_cancel_one_is_taken_and_counted(monkeypatch, capsys, t
     louder = np.stack([0.98 * TONE, -TONE], axis=1)  # and 0.0001: the louder one
     assert_close(read_audio(clip(louder, subtype="FLOAT"), 8000), -TONE, rtol=0, atol=1e-6)
     assert_close(read_audio(clip(np.zeros((80, 2))), 8000), np.zeros(80, np.float32))  # silence cancels nothing
-    assert len(reading.cancelled) == 13
+    assert len(clips.cancelled) == 13
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ def test_what_is_no_clip_is_one_line(source, why):
 
 
 def test_a_clip_is_measured_before_it_takes_the_memory(monkeypatch):
-    monkeypatch.setattr(reading, "MAX_SAMPLES", 1000)
+    monkeypatch.setattr(clips, "MAX_SAMPLES", 1000)
     assert len(read_audio(clip(TONE), 8000)) == 800
     for stereo_or_rate in (clip(np.stack([TONE, TONE], axis=1)), clip(TONE, 4000)):
         with pytest.raises(BadSample, match="it is longer than 1,000 samples"):

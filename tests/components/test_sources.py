@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from components.data import sources
 from components.data.bad import BadSample, Refused, drawn, name_of, usable
-from components.data.reading import read_image
-from components.data.sources import Folder, Iterated, Jsonl, adapted, hugging_face
+from components.data.images import read_image
+from components.data.indexed import Iterated
+from components.data.sources import Folder, Jsonl, adapted, hugging_face
 
 
 def described(source):

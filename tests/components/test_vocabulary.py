@@ -37,8 +37,8 @@ def test_only_the_range_and_where_it_may_the_end_token_are_allowed(vocabulary):
 
 def test_what_is_added_follows_the_ids_there_are():
     """Behind the specials too, which lie after the ranges of a model of ours, and inside the text's of one from elsewhere."""
-    for old in (Vocabulary.build({"text": (7,)}, tasks=("text",)), Vocabulary.of_text(size=9, mask=8, pad=7, end=6)):
-        new = old.grown({"audio": (4, 3)}, tasks=("text", "text_to_speech"))
+    for old in (Vocabulary.build({"text": (7,)}, ["text"], tasks=("text",)), Vocabulary.of_text(size=9, mask=8, pad=7, end=6)):
+        new = old.grown({"audio": (4, 3)}, ["audio"], tasks=("text", "text_to_speech"))
         assert new.ranges[: len(old.ranges)] == old.ranges
         assert all(new.special(name) == old.special(name) for name in old.specials)
         added = [i for r in new.ranges[len(old.ranges) :] for i in range(r.start, r.stop)]
@@ -61,4 +61,4 @@ def test_mistakes_are_named(vocabulary):
     with pytest.raises(ValueError, match="no modality 'video'; it has text, image, audio"):
         vocabulary.ranges_of("video")
     with pytest.raises(ValueError, match="codebook sizes of at least 1"):
-        Vocabulary.build({"text": (0,)})
+        Vocabulary.build({"text": (0,)}, ["text"])

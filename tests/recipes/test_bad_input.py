@@ -25,6 +25,7 @@ BAD = {
     "negative end": (["optimizer.final_lr=-1"], "optimizer.final_lr must be at least 0, got -1.0"),
     "negative seed": (["seed=-1"], "seed must be at least 0, got -1"),
     "not an override": (["tokens"], "'tokens' is not an override; write key=value"),
+    "a bare arrow": (["-"], "'-' is not an override; write key=value, and an arrow in quotes (\"text->image\")"),
     "width and heads": (["model.num_heads=3"], "model.width 32 does not divide into model.num_heads = 3"),
     "longer than the model": (["data.text.pack=65"], "data.text.pack = 65 is longer than the model"),
     "pair longer than the model": (["model.max_length=32", "canvas.image=64"], "takes 81 positions"),
@@ -36,7 +37,27 @@ BAD = {
         ["tokenizers.text={_component_: components.tokenizers.text.TextTokenizer.from_ranks, path: absent.tiktoken}"],
         "rank file not found: absent.tiktoken",
     ),
-    "unknown task": (["data.digits.tasks={text_to_video: 1}"], "'text_to_video' is not one of text, text_to_image"),
+    "unknown modality": (
+        ["data.digits.tasks={text_to_video: 1}"],
+        "task text_to_video of data.digits needs tokenizers.video; there are text, image",
+    ),
+    "no task": (
+        ["data.digits.tasks={text_video: 1}"],
+        "data.digits.tasks: 'text_video' is no task: write GIVEN_to_GENERATED (text_to_image), joint_A_B",
+    ),
+    "the same modality twice": (["data.digits.tasks={text_to_text: 1}"], "'text_to_text' is no task: text stands twice"),
+    "the same task twice": (
+        ['data.digits.tasks={text_to_image: 1, "text->image": 1}'],
+        "data.digits.tasks: text_to_image stands twice, once as 'text->image'",
+    ),
+    "an arrow without quotes": (
+        ["data.digits.tasks={text-: 1}"],
+        "data.digits.tasks: 'text-' is no task: write an arrow in quotes (\"text->image\"): of what follows an unquoted > the",
+    ),
+    "a modality called speech": (
+        ["tokenizers.speech={_component_: components.tokenizers.audio.Codec2Tokenizer}"],
+        "tokenizers: a modality's name is letters and digits, and not to, joint, instruct or speech; got 'speech'",
+    ),
     "bad choice": (["loss.weighting=best"], "loss.weighting: 'best' is not one of nelbo, plain"),
     "bad device": (["device=tpu"], "device: 'tpu' is not one of auto, cpu, cuda"),
     "graphs in training": (["compile=graphs"], "compile: 'graphs' is not one of auto, true, false"),

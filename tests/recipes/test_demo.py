@@ -76,10 +76,12 @@ def test_an_upload_is_read_as_every_other_file_is(page, tmp_path):
     client = Client(page, verbose=False)
     settings = ("first-hitting (one token a pass)", 8, 1.0, 0.9, 0.5, 1, 0)
     picture = handle_file(tmp_path / "nothing.png")
-    made = client.predict("a seven", picture, 0, 4, 8, 8, *settings, api_name="/go-text_to_image-edit")
+    made = client.predict("a seven", picture, "0,4,8,8", *settings, api_name="/go-text_to_image-edit")
     assert "Done in" in made[0]
-    with pytest.raises(Exception, match="clip: it cannot be read as audio: Format not recognised"):
-        client.predict("a seven", handle_file(tmp_path / "no.wav"), 0.0, None, *settings, api_name="/go-text_to_speech-edit")
+    with pytest.raises(Exception, match="audio: it cannot be read as audio: Format not recognised"):
+        client.predict("a seven", handle_file(tmp_path / "no.wav"), "0-", *settings, api_name="/go-text_to_speech-edit")
+    with pytest.raises(Exception, match=r"region .*7.*: left,top,right,bottom in pixels, inside 0\.\.8"):
+        client.predict("a seven", picture, "7", *settings, api_name="/go-text_to_image-edit")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -102,9 +104,9 @@ def test_a_user_generates_and_edits_in_a_browser(page):
         view.locator("#go-text-edit").click()
         view.locator(".live:visible").get_by_text("Done in").wait_for(timeout=60_000)
         assert view.locator(".live:visible [title='given']").count() > 0
-        view.get_by_role("tab", name="Part of an image").click()
+        view.get_by_role("tab", name="Part of the image").click()
         view.locator("#go-text_to_image-edit").click()
-        view.get_by_text("choose an image first").first.wait_for(timeout=30_000)
+        view.get_by_text("choose a file first: image").first.wait_for(timeout=30_000)
         assert not errors
         browser.close()
 

@@ -82,7 +82,8 @@ def test_scorers_samples_and_a_page_that_compares(scored, untrained, tmp_path, c
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("scored.recognition.task=shouting", "scored.recognition: task 'shouting' is not one of"),
+        ("scored.recognition.task=shouting", "scored.recognition: the model has no shouting, only text, image, audio"),
+        ("scored.recognition.task=text-", "scored.recognition: 'text-' is no task: write an arrow in quotes"),
         (
             "scored.geneval.scorers.geneval.threshhold=1",
             "unknown key 'scored.geneval.scorers.geneval.threshhold' .did you mean",

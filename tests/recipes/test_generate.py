@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.sequences import TASKS
+from components.tasks import KNOWN, find_task
+from components.tokenizers.clips import write_wav
 from mdm.config import UserError, find_config, load
 from mdm.generation.editing import infill
 from mdm.generation.generate import generate
 from mdm.models.folder import load_model
-from mdm.pages.media import write_wav
 from mdm.recipe import load_recipe
 
 TEXTS = {"text": "a seven"}
@@ -37,16 +37,16 @@ def make(untrained, output_dir, *overrides):
     return [json.loads(line) for line in (output_dir / "outputs.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", KNOWN)
 def test_every_task_writes_what_it_generates(untrained, files, tmp_path, task):
     values = {"text": "a seven", "image": files / "picture.png", "audio": files / "clip.wav"}
-    prompt = [f"prompt.{m}={values[m]}" for m in TASKS[task].given]
+    prompt = [f"prompt.{m}={values[m]}" for m in find_task(task).given]
     lines = make(untrained, tmp_path / "out", f"task={task}", "count=2", *prompt)
     assert len(lines) == 2
     for line in lines:
-        assert set(TASKS[task].generated) <= set(line)
+        assert set(find_task(task).generated) <= set(line)
         for modality in ("image", "audio"):
-            if modality in TASKS[task].generated:
+            if modality in find_task(task).generated:
                 assert (tmp_path / "out" / line[modality]).stat().st_size > 40
 
 
@@ -145,7 +145,7 @@ def test_edits_of_every_modality(untrained, files, tmp_path):
 
 @pytest.mark.parametrize("task", ["text_to_image", "text_to_speech", "text", "joint_text_image"])
 def test_a_film_has_a_frame_for_every_pass_and_the_first(untrained, tmp_path, task):
-    prompt = ["prompt=a seven"] if TASKS[task].given else []
+    prompt = ["prompt=a seven"] if find_task(task).given else []
     sampler = "sampler={_component_: components.samplers.Ancestral, num_steps: 5}"
     make(untrained, tmp_path, f"task={task}", "film=true", "count=2", "stop_at_end=false", sampler, *prompt)
     with Image.open(tmp_path / "film.gif") as film:
@@ -156,6 +156,15 @@ def test_a_film_has_a_frame_for_every_pass_and_the_first(untrained, tmp_path, ta
     blue = np.array([120, 170, 215])
     assert (np.abs(first.astype(int) - blue).sum(-1) < 20).mean() > 0.02
     assert (np.abs(last.astype(int) - blue).sum(-1) < 20).sum() == 0
+
+
+def test_an_arrow_is_the_task_of_its_name(untrained, tmp_path):
+    named, arrow = (
+        make(untrained, tmp_path / name, f"task={task}", "prompt=a seven", "count=1")
+        for name, task in (("a", "text_to_image"), ("b", "text -> image"))
+    )
+    assert named == arrow
+    assert (tmp_path / "a" / "0000.png").read_bytes() == (tmp_path / "b" / "0000.png").read_bytes()
 
 
 def test_caches_work_from_the_command(untrained, tmp_path):
@@ -173,6 +182,9 @@ def test_defaults_beside_the_model_are_used(untrained, tmp_path, capsys):
 
 
 MISTAKES = {
+    "an arrow without quotes": (["task=text-"], "task: 'text-' is no task: write an arrow in quotes (\"text->image\")"),
+    "a modality that the model lacks": (["task=text_to_smell"], "the model has no smell, only text, image, audio"),
+    "a task that it was made without": (["task=audio->text,image", "prompt=a"], "the model was made before that task, or"),
     "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none"),
     "no file": (["task=image_to_text", "prompt=absent.png"], "image file not found: absent.png"),
     "one prompt for two parts": (["task=text_image_to_speech", "prompt=a"], "write prompt.text=... prompt.image=..."),
@@ -183,11 +195,11 @@ MISTAKES = {
     "region without edit": (["task=text_to_image", "prompt=a", "region=0,0,4,4"], "a region needs an edit"),
     "edit of another modality": (
         ["task=text_to_image", "prompt=a", "edit=x"],
-        "an edit takes a region left,top,right,bottom (image)",
+        "the task generates image, so an edit takes a region (image); got region=None",
     ),
     "a region that is none": (
-        ["task=text_to_image", "prompt=a", "edit=README.md", "region=0,1"],
-        "is neither left,top,right,bottom",
+        ["task=text_to_image", "prompt=a", "edit={picture}", "region=0,1"],
+        "prompt: region '0,1': left,top,right,bottom in pixels, inside 0..8, and not empty",
     ),
     "region outside": (["task=text_to_image", "prompt=a", "edit={picture}", "region=0,0,9,9"], "inside 0..8"),
     "a length beside an edit": (

@@ -230,7 +230,7 @@ MODELS = {
     "text alone": (["data.digits=null", "tokenizers.image=null", "canvas={}"], "task=text", "text"),
     "images": ([], "task=text_to_image", "image"),
     "an own tokenizer": (["tokenizers.image={_component_: mine.Tiles, size: 8, patch: 2, levels: 3}"], "trust=true", "image"),
-    "images that are read": (["data.text=null", "data.digits.tasks.text_to_image=0"], "prompt=PICTURE.png", None),
+    "images that are read": (["data.text=null", "data.digits.tasks.text_to_image=0"], "prompt=FILE.png", None),
     "speech": (
         ["data.digits=null", f"data.speech={SPOKEN}", AUDIO, "canvas.audio=56", "model.max_length=96"],
         "speech",
@@ -253,7 +253,7 @@ def test_the_hint_at_the_end_is_a_command_that_this_model_can_do(config, run, tm
     hint = done.stdout.strip().splitlines()[-1].partition("Try: mdm ")[2]
     assert part in hint
     if made is None:  # a picture is for the user to name
-        assert "image file not found: PICTURE.png" in run(*shlex.split(hint), check=False, cwd=tmp_path).stderr
+        assert "image file not found: FILE.png" in run(*shlex.split(hint), check=False, cwd=tmp_path).stderr
         return
     assert f"{made}: " in run(*shlex.split(hint), "count=1", cwd=tmp_path).stdout
 

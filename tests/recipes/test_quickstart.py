@@ -25,7 +25,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     assert 0 <= metrics["text_to_image_accuracy"] <= 1
     assert f"Report: {out / 'report.html'}" in done.stdout
     page = (out / "report.html").read_text()
-    for heading in ("Figures", "Learning", "Text to image", "How an image is made", "Text to speech", "Settings"):
+    for heading in ("Figures", "Learning", "Text to image", "From masks to image", "Text to speech", "Settings"):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<audio") >= 2
     assert "data:image/gif" in page

@@ -324,7 +324,12 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("question=why", "question: 'why' is not one of scaling, mixing, schedules, batch, inference"),
+        (
+            "question=why",
+            "question: 'why' is neither one of scaling, mixing, schedules, batch, inference, nor a module of yours",
+        ),
+        ("question=scalin", r"batch, inference \(did you mean 'scaling'\?\), nor a module"),
+        ("question=json", "question: the module json lacks conclude, draw"),
         ("question=batch", "groups: question batch has none, its cells are those of sweep_batch"),
         ("groups.linear={search: {tokens: [9, 3]}}", r"search\.tokens: \[low, high\] or \[low, high, step\]"),
         ("measure={x: {_component_: mdm.studies.measures.TrainingGradient, step: 3}}", "unknown key 'measure.x.step'"),
@@ -339,6 +344,21 @@ def test_mistakes_are_one_sentence(tmp_path, change, message):
     config.write_text(f"output_dir: {tmp_path / 'out'}\nquestion: schedules\nrun: pretrain_pico\ngroups: {{}}\n")
     with pytest.raises(UserError, match=message):
         in_process("study", config, *TINY, change)
+
+
+def test_a_question_may_be_a_module_of_the_user_s_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "steepest.py").write_text(
+        "def conclude(rows):\n    return {'runs': len(rows)}, f'{len(rows)} runs were looked at.'\n"
+        "def draw(rows, summary):\n    return b'\\x89PNG'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "study.json").write_text('{"question": "steepest", "run": "pretrain_pico"}')
+    write_table(tmp_path / "runs.parquet", scaling_rows())
+    config = tmp_path / "study.yaml"
+    config.write_text(f"output_dir: {tmp_path}\nquestion: steepest\nrun: pretrain_pico\nrebuild: true\n")
+    in_process("study", config)
+    assert "21 runs were looked at." in capsys.readouterr().out
+    assert (tmp_path / "finding.md").read_text().startswith("# Steepest\n")
 
 
 def test_a_table_reloads_in_pandas(tmp_path):

@@ -373,7 +373,9 @@ def test_a_page_shows_files_of_its_samples_alone_and_escapes_what_it_shows(tmp_p
 
 
 def test_a_vocabulary_is_read_back(tmp_path):
-    vocabulary = Vocabulary.build({"text": (7,), "audio": (4, 3)}, tasks=("text",)).grown({"image": (5,)})
+    vocabulary = Vocabulary.build({"text": (7,), "audio": (4, 3)}, ["text", "audio"], tasks=("text",)).grown(
+        {"image": (5,)}, []
+    )
     vocabulary.save(tmp_path / "v.json")
     assert Vocabulary.load(tmp_path / "v.json") == vocabulary
 

@@ -10,11 +10,10 @@ from components.tokenizers.audio_neural import NeuralAudioTokenizer, interleave
 from components.tokenizers.fsq import FSQAutoencoder, FSQConfig, FSQImageTokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.image_vq import VQImageTokenizer
+from components.tokenizers.modality import Region
 from components.tokenizers.text import TextTokenizer
-from mdm.config import UserError
 from mdm.data.processor import Processor
-from mdm.generation.editing import infill, inpaint, respeak
-from mdm.generation.prompts import parse_region
+from mdm.generation.editing import edit, infill, second_half
 from tests.components.test_learned_tokenizers import AUDIO, IMAGES
 
 
@@ -50,6 +49,14 @@ def processor(**tokenizers):
     return Processor.build(tokenizers, {})
 
 
+def inpaint(own, image, box):
+    return edit(own, "image", image, ",".join(map(str, box)))
+
+
+def respeak(own, audio, start, stop=None):
+    return edit(own, "audio", audio, f"{start}-{'' if stop is None else stop}")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("kind", IMAGE_TOKENIZERS)
 def test_what_was_in_the_box_is_in_no_code_of_an_image(kind, mode):
@@ -75,8 +82,8 @@ def test_patches_of_several_codes_are_drawn_anew_whole():
 def test_codes_of_single_patches_stay_what_they_are():
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32), dtype=np.uint8))
     own = processor(image=GreyPatchTokenizer(32, 2, 3))
-    edit = inpaint(own, image, (3, 3, 9, 9))
-    assert torch.equal(edit.tokens[~edit.region], own.encode("image", image)[~edit.region])
+    made = inpaint(own, image, (3, 3, 9, 9))
+    assert torch.equal(made.tokens[~made.region], own.encode("image", image)[~made.region])
 
 
 def test_the_blank_is_the_mean_of_the_rest_or_grey():
@@ -108,9 +115,9 @@ def test_the_frames_that_are_heard_in_the_span_are_spoken_anew(order):
     own = processor(audio=neural(order))
     audio = np.zeros(10 * 512 - 100, dtype=np.float32)
     frames = interleave(torch.arange(10).expand(3, 10), order, -1)
-    edit = respeak(own, audio, 3.5 * 512 / 16000, 6 * 512 / 16000)
-    assert torch.equal(edit.region, (frames >= 3) & (frames < 6))
-    assert torch.equal(edit.on_canvas(len(frames) + 3), torch.cat([edit.region, torch.zeros(3, dtype=torch.bool)]))
+    some = respeak(own, audio, 3.5 * 512 / 16000, 6 * 512 / 16000)
+    assert torch.equal(some.region, (frames >= 3) & (frames < 6))
+    assert torch.equal(some.on_canvas(len(frames) + 3), torch.cat([some.region, torch.zeros(3, dtype=torch.bool)]))
     last = respeak(own, audio, 9 * 512 / 16000, len(audio) / 16000)
     assert torch.equal(last.region, frames == 9)  # what pads the other books behind it is given
     whole = respeak(own, audio, 0.0, len(audio) / 16000)
@@ -155,10 +162,53 @@ def test_a_gap_of_more_tokens_than_any_model_has_takes_no_memory(gap):
     assert int(infill(own, "a [mask:6] [mask]").region.sum()) == 7
 
 
-@pytest.mark.parametrize("region", ["0-inf", "nan-1", "0-1e300", "1e400-", "0-1-2", "-", "a,b,c,d", "1,2,3"])
+@pytest.mark.parametrize("region", ["0-inf", "nan-1", "0-1e300", "1e400-", "0-1-2", "-", "a,b,c,d", "1,2,3", "quarter"])
 def test_a_region_is_of_numbers(region):
+    own = processor(image=GreyPatchTokenizer(32, 2, 3), audio=Codec2Tokenizer())
+    with pytest.raises(ValueError, match=r"left,top,right,bottom in pixels, inside 0\.\.32, and not empty"):
+        edit(own, "image", Image.new("L", (32, 32)), region)
     if region == "-":
-        assert parse_region(region, "x") == (0,)
+        assert edit(own, "audio", np.zeros(640), region).region.all()
         return
-    with pytest.raises(UserError, match="is neither left,top,right,bottom in pixels nor start-stop in seconds"):
-        parse_region(region, "x")
+    with pytest.raises(ValueError, match=r"start-stop in seconds, inside 0-0\.08, not empty"):
+        edit(own, "audio", np.zeros(640), region)
+
+
+def test_every_modality_has_a_second_half():
+    own = processor(image=GreyPatchTokenizer(32, 2, 3), audio=Codec2Tokenizer(), text=TextTokenizer.train(["a b"], 256))
+    image, clip = Image.new("L", (32, 32)), np.zeros(4 * 320)
+    assert second_half(own, "image", image).region.view(16, 16)[:, 0].tolist() == [False] * 8 + [True] * 8
+    heard = second_half(own, "audio", clip)
+    assert (heard.region.view(4, 4)[:, 0].tolist(), heard.open_end) == ([False, False, True, True], True)
+    assert torch.equal(edit(own, "audio", clip, "half").tokens, heard.tokens)
+    words = second_half(own, "text", "ab ")
+    assert (words.region.tolist(), words.open_end) == ([False, True, True], True)
+
+
+class Marks:
+    """A modality of a user's: its samples are lists of numbers."""
+
+    codebooks = (5, 7)
+
+    def encode(self, raw):
+        return torch.tensor(raw, dtype=torch.long)
+
+    def decode(self, codes):
+        return codes.tolist()
+
+    def save(self, folder):
+        return {}
+
+
+def test_what_cannot_be_edited_is_said_in_a_line():
+    with pytest.raises(
+        ValueError, match=r"^marks cannot be edited: tests\.mdm\.generation\.test_editing\.Marks has no region$"
+    ):
+        edit(processor(marks=Marks()), "marks", [1, 2], "0-1")
+
+    class Short(Marks):
+        def region(self, raw, where):
+            return Region(raw, torch.ones(3, dtype=torch.bool))
+
+    with pytest.raises(ValueError, match="the region of marks is of 3 codes, and what it leaves has 2"):
+        edit(processor(marks=Short()), "marks", [1, 2], "0-1")

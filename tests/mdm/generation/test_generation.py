@@ -10,15 +10,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from components.blocks import document_mask
 from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, LinearScale, PerModality, Threshold
-from components.sequences import TASKS, Task
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
-from mdm.generation.defaults import Defaults
-from mdm.generation.editing import Edit, infill, inpaint, respeak
+from mdm.generation.defaults import Defaults, Inference
+from mdm.generation.editing import Edit, edit, infill
 from mdm.generation.generate import closed, generate, prepare
 from mdm.models import builders
 
@@ -42,9 +41,8 @@ def model(processor):
 
 
 @pytest.fixture
-def free_prompts(monkeypatch, processor):
+def free_prompts(processor):
     """Text from text, the prompt at its exact length: prompts of different lengths make rows of different lengths."""
-    monkeypatch.setitem(TASKS, "text_to_image", Task(("text",), ("image",)))
     return Processor(processor.vocabulary, processor.tokenizers, {"image": 16})
 
 
@@ -235,21 +233,29 @@ def test_a_sample_does_not_depend_on_the_batch_size(model, processor):
     assert torch.equal(a.tokens, b.tokens)
 
 
+def inpaint(processor, image, box):
+    return edit(processor, "image", image, ",".join(map(str, box)))
+
+
+def respeak(processor, audio, start, stop=""):
+    return edit(processor, "audio", audio, f"{start}-{stop}")
+
+
 def image(seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8))
 
 
 def test_inpainting_keeps_what_is_given_to_the_bit(model, processor):
     """The right half anew: the left half's tokens stay, and the right's are of the image's range."""
-    edit = inpaint(processor, image(), (4, 0, 8, 8))
-    assert edit.region.view(4, 4).tolist() == [[False, False, True, True]] * 4
-    made = generate(model, processor, "text_to_image", [{"text": "a", "image": edit}] * 3, FirstHitting())
+    part = inpaint(processor, image(), (4, 0, 8, 8))
+    assert part.region.view(4, 4).tolist() == [[False, False, True, True]] * 4
+    made = generate(model, processor, "text_to_image", [{"text": "a", "image": part}] * 3, FirstHitting())
     own = made.batch.maskable[0]
     for row in made.tokens[:, own]:
-        assert torch.equal(row[~edit.region], edit.tokens[~edit.region])
+        assert torch.equal(row[~part.region], part.tokens[~part.region])
     assert made.forwards.tolist() == [8] * 3
     left = [np.asarray(o["image"])[:, :4] for o in made.outputs]
-    whole = np.asarray(processor.decode("image", edit.tokens))
+    whole = np.asarray(processor.decode("image", part.tokens))
     assert all((pixels == whole[:, :4]).all() for pixels in left)
     assert len({m.tobytes() for m in (np.asarray(o["image"]) for o in made.outputs)}) > 1
 
@@ -259,32 +265,32 @@ def test_a_patch_that_the_box_only_touches_is_drawn_anew(processor):
 
 
 def test_infilling_keeps_the_words_around_the_gap(model, processor):
-    edit = infill(processor, "a [mask:2] seven")
-    assert int(edit.region.sum()) == 2
-    made = generate(model, processor, "text", [{"text": edit}] * 2, FirstHitting(), length=16)
+    part = infill(processor, "a [mask:2] seven")
+    assert int(part.region.sum()) == 2
+    made = generate(model, processor, "text", [{"text": part}] * 2, FirstHitting(), length=16)
     own = made.batch.maskable[0]
     tokens = made.tokens[0, own]
-    assert torch.equal(tokens[: len(edit.tokens)][~edit.region], edit.tokens[~edit.region])
-    assert (tokens[len(edit.tokens) :] == processor.vocabulary.end_id).all()  # the length is given
-    assert processor.vocabulary.end_id not in tokens[: len(edit.tokens)].tolist()  # no end before given words
+    assert torch.equal(tokens[: len(part.tokens)][~part.region], part.tokens[~part.region])
+    assert (tokens[len(part.tokens) :] == processor.vocabulary.end_id).all()  # the length is given
+    assert processor.vocabulary.end_id not in tokens[: len(part.tokens)].tolist()  # no end before given words
     assert all(o["text"].startswith("a") and o["text"].endswith(" seven") for o in made.outputs)
 
 
 def test_respeaking_keeps_the_frames_around_the_span(model, processor):
     """4 frames of 40 ms: 0.05 s to 0.09 s touches the second and the third."""
     audio = np.sin(np.arange(4 * 320) / 9).astype(np.float32) * 0.5
-    edit = respeak(processor, audio, 0.05, 0.09)
-    assert edit.region.view(4, 4)[:, 0].tolist() == [False, True, True, False]
-    made = generate(model, processor, "text_to_speech", [{"text": "a", "audio": edit}], FirstHitting())
+    part = respeak(processor, audio, 0.05, 0.09)
+    assert part.region.view(4, 4)[:, 0].tolist() == [False, True, True, False]
+    made = generate(model, processor, "text_to_speech", [{"text": "a", "audio": part}], FirstHitting())
     tokens = made.tokens[0, made.batch.maskable[0]]
-    assert torch.equal(tokens[:16][~edit.region], edit.tokens[~edit.region])
+    assert torch.equal(tokens[:16][~part.region], part.tokens[~part.region])
     assert respeak(processor, audio, 0.09).on_canvas(20).tolist() == [False] * 8 + [True] * 12
 
 
 def test_what_is_given_partly_may_be_joined_with_what_is_not(model, processor):
     """A caption and half an image together, from the other half."""
-    edit = inpaint(processor, image(), (0, 0, 8, 4))
-    made = generate(model, processor, "joint_text_image", [{"image": edit}])
+    part = inpaint(processor, image(), (0, 0, 8, 4))
+    made = generate(model, processor, "joint_text_image", [{"image": part}])
     assert set(made.outputs[0]) == {"text", "image"}
 
 
@@ -323,6 +329,7 @@ def test_defaults_are_those_of_the_modality_or_of_the_task(processor, tmp_path):
         "text: {sampler: {_component_: components.samplers.Ancestral, num_steps: 3}}\n"
         "image: {sampler: {_component_: components.samplers.EntropyBounded, gamma: 0.5}, guidance_scale: 2.0}\n"
         "image_to_text: {sampler: {_component_: components.samplers.Confidence, num_steps: 2}}\n"
+        '"audio -> image": {sampler: {_component_: components.samplers.Ancestral, num_steps: 4}}\n'
     )
     defaults = Defaults.load(path)
     modalities = processor.vocabulary.modalities
@@ -333,8 +340,9 @@ def test_defaults_are_those_of_the_modality_or_of_the_task(processor, tmp_path):
     joint = defaults.of("joint_text_image", modalities).sampler
     assert isinstance(joint, PerModality)
     assert joint.samplers[:2] == [Ancestral(num_steps=3), EntropyBounded(gamma=0.5)]
-    with pytest.raises(UserError, match="no settings for 'audio'; there are text, image, image_to_text"):
-        defaults.of("text_to_speech", modalities)
+    assert defaults.of("speech_to_image", modalities).sampler == Ancestral(num_steps=4)
+    for unmeasured in ("text_to_speech", "text_to_pen", "pen"):  # sampled exactly
+        assert defaults.of(unmeasured, modalities) == Inference(FirstHitting(), 0.0)
     path.write_text("image: {samplr: 3}")
     with pytest.raises(UserError, match="image must hold a sampler and a guidance_scale"):
         Defaults.load(path)
@@ -372,7 +380,7 @@ def test_settings_that_do_not_work_are_named(model, processor, task, prompts, op
         (lambda p: infill(p, "none [mask:0] here"), "has no gap; write"),
         (
             lambda p: inpaint(p, image(), (4, 0, 4, 8)),
-            r"region \(4, 0, 4, 8\): left, top, right, bottom in pixels, inside 0..8",
+            r"region '4,0,4,8': left,top,right,bottom in pixels, inside 0..8, and not empty",
         ),
         (lambda p: inpaint(p, image(), (0, 0, 9, 8)), "inside 0..8"),
         (lambda p: inpaint(p, Image.new("L", (9, 9)), (0, 0, 2, 2)), "expected 8x8 pixels"),

@@ -1,0 +1,199 @@
+"""Pages, films, files and prompts of a modality that the library has never heard of: all that they know is what it says."""
+
+import html
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from components.tokenizers.audio import Codec2Tokenizer
+from components.tokenizers.image import GreyPatchTokenizer
+from components.tokenizers.modality import MASKED
+from components.tokenizers.text import TextTokenizer
+from mdm.config import UserError
+from mdm.data.processor import Processor
+from mdm.generation.editing import edit
+from mdm.generation.generate import generate
+from mdm.generation.prompts import check_prompt, example, read_prompt, suffixes
+from mdm.models import builders
+from mdm.pages import comparison, film, live
+from mdm.pages.demo import bring, tabs
+from mdm.pages.media import save_outputs
+
+BLUE = np.array(MASKED)
+
+
+class Hand:
+    """Lines from point to point on a grid of 4 x 4: two codes a point, as JSON."""
+
+    codebooks = (4, 4)
+    suffix = ".json"
+
+    def encode(self, raw):
+        return torch.tensor(raw, dtype=torch.long).flatten()
+
+    def decode(self, codes):
+        return codes.view(-1, 2).tolist()
+
+    def save(self, folder):
+        return {}
+
+    def read(self, path):
+        return json.loads(path.read_text())
+
+    def write(self, raw, path):
+        path.write_text(json.dumps(raw))
+
+    def draw(self, raw):
+        picture = Image.new("RGB", (40, 40), "white")
+        ImageDraw.Draw(picture).line([(10 * x + 5, 10 * y + 5) for x, y in raw], fill="black", width=2)
+        return picture
+
+    def partial(self, codes, known):
+        picture = self.draw([])
+        for i, (x, y) in enumerate(codes.view(-1, 2).tolist()):
+            colour = "black" if known[2 * i : 2 * i + 2].all() else MASKED
+            ImageDraw.Draw(picture).rectangle([10 * x, 10 * y, 10 * x + 9, 10 * y + 9], fill=colour)
+        return picture
+
+
+class Tune(Hand):
+    """The same heard: the higher the point, the higher the tone."""
+
+    suffix = ".tune"
+
+    def play(self, raw):
+        return np.concatenate([np.sin(np.arange(400) * (1 + y) / 9) for _, y in raw] or [np.zeros(0)]).astype(np.float32), 8000
+
+
+@pytest.fixture(scope="module")
+def processor():
+    text = TextTokenizer.train(["a drawn seven"] * 9, vocab_size=280)
+    tokenizers = {"text": text, "hand": Hand(), "image": GreyPatchTokenizer(8, 2, 3), "audio": Codec2Tokenizer()}
+    canvas = {"text": 8, "hand": 12, "image": 16, "audio": 8}
+    return Processor.build(tokenizers, canvas, ["text_to_hand", "hand_to_text", "joint_hand_image", "joint_image_speech"])
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    model = builders.nano(vocab_size=processor.vocabulary.size, max_length=64, width=32, num_layers=1, num_heads=2)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+SQUARE = [[0, 0], [3, 0], [3, 3], [0, 3]]
+
+
+def test_a_sample_is_written_as_its_tokenizer_says_and_seen_on_a_page(processor, tmp_path):
+    folder = tmp_path / "run" / "samples" / "text_to_hand"
+    lines = save_outputs(folder, processor, [{"text": "a <b>"}, {"hand": SQUARE}], [{"hand": SQUARE}, {"text": "no.such.png"}])
+    assert lines[0] == {"given_text": "a <b>", "hand": "0000.json", "hand_drawn": "0000_hand.png"}
+    assert lines[1] == {"given_hand": "0001_given.json", "given_hand_drawn": "0001_given_hand.png", "text": "no.such.png"}
+    assert json.loads((folder / "0000.json").read_text()) == SQUARE
+    assert sorted(p.name for p in folder.glob("*.png")) == ["0000_hand.png", "0001_given_hand.png", "grid.png"]
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    comparison.page(tmp_path / "page.html", "t", {"run": tmp_path / "run"})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<img class="sample"') == 2
+    assert html.escape("a <b>") in page
+    assert "<b>" not in page
+
+
+def test_what_is_heard_has_a_player_and_what_is_both_has_both(processor, tmp_path):
+    both = Processor.build({"tune": Tune()}, {"tune": 8})
+    (line,) = save_outputs(tmp_path, both, [{}], [{"tune": SQUARE}])
+    assert line == {"tune": "0000.tune", "tune_drawn": "0000_tune.png", "tune_played": "0000_tune.wav"}
+    shown = comparison.made({**line, "folder": tmp_path})
+    assert shown.count("<img") == shown.count("<audio") == 1
+    (line,) = save_outputs(tmp_path, processor, [{}], [{"audio": np.zeros(320, dtype=np.float32)}])
+    assert line == {"audio": "0000.wav"}
+    assert 'src="data:audio/' in comparison.made({**line, "folder": tmp_path})
+
+
+def test_two_modalities_of_one_kind_of_file_do_not_write_over_each_other(tmp_path):
+    two = Processor.build({"left": GreyPatchTokenizer(8, 2, 3), "right": GreyPatchTokenizer(8, 2, 3)}, {})
+    dark, light = Image.new("L", (8, 8), 0), Image.new("L", (8, 8), 255)
+    (line,) = save_outputs(tmp_path, two, [{}], [{"left": dark, "right": light}])
+    assert line == {"left": "0000.png", "right": "0000_right.png"}
+    assert np.asarray(Image.open(tmp_path / "0000.png")).max() == 0
+    assert np.asarray(Image.open(tmp_path / "0000_right.png")).min() == 255
+
+
+@pytest.mark.parametrize("name", ['x.png"onerror="alert(1)', "data:image/png<script>,x.png", "a b.png", "../x.wav"])
+def test_whatever_a_line_says_is_escaped(tmp_path, name):
+    shown = comparison.made({"text": name, "folder": tmp_path})
+    assert "<img" not in shown
+    assert "<script" not in shown
+    assert '"onerror' not in shown
+
+
+@pytest.mark.parametrize("task", ["text_to_hand", "joint_hand_image"])
+def test_a_film_shows_a_half_made_one_as_its_tokenizer_draws_it(model, processor, task):
+    prompts = [{"text": "a"} if task == "text_to_hand" else {}] * 3
+    made = generate(model, processor, task, prompts, guidance_scale=0.0, film=True)
+    frames = [film.frame(processor, made.batch, step.tokens) for step in made.steps]
+    assert len({f.size for f in frames}) == 1
+    blue = [(np.abs(np.asarray(f).astype(int) - BLUE).sum(-1) < 20).mean() for f in frames]
+    assert blue[0] > 0.02
+    assert blue[-1] == 0
+
+
+def test_the_canvas_on_the_page_is_drawn_and_coloured_by_confidence(model, processor):
+    seen = []
+    prompts = [{"text": "a"}]
+    generate(
+        model, processor, "text_to_hand", prompts, guidance_scale=0.0, watch=lambda step, batch: seen.append((batch, step))
+    )
+    first, last = (live.canvas(processor, *moment, 0) for moment in (seen[0], seen[-1]))
+    assert first.count('class="masked"') == 12
+    assert first.count("<tr>") == 2  # codebooks
+    assert 'src="data:image/png' in first
+    assert 'class="masked"' not in last
+
+
+def test_the_demo_has_a_tab_for_each_modality_that_is_made(processor):
+    making, editing = tabs(processor)
+    assert [(t.title, t.task) for t in making] == [
+        ("Text", "text"),
+        ("Hand", "text_to_hand"),
+        ("Image", "text_to_image"),
+        ("Speech", "text_to_speech"),
+    ]
+    assert [t.title for t in editing] == ["Text with gaps", "Part of the image", "Part of the speech"]  # a hand has no region
+
+
+def test_a_file_of_a_prompt_is_read_by_its_tokenizer(processor, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(SQUARE))
+    (tmp_path / "b.json").write_text("{")
+    prompt = {"hand": str(tmp_path / "a.json")}
+    check_prompt(prompt, "hand_to_text", suffixes(processor), "prompt")
+    assert read_prompt(prompt, "hand_to_text", processor, "prompt") == {"hand": SQUARE}
+    assert bring(processor, "hand", str(tmp_path / "a.json")) == SQUARE
+    with pytest.raises(UserError, match=r"^prompt: Expecting property name"):
+        read_prompt({"hand": str(tmp_path / "b.json")}, "hand_to_text", processor, "prompt")
+    with pytest.raises(UserError, match=r"prompt: hand file not found: absent\.json"):
+        check_prompt({"hand": "absent.json"}, "hand_to_text", suffixes(processor), "prompt")
+    assert example("runs/x", "hand_to_text", files=suffixes(processor)) == (
+        "mdm generate checkpoint=runs/x task=hand_to_text prompt=FILE.json"
+    )
+
+
+def test_an_edit_is_of_the_first_modality_that_takes_file_and_region(processor, tmp_path):
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.png")
+    Codec2Tokenizer().write(np.zeros(640, dtype=np.float32), tmp_path / "a.wav")
+    (tmp_path / "a.json").write_text(json.dumps(SQUARE))
+
+    def read(task, file, region):
+        return read_prompt({"edit": str(tmp_path / file), "region": region}, task, processor, "prompt")
+
+    assert set(read("joint_image_speech", "a.png", "0,4,8,8")) == {"image"}
+    assert set(read("joint_image_speech", "a.wav", "0.04-")) == {"audio"}
+    assert set(read("joint_hand_image", "a.png", "half")) == {"image"}  # a hand cannot be edited
+    with pytest.raises(UserError, match=r"region '0.04-': left,top,right,bottom in pixels.*; .*a\.png: .*as audio"):
+        read("joint_image_speech", "a.png", "0.04-")
+    with pytest.raises(ValueError, match=r"^hand cannot be edited: tests\.mdm\.pages\.test_any_modality\.Hand has no region$"):
+        edit(processor, "hand", SQUARE, "0-1")
+    with pytest.raises(UserError, match=r"^prompt: hand cannot be edited: .*Hand has no region"):
+        read("joint_hand_image", "a.json", "0-1")
