@@ -27,9 +27,11 @@ from torch import Tensor
 
 from components.data.digits import WORDS
 from components.data.speech import spoken_words
+from components.tokenizers.modality import MASKED
 
 Stroke = Float[np.ndarray, "points 2"]
 Writing = list[Stroke]
+Split = Literal["train", "judge", "test"]
 
 # ---- data ----
 
@@ -41,15 +43,8 @@ FONTS = {  # sans serif, script, italic, roman and gothic: no font is in two spl
 X_HEIGHT = 14  # of the fonts, in their units
 
 
-def written_words(
-    split: Literal["train", "judge", "test"],
-    hands: int = 24,
-    fonts: int | None = None,
-    care: float = 0.0,
-    caption: str = "a written {}",
-    seed: int = 0,
-) -> list[dict]:
-    """Samples `{"text": caption, "pen": writing, "label": 0..9, "word", "font"}`, the same for the same seed.
+def written_words(split: Split, hands: int = 24, fonts: int | None = None, care: float = 0.0, seed: int = 0) -> list[dict]:
+    """Samples `{"text": "a written seven", "pen": writing, "label": 0..9, "word", "font"}`, the same for the same seed.
 
     hands: how many people write every word in every font
     fonts: only the first of the split's; None is all
@@ -63,13 +58,11 @@ def written_words(
             for hand in range(hands):
                 rng = np.random.default_rng([seed, *font.encode(), label, hand])
                 pen = by_hand(lettering(font, word), rng, care)
-                samples.append({"text": caption.format(word), "pen": pen, "label": label, "word": word, "font": font})
+                samples.append({"text": f"a written {word}", "pen": pen, "label": label, "word": word, "font": font})
     return samples
 
 
-def written_and_spoken(
-    split: Literal["train", "judge", "test"], hands: int = 4, voices: int | None = None, seed: int = 0
-) -> list[dict]:
+def written_and_spoken(split: Split, hands: int = 4, voices: int | None = None, seed: int = 0) -> list[dict]:
     """Samples with an "audio" too: each clip beside `hands` writings of its word, drawn once.
 
     voices: only the first of the split's; None is all
@@ -112,9 +105,7 @@ def lettering(font: str, word: str) -> Writing:
 def _letters(font: str) -> Any:
     from HersheyFonts import HersheyFonts
 
-    letters = HersheyFonts()
-    letters.load_default_font(font)
-    return letters
+    return HersheyFonts(load_default_font=font)
 
 
 def by_hand(writing: Writing, rng: np.random.Generator, care: float) -> Writing:
@@ -141,7 +132,7 @@ def evenly(stroke: Stroke, steps: int) -> Stroke:
 
 STEPS = 4  # of the pen in a frame
 LIFT = 3.0  # what a lifted pen weighs beside distances: enough that no code takes the one for the other
-INK, UNKNOWN = (20, 20, 30), (120, 170, 215)
+INK = (20, 20, 30)
 SCALE, WIDTH, HEIGHT = 18, 200, 64  # of a picture, in pixels
 SVG = "http://www.w3.org/2000/svg"
 
@@ -183,7 +174,7 @@ class PenTokenizer:
 
     def encode(self, raw: Writing) -> Int[Tensor, " n"]:
         """Codes of a writing, frame by frame. Raises ValueError for what is none."""
-        if not raw or any(np.ndim(s) != 2 or np.shape(s)[1] != 2 or not len(s) or not np.isfinite(s).all() for s in raw):
+        if not raw or any(np.ndim(s) != 2 or np.shape(s)[1] != 2 or not np.size(s) or not np.isfinite(s).all() for s in raw):
             raise ValueError("pen tokenizer: expected a list of strokes, each an array [points, 2] of finite numbers")
         return torch.tensor(self._follow(raw)[0], dtype=torch.long).flatten()
 
@@ -213,10 +204,8 @@ class PenTokenizer:
         pen, writing = np.zeros(2), []
         for one, two in codes[: len(codes) // 2 * 2].reshape(-1, 2).tolist():
             lifted, way = self._way(pen, self.coarse[one] + self.fine[two])
-            if lifted or not writing:
-                writing.append(way)
-            else:
-                writing[-1] = np.concatenate([writing[-1], way[1:]])
+            before = [] if lifted or not writing else [writing.pop()[:-1]]
+            writing.append(np.concatenate([*before, way]))
             pen = way[-1]
         return writing
 
@@ -267,7 +256,7 @@ class PenTokenizer:
         for (one, two), (first, second) in zip(codes.reshape(-1, 2).tolist(), known.reshape(-1, 2).tolist(), strict=True):
             fine = self.fine[two] if second else 0
             ways.append(self._way(pen, self.coarse[one] + fine)[1] if first else pen + step)
-            colours.append(INK if first else UNKNOWN)
+            colours.append(INK if first else MASKED)
             pen = ways[-1][-1]
         return _sheet(ways, colours)
 
