@@ -204,8 +204,10 @@ class PenTokenizer:
         pen, writing = np.zeros(2), []
         for one, two in codes[: len(codes) // 2 * 2].reshape(-1, 2).tolist():
             lifted, way = self._way(pen, self.coarse[one] + self.fine[two])
-            before = [] if lifted or not writing else [writing.pop()[:-1]]
-            writing.append(np.concatenate([*before, way]))
+            if lifted or not writing:
+                writing.append(way)
+            else:
+                writing[-1] = np.concatenate([writing[-1], way[1:]])
             pen = way[-1]
         return writing
 
