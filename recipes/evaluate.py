@@ -24,6 +24,8 @@ from tqdm import tqdm
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
+from components.samplers import Sampler
+from components.samplers.guidance import Scale
 from components.tasks import find_task
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
@@ -33,6 +35,7 @@ from mdm.data.validation import validation_batches
 from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
 from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
 from mdm.evaluation.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
+from mdm.generation.defaults import Defaults
 from mdm.generation.editing import second_half
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware, check_hardware, hardware
@@ -240,18 +243,32 @@ def judged(
     classes = [i % len(WORDS) for i in range(cfg.samples)]
     prompts = [{caption: task.caption.format(WORDS[c])} for c in classes]
     with hw.autocast():
-        made = generate(model, processor, task.write, prompts, seed=cfg.seed, batch_size=50, progress=progress).outputs
+        made = generated(cfg, model, processor, task.write, prompts, progress)
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
         results.samples[task.write] = prompts, made
         chosen = shuffled(test, cfg.samples, cfg.seed)
-        texts = generate(model, processor, task.read, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
+        texts = generated(cfg, model, processor, task.read, chosen, progress)
     read = np.array([class_in_text(t[caption], WORDS) for t in texts])
     results.metrics[f"{name}_to_text_accuracy"] = accuracy(read, [s["label"] for s in chosen])
     results.read[name] = [{**s, "read": t[caption]} for s, t in zip(chosen, texts, strict=True)]
     results.samples[task.read] = prompts_of(task.read, chosen), texts
     return judge
+
+
+def generated(
+    cfg: Any, model: Any, processor: Processor, task: str, prompts: Sequence[dict], progress: Callable[[int], Any]
+) -> list[dict]:
+    """What the model makes of prompts, sampled as `mdm generate` does it."""
+    how = inference(cfg, task, processor)
+    return generate(model, processor, task, prompts, *how, seed=cfg.seed, batch_size=50, progress=progress).outputs
+
+
+def inference(cfg: Any, task: str, processor: Processor) -> tuple[Sampler, Scale]:
+    """The sampler and the guidance scale of a task: those beside the model, else the packaged ones."""
+    own = Defaults.beside(getattr(cfg, "checkpoint", cfg.output_dir)).of(task, processor.vocabulary.modalities)
+    return own.sampler, own.guidance_scale if find_task(task).given else 0.0
 
 
 def complete(
@@ -264,7 +281,7 @@ def complete(
     chosen = shuffled(open_source(task.test, f"judged.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
         prompts = [{modality: second_half(processor, modality, s[modality])} for s in chosen]
-        made = generate(model, processor, task.complete, prompts, seed=cfg.seed, batch_size=50, progress=progress).outputs
+        made = generated(cfg, model, processor, task.complete, prompts, progress)
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_completed_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
 
@@ -278,7 +295,7 @@ def cross(
     (modality,) = find_task(task).generated
     chosen = shuffled(open_source(cfg.crossed[name].test, f"crossed.{name}.test"), cfg.samples, cfg.seed)
     with hw.autocast():
-        made = generate(model, processor, task, chosen, seed=cfg.seed, batch_size=50, progress=progress).outputs
+        made = generated(cfg, model, processor, task, chosen, progress)
     judgement = judge.classify([m[modality] for m in made])
     results.metrics[f"{name}_accuracy"] = accuracy(judgement, [s["label"] for s in chosen])
     results.samples[name] = prompts_of(task, chosen), made

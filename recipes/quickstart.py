@@ -30,6 +30,7 @@ from components.tokenizers.modality import Drawn, Played, fixed_length
 from mdm.config import UserError
 from mdm.config.names import TOKENIZERS
 from mdm.config.trust import is_listed
+from mdm.generation.defaults import Defaults
 from mdm.generation.generate import generate
 from mdm.generation.prompts import example, suffixes
 from mdm.hardware import Hardware, can_compile, cpu_name, hardware
@@ -62,6 +63,7 @@ class Settings(pretrain.Settings):
     crossed: dict[str, evaluate.CrossedTask] = field(default_factory=dict)  # pyright: ignore[reportInvalidTypeForm] (a recipe is loaded as it runs)
     samples: int = 200
     nelbo_repeats: int = 4
+    inference: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def validate(cfg: Settings) -> None:
@@ -74,12 +76,15 @@ def validate(cfg: Settings) -> None:
         raise UserError("the quickstart is one process; for several run pretrain, then evaluate")
     pretrain.validate(cfg)
     evaluate.validate_judged(cfg)
+    Defaults.packaged().on_top(cfg.inference, "inference")
 
 
 def main(cfg: Settings) -> None:
     started = time.perf_counter()
     folder = Path(cfg.output_dir)
     pretrain.main(cfg)
+    if cfg.inference:
+        Defaults.packaged().on_top(cfg.inference, "inference").save(folder / "model")
     history = read_history(folder / "history.jsonl")
     trained = [line for line in history if "tokens_per_second" in line]
     evaluating = time.perf_counter()
@@ -95,7 +100,7 @@ def main(cfg: Settings) -> None:
         for name, task in cfg.judged.items():
             shown = Judged(name, task, find_task(task.write).generated[0], processor, results)
             if isinstance(shown.tokenizer, Drawn):
-                sections += [drawn_section(shown, panels), film_section(shown, model, hw, folder, panels)]
+                sections += [drawn_section(shown, panels), film_section(cfg, shown, model, hw, folder, panels)]
             if isinstance(shown.tokenizer, Played):
                 sections.append(played_section(shown, panels))
         sections.append(reading_section(cfg, results, processor))
@@ -197,12 +202,14 @@ def drawn_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
     return Section(shown.title, f"Captions: {shown.captions}.", f'<div class="pair">{left}{right}</div>')
 
 
-def film_section(shown: Judged, model: Any, hw: Hardware, folder: Path, panels: dict[str, Image.Image]) -> Section:
+def film_section(
+    cfg: Settings, shown: Judged, model: Any, hw: Hardware, folder: Path, panels: dict[str, Image.Image]
+) -> Section:
     """A sample of each caption, from masks to the finished one: by confidence, or as it is made where its length is open."""
     (caption,) = find_task(shown.task.write).given
     prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
     fixed = fixed_length(shown.tokenizer) is not None
-    how = (Confidence(num_steps=8), 1.0) if fixed else (None, None)
+    how = (Confidence(num_steps=8), 1.0) if fixed else evaluate.inference(cfg, shown.task.write, shown.processor)
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
     frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]

@@ -55,18 +55,28 @@ class Defaults:
 
         Raises UserError where it is missing, or holds something else.
         """
-        read, settings = read_plain_yaml(Path(path)), {}
-        for key, node in read.items():
-            if not isinstance(node, dict) or set(node) - {"sampler", "guidance_scale"} or "sampler" not in node:
-                raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {node!r}")
-            node["sampler"] = check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)
-            node["guidance_scale"] = check_travelled(node.get("guidance_scale"), f"{key}.guidance_scale", path, SAMPLERS)
+        return cls({}).on_top(read_plain_yaml(Path(path)), path)
+
+    def on_top(self, read: Mapping[str, Any], path: str | Path) -> Defaults:
+        """These with others, which stand in the file `path`, in their place. Raises UserError as `load` does."""
+        settings = dict(self.settings)
+        for key, given in read.items():
+            if not isinstance(given, dict) or set(given) - {"sampler", "guidance_scale"} or "sampler" not in given:
+                raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {given!r}")
+            parts = {name: given.get(name) for name in ("sampler", "guidance_scale")}
+            node = {name: check_travelled(part, f"{key}.{name}", path, SAMPLERS) for name, part in parts.items()}
             _refuse_extremes(node, f"{path}: {key}")
             with one_line(f"{path}: {key}"):
                 _require_sampler(instantiate(node["sampler"], f"{key}.sampler"), f"{key}.sampler")
                 build_scale(node["guidance_scale"], key)
                 settings[name_of(find_task(key)) if "->" in key else key] = node
-        return cls(settings)
+        return Defaults(settings)
+
+    def save(self, model: str | Path) -> None:
+        """Writes the file beside a model."""
+        (Path(model) / FILE).write_text(
+            yaml.safe_dump({key: dict(node) for key, node in self.settings.items()}, sort_keys=False)
+        )
 
     @classmethod
     def beside(cls, checkpoint: str | Path, path: str | Path | None = None) -> Defaults:

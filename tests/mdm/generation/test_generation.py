@@ -348,6 +348,18 @@ def test_defaults_are_those_of_the_modality_or_of_the_task(processor, tmp_path):
         Defaults.load(path)
 
 
+def test_defaults_of_a_config_come_on_top_and_travel_with_the_model(processor, tmp_path):
+    modalities, own = processor.vocabulary.modalities, {"pen": {"sampler": {"_component_": "Confidence", "num_steps": 5}}}
+    packaged = Defaults.packaged()
+    defaults = packaged.on_top(own, "inference")
+    assert defaults.of("text_to_pen", modalities) == Inference(Confidence(num_steps=5), 0.0)
+    assert defaults.of("text_to_image", modalities) == packaged.of("text_to_image", modalities)
+    defaults.save(tmp_path)
+    assert Defaults.load(tmp_path / "defaults.yaml") == defaults
+    with pytest.raises(UserError, match="inference: pen must hold a sampler"):
+        packaged.on_top({"pen": {}}, "inference")
+
+
 @pytest.mark.parametrize(
     ("task", "prompts", "options", "message"),
     [
