@@ -25,7 +25,7 @@ from mdm.generation.generate import Generated, generate
 from mdm.hardware import Hardware
 from mdm.models.transformer import MaskedDiffusionModel
 from mdm.pages.live import STYLE, canvas
-from mdm.pages.media import enlarged, media_type
+from mdm.pages.media import enlarged, kind_of
 
 SAMPLERS: dict[str, Callable[[int, float, float], Sampler | None]] = {
     "default of the modality": lambda steps, temperature, top_p: None,
@@ -177,13 +177,15 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
 
     def asked(modality: str, task: str) -> Any:
         """Where a modality is typed, or brought as a file."""
-        kind = suffix(tokenizers[modality])
-        if kind is None:
+        ending = suffix(tokenizers[modality])
+        if ending is None:
             return gr.Textbox(captions.get(task, ""), label=modality, max_length=MAX_CHARACTERS)
-        if media_type(kind).startswith("audio"):
+        kind = kind_of(f"file{ending}") if ending != ".svg" else None  # gr.Image takes pixels
+        if kind == "audio":
             return gr.Audio(type="filepath", label=modality)
-        raster = media_type(kind).startswith("image") and not kind.startswith(".svg")
-        return gr.Image(image_mode=None, type="filepath", label=modality, height=200) if raster else gr.File(label=modality)
+        if kind == "image":
+            return gr.Image(image_mode=None, type="filepath", label=modality, height=200)
+        return gr.File(label=modality)
 
     def fill(tab: Tab) -> None:
         """A tab: what is given, settings, a button, the live canvas and the results."""

@@ -105,6 +105,7 @@ def test_a_user_generates_and_edits_in_a_browser(page):
         view.locator(".live:visible").get_by_text("Done in").wait_for(timeout=60_000)
         assert view.locator(".live:visible [title='given']").count() > 0
         view.get_by_role("tab", name="Part of the image").click()
+        view.locator("[data-testid='image']:visible").first.wait_for(timeout=30_000)  # a picture is brought as one
         view.locator("#go-text_to_image-edit").click()
         view.get_by_text("choose a file first: image").first.wait_for(timeout=30_000)
         assert not errors
