@@ -24,7 +24,8 @@ from omegaconf import MISSING
 from PIL import Image
 
 from components.data.digits import WORDS
-from components.samplers import Confidence
+from components.samplers import Confidence, Sampler
+from components.samplers.guidance import Scale
 from components.tasks import find_task
 from components.tokenizers.modality import Drawn, Played, fixed_length
 from mdm.config import UserError
@@ -208,8 +209,10 @@ def film_section(
     """A sample of each caption, from masks to the finished one: by confidence, or as it is made where its length is open."""
     (caption,) = find_task(shown.task.write).given
     prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
-    fixed = fixed_length(shown.tokenizer) is not None
-    how = (Confidence(num_steps=8), 1.0) if fixed else evaluate.inference(cfg, shown.task.write, shown.processor)
+    how: tuple[Sampler, Scale]
+    how, order = (Confidence(num_steps=8), 1.0), "the most confident tokens first, in eight steps"
+    if fixed_length(shown.tokenizer) is None:
+        how, order = evaluate.inference(cfg, shown.task.write, shown.processor), "as mdm generate makes it"
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
     frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]
@@ -220,9 +223,7 @@ def film_section(
     panels[f"{MASKS} to {shown.name}"] = film.strip(film.thinned(frames, 5))
     body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
     body += report.picture(still, "the same, step below step")
-    order = "the most confident tokens first, in eight steps" if fixed else "as mdm generate makes it"
-    text = f"From all masks, {order}."
-    return Section(f"From masks to {shown.name}", text, body)
+    return Section(f"From masks to {shown.name}", f"From all masks, {order}.", body)
 
 
 def played_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:

@@ -175,7 +175,7 @@ def ray_shards(
     """
     try:
         import ray
-        from ray.exceptions import RayError, RayTaskError
+        from ray import exceptions
     except ImportError as error:
         raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
@@ -190,9 +190,9 @@ def ray_shards(
             tries[number] += 1
             try:
                 yield ray.get(done)
-            except RayTaskError as error:  # Python's own, in the worker: the disk, the source
+            except exceptions.RayTaskError as error:  # Python's own, in the worker: the disk, the source
                 raise UserError(f"{shard_name(number)} cannot be written: {_said(error.cause)}") from error
-            except RayError as error:
+            except exceptions.RayError as error:
                 if tries[number] == TRIES:
                     first, last = number * shard_size, (number + 1) * shard_size - 1
                     raise UserError(

@@ -158,14 +158,15 @@ class PenTokenizer:
         """Codebooks of these sizes: k-means of the frames, then of what the first one leaves (scikit-learn)."""
         from sklearn.cluster import MiniBatchKMeans
 
-        tokenizer = cls(*np.zeros((2, 0, 3 + 2 * STEPS)), frame)
+        none = np.zeros((0, 3 + 2 * STEPS))
+        tokenizer = cls(none, none, frame)
         for _ in range(2):  # then again, of frames that begin where the first codebooks bring the pen
             residual, books = np.concatenate([tokenizer._follow(s["pen"])[1] for s in samples]), []
             for size in sizes:
-                means = MiniBatchKMeans(size, batch_size=4096, max_iter=30, n_init=1, random_state=0).fit(residual)
+                means = MiniBatchKMeans(size, batch_size=4096, max_iter=30, random_state=0).fit(residual)
                 books.append(means.cluster_centers_)
                 residual = residual - means.cluster_centers_[means.labels_]
-            tokenizer = cls(*books, frame)
+            tokenizer = cls(books[0], books[1], frame)
         return tokenizer
 
     @property
