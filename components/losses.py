@@ -10,7 +10,7 @@ From hidden states no logit is computed that the loss does not need: the masked 
 only that range's rows of the unembedding (and the end token's, where it is allowed) are multiplied, which *is* the
 restriction of the distribution to the ids that may stand there. A large range goes in chunks, recomputed in the backward
 pass, so the full logits are never held: by Liger's fused kernels where they are installed and the tensors on a GPU
-(`pip install -e ".[gpu]"`), else by PyTorch.
+(`pip install "trimodal-mdm[gpu]"`), else by PyTorch.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     mdm demo checkpoint=runs/quickstart
     mdm demo checkpoint=runs/quickstart port=8000 host=0.0.0.0
 
-Needs gradio: pip install -e ".[demo]".
+Needs gradio: pip install "trimodal-mdm[demo]".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the demo needs gradio; install it with: pip install -e '.[demo]'")
+        raise UserError("the demo needs gradio; install it with: pip install 'trimodal-mdm[demo]'")
     with socket.socket() as probe:
         try:
             probe.bind((cfg.host, cfg.port))

@@ -3,8 +3,8 @@
     mdm run harness checkpoint=hub:GSAI-ML/LLaDA-8B-Base tasks=[arc_challenge,piqa] limit=100
     mdm run harness checkpoint=runs/quickstart tasks=[mine] include_path=my_tasks
 
-Needs `pip install -e '.[eval]'`. Writes results.json to output_dir, and prints the harness's table. What did not fit the model
-and was cut, and what a task asks for that nothing here understands, is counted by task: `notes`, printed below the table.
+Needs `pip install 'trimodal-mdm[eval]'`. Writes results.json to output_dir, and prints the harness's table. What did not fit the
+model and was cut, and what a task asks for that nothing here understands, is counted by task: `notes`, printed below the table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Settings:
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before the model loads. Raises UserError."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("the harness is not installed; pip install -e '.[eval]'")
+        raise UserError("the harness is not installed; pip install 'trimodal-mdm[eval]'")
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
     check_output_dir(cfg.output_dir)

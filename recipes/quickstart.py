@@ -72,7 +72,7 @@ def validate(cfg: Settings) -> None:
     named = json.dumps(asdict(cfg), default=str)
     missing = [p for module, (p, word) in NEEDS.items() if word in named and importlib.util.find_spec(module) is None]
     if missing:
-        raise UserError(f"the quickstart needs {', '.join(missing)}; install them with: pip install -e '.[quickstart]'")
+        raise UserError(f"the quickstart needs {', '.join(missing)}; install them with: pip install 'trimodal-mdm[quickstart]'")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("the quickstart is one process; for several run pretrain, then evaluate")
     pretrain.validate(cfg)

@@ -98,7 +98,7 @@ def validate(cfg: Settings) -> None:
         load_recipe(SWEEPS[cfg.question]).validate(sweep_settings(cfg))
         return
     if cfg.ray is not None and importlib.util.find_spec("ray") is None:
-        raise UserError("ray: Ray is not installed; pip install -e '.[scale]', or set ray=null")
+        raise UserError("ray: Ray is not installed; pip install 'trimodal-mdm[scale]', or set ray=null")
     if not cfg.groups:
         raise UserError("groups: it is empty; name at least one group of cells")
     for name, group in cfg.groups.items():

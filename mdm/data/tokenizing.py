@@ -177,7 +177,7 @@ def ray_shards(
         import ray
         from ray import exceptions
     except ImportError as error:
-        raise UserError("ray_workers: Ray is not installed; pip install -e '.[scale]', or set ray_workers=null") from error
+        raise UserError("ray_workers: Ray is not installed: pip install 'trimodal-mdm[scale]', or ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
     arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size, tuple(sys.path))
