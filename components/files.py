@@ -3,12 +3,12 @@
 inside(folder, "text.tiktoken")     the path of a file that lies in the folder: no name leaves it
 read_inside(folder, "0000.png")     its bytes, to be shown to others
 read_json(path)                     a JSON object of a sensible size
+in_one_line(error)                  what is wrong with one, for a message
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -69,10 +69,15 @@ def require(found: dict[str, Any], path: str | Path, **kinds: Any) -> None:
             raise ValueError(f"{path}: {key} must be {_spell(kind)}, got {_short(value)}")
 
 
+def in_one_line(said: Any) -> str:
+    """An error, or any text, without a line break: white space of any kind is one space."""
+    return " ".join(str(said).split())
+
+
 def _spell(kind: Any) -> str:
     return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
 
 
 def _short(value: Any) -> str:
-    text = re.sub(r"\s+", " ", repr(value))
+    text = in_one_line(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."

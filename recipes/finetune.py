@@ -143,7 +143,7 @@ class Finetune(pretrain.Pretrain):
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The checkpoint's tokenizers and ids, and those of new modalities and tasks behind them."""
-        new = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
+        new = tokenizers(self.cfg.tokenizers, lambda modality: corpus(sources, modality))
         return self.base[1].grown(new, self.cfg.canvas, tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:

@@ -164,7 +164,7 @@ class Pretrain:
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
-        built = tokenizers(self.cfg.tokenizers, lambda: corpus(sources))
+        built = tokenizers(self.cfg.tokenizers, lambda modality: corpus(sources, modality))
         return Processor.build(built, cast(dict[str, int], self.cfg.canvas), tasks_of(self.cfg))
 
     def make_model(self) -> tuple[MaskedDiffusionModel, CompleteP]:

@@ -91,7 +91,7 @@ def same_work(cfg: Settings, folder: Path) -> None:
 def kept_tokenizers(cfg: Settings, source: Any, folder: Path) -> Processor:
     """Those of the config, saved beside the shards; of an earlier start, as they were saved then (one may be trained)."""
     if not (folder / "processor.json").is_file():
-        Processor.build(tokenizers(cfg.tokenizers, lambda: corpus({"source": source})), {}).save(folder)
+        Processor.build(tokenizers(cfg.tokenizers, lambda modality: corpus({"source": source}, modality)), {}).save(folder)
     return Processor.load(folder)
 
 

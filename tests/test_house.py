@@ -17,16 +17,6 @@ MAY_IMPORT = {
 }
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module)
-    return found
-
-
 WINGS = [
     "config",
     "hardware",
@@ -45,7 +35,7 @@ WINGS = [
 
 
 def named_modules(file: Path) -> set[str]:
-    """Every module that a file imports; relative imports, and names that `mdm` hands on, are resolved to where they lead."""
+    """Every module that a file imports; relative imports, names that `mdm` hands on, and names in strings, are resolved."""
     package = file.relative_to(ROOT).parent.parts
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -54,8 +44,17 @@ def named_modules(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1], *filter(None, [node.module])] if node.level else [node.module]
             home = ".".join(base)
-            found |= {sys.modules["mdm"]._HOMES.get(a.name, f"mdm.{a.name}") if home == "mdm" else home for a in node.names}
+            found |= {_home(a.name) if home == "mdm" else home for a in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mdm":
+            found.add(_home(node.attr))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)}
     return found
+
+
+def _home(name: str) -> str:
+    """Where `mdm.name` leads."""
+    return sys.modules["mdm"]._HOMES.get(name, f"mdm.{name}")
 
 
 def wing(module: str) -> str | None:
@@ -83,7 +82,16 @@ def test_inside_mdm_arrows_go_down():
 
 @pytest.mark.parametrize(
     "line",
-    ["from mdm import load_model", "from ..models import folder", "from mdm.models.folder import load_model", "import mdm.cli"],
+    [
+        "from mdm import load_model",
+        "from .. import load_model",
+        "from ..models import folder",
+        "from mdm.models.folder import load_model",
+        "import mdm.cli",
+        "import mdm; mdm.load_model",
+        "importlib.import_module('mdm.models.folder')",
+        "if TYPE_CHECKING: from mdm.models import folder",
+    ],
 )
 def test_an_arrow_that_goes_up_is_seen_however_it_is_written(tmp_path, monkeypatch, line):
     (tmp_path / "mdm" / "data").mkdir(parents=True)
@@ -122,7 +130,7 @@ def test_arrows_point_from_recipes_to_mdm_to_components():
         f"{file.relative_to(ROOT)} imports {name}"
         for room, banned in FORBIDDEN.items()
         for file in (ROOT / room).rglob("*.py")
-        for name in imports(file)
+        for name in named_modules(file)
         if name.split(".")[0] in banned
     ]
     assert not wrong

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex
 
+from components.files import in_one_line
+
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
 """Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""
 
@@ -24,7 +26,7 @@ class BadSample(ValueError):
         self.why: str = why
 
     def __str__(self) -> str:
-        return " ".join(f"{self.name}: {self.why}".split())  # one line, whatever a file is called
+        return in_one_line(f"{self.name}: {self.why}")  # whatever a file is called
 
 
 class Refused(ValueError):
@@ -102,7 +104,7 @@ def _tried(make: Callable[[], Any], name: str) -> Any:
 
 def reason(error: BaseException) -> str:
     """An exception in one line; its type is said where that is not the plain one of a wrong value."""
-    said = " ".join(str(error).split())
+    said = in_one_line(error)
     return said if said and type(error) is ValueError else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 

@@ -10,6 +10,7 @@ from components.data.bad import BadSample
 from components.data.clips import duration, read_audio
 from components.data.images import read_image
 from components.data.reading import checked_text
+from components.files import in_one_line
 
 
 def load_split(
@@ -42,7 +43,7 @@ def load_split(
         raise
     except Exception as error:  # of readers of many formats
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"{path} cannot be read: {' '.join(str(cause).split())}") from error
+        raise ValueError(f"{path} cannot be read: {in_one_line(cause)}") from error
 
 
 def undecoded(dataset: Any) -> Any:

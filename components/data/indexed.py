@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from components.data.bad import BadSample, OnCorrupt, Refused, name_of, refused
+from components.files import in_one_line
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class Iterated:
             except StopIteration:
                 return
             except Exception as error:  # of a reader of many formats: its generator is over
-                raise Refused(f"{name} and what follows cannot be read: {' '.join(str(error).split())}") from error
+                raise Refused(f"{name} and what follows cannot be read: {in_one_line(error)}") from error
             self._row += 1
             try:
                 sample = row if isinstance(row, BadSample) else self.convert(row, name)

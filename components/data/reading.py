@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from components.data.bad import MACHINE, BadSample
+from components.files import in_one_line
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -131,4 +132,4 @@ def unreadable(name: str, kind: str, error: Exception) -> Exception:
     if isinstance(error, OSError) and error.errno in MACHINE:
         return error
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return BadSample(name, f"it cannot be read as {kind}: {' '.join(str(reason).split())}")
+    return BadSample(name, f"it cannot be read as {kind}: {in_one_line(reason)}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 SAMPLE_RATE = 8000
+SHORTEST = 640  # samples, 80 ms: of a shorter clip there is no spectrum to compare
 
 
 def log_mel(audio: np.ndarray, window: int = 256, hop: int = 160, bands: int = 24) -> np.ndarray:
-    """Log-mel spectrogram `[frames, bands]` of 8 kHz audio: 32 ms windows every 20 ms."""
+    """Log-mel spectrogram `[frames, bands]` of 8 kHz audio: 32 ms windows every 20 ms; silence follows a very short clip."""
     from scipy.signal import ShortTimeFFT
     from scipy.signal.windows import hann
 
-    spectrum = ShortTimeFFT(hann(window), hop, SAMPLE_RATE, scale_to="magnitude").spectrogram(audio)
+    padded = np.pad(audio, (0, max(SHORTEST - len(audio), 0))).astype(float)
+    spectrum = ShortTimeFFT(hann(window), hop, SAMPLE_RATE, scale_to="magnitude").spectrogram(padded)
     return np.log10(_mel_filters(bands, spectrum.shape[0]) @ spectrum + 1e-8).T
 
 

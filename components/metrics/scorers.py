@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from components.files import in_one_line
 from components.resampling import resample
 
 Sample = Mapping[str, Any]
@@ -228,7 +229,7 @@ def loaded(component: Any, model: str) -> Any:
     try:
         return load(model)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model {model!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"model {model!r} cannot be loaded: {in_one_line(error)}") from error
 
 
 def _metric(metric: Any, feature: Any, **settings: Any) -> Any:

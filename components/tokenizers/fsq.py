@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from components.data.clips import waveform
 from components.data.images import square
-from components.files import read_json
+from components.files import in_one_line, read_json
 from components.tokenizers.clips import Clips
 from components.tokenizers.pictures import Pictures
 
@@ -152,7 +152,7 @@ class FSQAutoencoder(nn.Module):
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{folder}: weights and config.json do not match: {in_one_line(error)}") from error
         return model.eval().requires_grad_(False)
 
 

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.files import in_one_line
 from components.namesakes import hidden
 from mdm.config.errors import UserError
 from mdm.config.names import NAMES, close, full_path
@@ -108,7 +109,7 @@ def _said_if_moved(path: str) -> str:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    said = " ".join(str(error).split())
+    said = in_one_line(error)
     if absent := re.match(r"No module named '([\w.]+)\.(\w+)'; '.*' is not a package$", said):
         return f"{absent[1]} has no {absent[2]}"  # Python took the name for a module's
     return said

@@ -22,7 +22,7 @@ def one_line(where: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        said = " ".join(str(error).split())
+        said = files.in_one_line(error)
         plain = isinstance(error, (ValueError, FileNotFoundError))
         raise UserError(f"{where}: {said}" if plain else f"{where}: {type(error).__name__}: {said}") from error
 
@@ -39,4 +39,4 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(files.in_one_line(error)) from error

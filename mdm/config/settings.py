@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from omegaconf import AnyNode, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from components.files import in_one_line
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
 from mdm.config.names import NAMES, close
@@ -109,7 +110,7 @@ def _read_file(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry the line
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {in_one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
     return config

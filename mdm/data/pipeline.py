@@ -77,14 +77,14 @@ def open_source(node: Mapping[str, Any], key: str, endless: bool = False) -> Any
     return source
 
 
-def corpus(sources: Mapping[str, Any], limit: int = 20_000_000) -> Iterator[str]:
-    """The text of all sources, up to `limit` characters: what a tokenizer is trained on."""
+def corpus(sources: Mapping[str, Any], modality: str, limit: int = 20_000_000) -> Iterator[str]:
+    """The words that all sources have of a modality, up to `limit` characters: what its tokenizer is trained on."""
     seen = 0
     for source in sources.values():
         for sample in usable(source):
-            if isinstance(sample.get("text"), str):
-                yield sample["text"]
-                seen += len(sample["text"])
+            if isinstance(sample.get(modality), str):
+                yield sample[modality]
+                seen += len(sample[modality])
             if seen > limit:
                 return
 
@@ -101,9 +101,9 @@ def maskers(
     return {name: own.get(name, of_run) for name in data}
 
 
-def tokenizers(nodes: Mapping[str, Mapping[str, Any]], texts: Callable[[], Iterator[str]]) -> dict[str, Tokenizer]:
-    """The tokenizers of a config by modality, some of them trained. texts: what they are trained on, from its beginning"""
-    return {m: conforming(node, f"tokenizers.{m}", Tokenizer, corpus=texts()) for m, node in nodes.items()}
+def tokenizers(nodes: Mapping[str, Mapping[str, Any]], words: Callable[[str], Iterator[str]]) -> dict[str, Tokenizer]:
+    """The tokenizers of a config by modality, some of them trained. words: of a modality, what its own is trained on"""
+    return {m: conforming(node, f"tokenizers.{m}", Tokenizer, corpus=words(m)) for m, node in nodes.items()}
 
 
 def streams(

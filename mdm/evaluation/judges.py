@@ -66,7 +66,7 @@ class SpeechJudge:
     def _spectra(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         features = []
         for clip in clips:
-            mel = log_mel(np.pad(clip, (0, max(640 - len(clip), 0))).astype(float))
+            mel = log_mel(clip)
             at = np.linspace(0, len(mel) - 1, self.FRAMES)
             stretched = [np.interp(at, np.arange(len(mel)), band) for band in (mel - mel.mean(axis=0)).T]
             features.append(np.append(np.stack(stretched), 10 * len(clip) / SAMPLE_RATE))

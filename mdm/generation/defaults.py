@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from components.files import in_one_line
 from components.samplers import FirstHitting, PerModality, Sampler
 from components.samplers.guidance import Scale
 from components.schedules import Schedule
@@ -138,7 +139,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {in_one_line(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError(f"{path} must hold keys and values, got {type(found).__name__}")
     return found

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 
+from components.files import in_one_line
 from mdm.config import UserError, check, one_line, read_json, reason
 from mdm.data.processor import Processor
 from mdm.hardware import Hardware
@@ -105,7 +106,7 @@ def load_config(checkpoint: str | Path) -> ModelConfig:
     try:
         return ModelConfig(**raw)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{folder / 'config.json'}: {in_one_line(error)}") from error
 
 
 def load_model(
@@ -136,7 +137,7 @@ def load_model(
         else:
             load_quantized(model, packed[0], {name: w.to(device) for name, w in weights.items()}, packed[1])
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {' '.join(str(error).split())}") from error
+        raise UserError(f"checkpoint {folder}: weights and config.json do not match: {in_one_line(error)}") from error
     _check_written(folder, about)
     model.restore_buffers()
     return model.to(device).eval(), processor

@@ -184,7 +184,7 @@ def spectrograms(rows: Mapping[str, Sequence[np.ndarray]], labels: Sequence[str]
     for axis_row, (name, clips) in zip(axes, rows.items(), strict=True):
         for axis, clip, label in zip(axis_row, clips, labels, strict=True):
             own = resample(clip, sample_rate, SAMPLE_RATE) if len(clip) else clip
-            mel = log_mel(np.pad(own, (0, max(640 - len(own), 0))).astype(float))
+            mel = log_mel(own)
             end = max(len(clip) / sample_rate, 0.01)
             axis.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, end, 0, mel.shape[1]))
             axis.set(xticks=[0, round(0.7 * seconds, 1)], yticks=[], xlim=(0, max(seconds, 0.01)))

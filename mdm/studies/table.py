@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from components.files import in_one_line
 from mdm.config import UserError
 from mdm.config.names import up_to_date
 from mdm.studies.grid import Cell
@@ -145,4 +146,4 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except Exception as error:  # a damaged file, two columns of one name, a date beyond the calendar
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{path} cannot be read: {in_one_line(error)[:300]}") from error

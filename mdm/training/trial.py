@@ -158,9 +158,9 @@ def build(cfg: Any, own: Mapping[str, Tokenizer] | None, opened: Mapping[str, An
     texts = {key: source for key, source in opened.items() if key.endswith(".train") or key == "source"}
     seen = [0]
 
-    def limited() -> Iterator[str]:
+    def limited(modality: str) -> Iterator[str]:
         seen[0] = 0
-        for text in corpus(texts, CHARACTERS):
+        for text in corpus(texts, modality, CHARACTERS):
             seen[0] += len(text)
             yield text
 

@@ -80,5 +80,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_refuses_another(tmp_path):
     again = sweep.Cells(tmp_path, of)
     assert again.get("image", {"sampler": {"n": 1, "_component_": "x.A"}})["forwards"] == 2.0
     assert again.get("audio", setting) is None
+    old = {"sampler": {"_component_": "Confidence"}, "guidance_scale": {"_component_": "mdm.judges.ImageJudge"}}
+    again.add("image", old, {"forwards": 3.0})
+    new = {"sampler": {"_component_": "components.samplers.Confidence"}, "guidance_scale": {"_component_": "ImageJudge"}}
+    assert sweep.Cells(tmp_path, of).get("image", new)["forwards"] == 3.0  # whatever a name was when the cell was measured
     with pytest.raises(UserError, match="a sweep of another checkpoint"):
         sweep.Cells(tmp_path, {**of, "seed": 1})

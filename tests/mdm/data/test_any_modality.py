@@ -11,6 +11,7 @@ from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, find_config, instantiate, load
+from mdm.data.pipeline import corpus, tokenizers
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
 from mdm.data.settings import StreamSettings, check_streams, check_tasks, check_tokenizers, name_tasks, tasks_of
@@ -182,3 +183,12 @@ def test_a_task_is_part_of_the_row_whatever_it_is_called():
     parts = {"text": own.encode("text", "a")}
     rows = [task_sequence(own.vocabulary, name, parts, own.canvas).tokens for name in ("text_to_pen", "text->pen")]
     assert torch.equal(*rows)
+
+
+def test_words_of_any_name_train_their_own_tokenizer():
+    """Under another name than text, which other samples have too."""
+    sources = {"a": [{"title": "mountain " * 9, "text": "valley " * 9}, {"text": "river " * 9}], "b": [{"pen": "a0 b1"}]}
+    nodes = {name: {"_component_": "TextTokenizer.train", "vocab_size": 300} for name in ("title", "text")}
+    built = tokenizers(nodes, lambda modality: corpus(sources, modality))
+    lengths = {name: [len(built[name].encode(word)) for word in ("mountain", "valley", "river")] for name in built}
+    assert lengths == {"title": [1, 6, 5], "text": [8, 1, 1]}

@@ -28,6 +28,10 @@ def test_a_tone_lies_in_the_mel_band_of_its_pitch():
         assert log_mel(tone(centre).astype(float))[5:-5].mean(axis=0).argmax() == band
 
 
+def test_a_clip_of_nothing_is_silence():
+    assert log_mel(np.zeros(0)).tolist() == log_mel(np.zeros(640)).tolist()
+
+
 def test_a_speech_judge_hears_what_is_said_and_not_how_loud():
     """Tones that rise, fall or stay, at 12 lengths each; then at a third of the loudness."""
 
