@@ -3,8 +3,9 @@
     mdm run harness checkpoint=hub:GSAI-ML/LLaDA-8B-Base tasks=[arc_challenge,piqa] limit=100
     mdm run harness checkpoint=runs/quickstart tasks=[mine] include_path=my_tasks
 
-Needs `pip install 'trimodal-mdm[eval]'`. Writes results.json to output_dir, and prints the harness's table. What did not fit the
-model and was cut, and what a task asks for that nothing here understands, is counted by task: `notes`, printed below the table.
+Needs `pip install 'trimodal-mdm[eval]'`. Writes results.json to output_dir, and prints the harness's table. What did not fit
+the model and was cut, and what a task asks for that nothing here understands, is counted by task: `notes`, printed below
+the table.
 """
 
 from __future__ import annotations

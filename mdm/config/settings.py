@@ -53,7 +53,10 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: no value, neither in {path} nor as {error.full_key}=VALUE") from error
     except ValidationError as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        null = "is not Optional" in said or "value 'None'" in said
+        why = "null is no value of it (and takes out only what the config builds on)" if null else said
+        raise UserError(f"{error.full_key}: {why}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
 

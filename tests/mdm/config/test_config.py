@@ -101,3 +101,9 @@ def test_a_component_goes_by_its_short_name(read):
         read("sampler=Confidance")
     with pytest.raises(UserError, match="canvas"):  # holds no component
         read("canvas=Confidence", yaml="canvas: {text: 4}")
+
+
+@pytest.mark.parametrize(("yaml", "key"), [("number: null", "number"), ("inner: {pen: null}", "inner.pen")])
+def test_a_null_where_none_may_be_is_said_by_its_key(read, yaml, key):
+    with pytest.raises(UserError, match=rf"^{key}: null is no value of it"):
+        read(yaml=yaml)
