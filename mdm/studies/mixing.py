@@ -25,6 +25,8 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     """The law of each modality, from the group `grid`, and what it predicts of the group `held_out`. Raises UserError."""
     done = [r for r in rows if r["status"] == "finished"]
     lost = [r["cell"] for r in rows if r["status"] != "finished"]
+    if lacks := [name for name in TASKS if any(f"share/{name}" not in r for r in done)]:
+        raise UserError(f"mixing: it is about the streams {', '.join(TASKS)} of the quickstart's data; there is no {lacks[0]}")
     grid, held = ([r for r in done if r["group"] == g] for g in ("grid", "held_out"))
     if len({tuple(shares(r)) for r in grid}) < 6:
         raise UserError(

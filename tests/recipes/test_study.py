@@ -144,6 +144,8 @@ def test_a_mixing_law_finds_the_transfer_it_was_made_with_and_predicts_new_mixtu
     assert mixing.draw(table, summary)[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="at least 6 mixtures that finished; there are 3"):
         mixing.conclude(table[:3])
+    with pytest.raises(UserError, match="there is no speech"):
+        mixing.conclude([{k: v for k, v in r.items() if k != "share/speech"} for r in table])
 
 
 def test_cells_are_every_combination_with_every_seed():
