@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import runpy
 import shutil
 import signal
@@ -33,6 +32,7 @@ from mdm.recipe import (
     load_module,
     load_recipe,
     recipe_names,
+    recipe_of,
     takes_config,
 )
 
@@ -42,15 +42,9 @@ def _ls(parser: Parser, words: Sequence[str]) -> None:
     print(f"{'RECIPE':<18}WHAT IT DOES, AND ITS CONFIGS")
     configs = sorted((recipe_root() / "configs").glob("*.yaml"))
     for name in recipe_names():
-        own = [c.stem for c in configs if _recipe_of(c) == name]
+        own = [c.stem for c in configs if recipe_of(c) == name]
         first = about(find_recipe(name))[0].partition("\n")[0]
         print(f"{name:<18}{first}\n{'':<18}  {', '.join(own)}")
-
-
-def _recipe_of(config: Path) -> str:
-    """The recipe that a config is for: its header shows the command; one without is called like its recipe."""
-    shown = re.search(rf"mdm run (\w+) --config {config.stem}\b", config.read_text())
-    return shown.group(1) if shown else config.stem
 
 
 def _cp(parser: Parser, words: Sequence[str]) -> None:

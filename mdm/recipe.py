@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import re
 import select
 import signal
 import sys
@@ -33,13 +34,21 @@ def find_recipe(name: str) -> Path:
         return path
     path = recipe_root() / f"{name}.py"
     if not path.is_file():
-        names = recipe_names()
+        names, config = recipe_names(), recipe_root() / "configs" / f"{name}.yaml"
+        if config.is_file():
+            raise UserError(f"{name!r} is a config; run it with: mdm run {recipe_of(config)} --config {name}")
         raise UserError(f"recipe {name!r} is not one of {', '.join(names)}, nor the path of a .py file{close(name, names)}")
     return path
 
 
 def recipe_names() -> list[str]:
     return sorted(p.stem for p in recipe_root().glob("*.py"))
+
+
+def recipe_of(config: Path) -> str:
+    """The recipe that a config is for: its header shows the command; one without is called like its recipe."""
+    shown = re.search(rf"mdm run (\w+) --config {config.stem}\b", config.read_text())
+    return shown.group(1) if shown else config.stem
 
 
 def about(recipe: Path) -> tuple[str, str | None]:

@@ -122,6 +122,12 @@ WRONG = {
 }
 
 
+def test_a_config_in_a_recipes_place_is_told_its_command(run):
+    done = run("run", "quickstart_any", check=False)
+    assert done.returncode == 2
+    assert done.stderr == "mdm: 'quickstart_any' is a config; run it with: mdm run quickstart --config quickstart_any\n"
+
+
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.replace(" ", "_"))
 def test_a_wrong_word_is_one_line(case):
     words, message = WRONG[case]
