@@ -24,6 +24,7 @@ from mdm.config.trust import named, trust_run
 from mdm.recipe import (
     Parser,
     about,
+    called,
     config_of,
     exit_on_user_error,
     explain,
@@ -122,7 +123,7 @@ def _explained(recipe: Path, words: Sequence[str], command: str = "run") -> bool
         return False
     doc, config = about(recipe)
     if config is not None:
-        parser = Parser(prog=f"mdm {command} {recipe.stem}", description=doc, add_help=False)
+        parser = Parser(prog=f"mdm {command} {called(recipe)}", description=doc, add_help=False)
         takes_config(parser, config_of(recipe, config))
         explain(parser, parser.read(words).config)
     return config is not None

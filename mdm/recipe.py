@@ -117,10 +117,15 @@ def takes_config(parser: Parser, config: str) -> Parser:
     return parser
 
 
+def called(recipe: Path) -> str:
+    """A recipe as `mdm run` takes it: one of ours by its name, a user's own by its path."""
+    return recipe.stem if recipe.resolve().parent == recipe_root().resolve() else str(recipe)
+
+
 def config_of(recipe: Path, config: str) -> str:
     """The config of a recipe where none is named: of a copy, the one beside it; else the library's."""
     beside = recipe.with_suffix(".yaml")
-    return str(beside) if recipe.resolve().parent != recipe_root().resolve() and beside.is_file() else config
+    return str(beside) if called(recipe) != recipe.stem and beside.is_file() else config
 
 
 def explain(parser: Parser, config: str) -> None:
@@ -145,7 +150,7 @@ def run_recipe(
     """
     recipe = Path(sys.argv[0])
     doc = sys.modules["__main__"].__doc__
-    parser = takes_config(Parser(prog=f"mdm run {recipe.stem}", description=doc, add_help=False), config_of(recipe, config))
+    parser = takes_config(Parser(prog=f"mdm run {called(recipe)}", description=doc, add_help=False), config_of(recipe, config))
 
     def work() -> None:
         arguments = parser.read(sys.argv[1:])

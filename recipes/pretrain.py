@@ -153,9 +153,9 @@ class Pretrain:
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema is not None else None
-        own = all(is_listed(tokenizer, TOKENIZERS) for tokenizer in self.processor.tokenizers.values())
+        foreign = [tokenizer for tokenizer in self.processor.tokenizers.values() if not is_listed(tokenizer, TOKENIZERS)]
         shows = shown(cfg.data, sources, self.processor, self.model.config.max_length)
-        self.example = example(self.folder, *shows, trust=not own)
+        self.example = example(self.folder, *shows, foreign=foreign)
         checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
         self.scaled_to: int | None = None

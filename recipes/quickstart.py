@@ -124,9 +124,9 @@ def main(cfg: Settings) -> None:
         if name in results.metrics:
             print(f"  {name:<30}{results.metrics[name]:.3f}")
     print(f"\nReport: {path.resolve()}\nGo on with:")
-    trust = not all(is_listed(tokenizer, TOKENIZERS) for tokenizer in processor.tokenizers.values())
+    foreign = [tokenizer for tokenizer in processor.tokenizers.values() if not is_listed(tokenizer, TOKENIZERS)]
     for task in cfg.judged.values():
-        print(f"  {example(folder, task.write, task.caption.format('seven'), files=suffixes(processor), trust=trust)}")
+        print(f"  {example(folder, task.write, task.caption.format('seven'), files=suffixes(processor), foreign=foreign)}")
     print("  mdm cp pretrain my.py      # then edit my.py and my.yaml, and: mdm run my.py --config my.yaml")
 
 

@@ -13,6 +13,7 @@ from mdm.config.settings import at_least as at_least
 from mdm.config.settings import at_least_one as at_least_one
 from mdm.config.settings import carried as carried
 from mdm.config.settings import find_config as find_config
+from mdm.config.settings import found_beside as found_beside
 from mdm.config.settings import layers as layers
 from mdm.config.settings import load as load
 from mdm.config.settings import read_yaml as read_yaml

@@ -29,6 +29,18 @@ WORDS = {"words": True}
 """Metadata of a setting that holds what a user says: words, or words by name (`prompt.text=007`); null where it is absent."""
 
 
+_beside_configs: set[str] = set()
+
+
+def found_beside(built: Any) -> Path | None:
+    """The folder of a user's config, where an object's class comes from there: another command does not look in it."""
+    module = sys.modules.get(type(built).__module__.partition(".")[0])
+    file = getattr(module, "__file__", None)
+    folder = None if file is None else Path(file).resolve().parent
+    here = (Path.cwd().resolve(), (recipe_root() / "configs").resolve())
+    return folder if str(folder) in _beside_configs and folder not in here else None
+
+
 def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """The settings of a recipe: `schema` (a dataclass) filled from a YAML file and `key=value` overrides.
 
@@ -39,6 +51,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     for file in layers(path):  # a module beside a config may be named in it
         if (folder := str(file.parent.resolve())) not in sys.path:
             sys.path.append(folder)
+            _beside_configs.add(folder)
     spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
     said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
     try:

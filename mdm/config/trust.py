@@ -9,6 +9,7 @@ lists for the purpose is built (names.py), from plain values and files of the sa
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ def trust_run(config: Any, everything: bool = False) -> None:
     everything: `trust=true` of the command
     """
     global _named_by_run, _everything
+    _say_once.cache_clear()
     _named_by_run, _everything = frozenset(map(full_path, named(config))), everything
 
 
@@ -143,5 +145,19 @@ def _allowed(name: Any, key: str, file: Path, table: Mapping[str, str], trust: b
             f"{file}: {key} names {name!r}, which is none of the library's own ({', '.join(table)}); "
             "if you trust who made that file, set trust=true"
         )
-    print(f"trust=true: {file} names {path}, which is run", flush=True)
+    try:
+        found = inspect.getmodule(locate(path, key))
+    except UserError as error:
+        module = path.partition(".")[0]
+        if f"No module named {module!r}" not in str(error):
+            raise
+        hint = f"run this in the folder of {module}.py, or with PYTHONPATH=FOLDER"
+        raise UserError(f"{file}: {key} names {path!r}, and there is no {module}.py here; {hint}") from error
+    where = getattr(found, "__file__", None)
+    _say_once(f"trust=true: {file} names {path}, which is run{f' out of {where}' if where else ''}")
     return path
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)

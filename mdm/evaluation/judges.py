@@ -79,7 +79,9 @@ def coded(samples: Sequence[dict], processor: Processor, modality: str) -> list[
 
 
 def train_judge(node: Mapping[str, Any], key: str, processor: Processor, modality: str) -> Any:
-    """The judge of a config's node, trained on its `samples` as they are and as the tokenizer hands them back."""
+    """The judge of a config's node, trained on its `samples` (if any) as they are and as the tokenizer hands them back."""
+    if "samples" not in node:
+        return instantiate(node, key)
     training = list(usable(instantiate(node["samples"], f"{key}.samples")))
     own = {name: value for name, value in node.items() if name != "samples"}
     return instantiate(own, key, samples=[*training, *coded(training, processor, modality)])

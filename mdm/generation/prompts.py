@@ -13,8 +13,9 @@ in seconds (a clip; `start-` goes on to a new end). A text that is edited has it
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from components.tasks import INSTRUCT, Task, find_task
 from components.templates import Templated, fill
 from components.tokenizers.modality import Filed, suffix
 from components.vocabulary import Vocabulary
-from mdm.config import UserError
+from mdm.config import UserError, found_beside
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, edit, infill
 
@@ -160,7 +161,9 @@ def read_prompt(
         try:
             count, canvas = len(processor.encode(modality, raw)), processor.canvas.get(modality)
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
+            no_file = not isinstance(processor.tokenizers[modality], Filed) and os.path.isfile(prompt[modality])
+            why = f" ({modality} is given as words: its tokenizer reads no files)" if no_file else ""
+            raise UserError(f"{where}: {error}{why}") from error
         if canvas is not None and count > canvas:
             raise UserError(f"{where}: {modality} of {count} tokens does not fit its canvas of {canvas}")
     if "edit" not in prompt and task == "text":
@@ -206,7 +209,8 @@ def read_part(modality: str, value: str, processor: Processor, where: str) -> An
     try:
         return tokenizer.read(Path(value)) if isinstance(tokenizer, Filed) else value
     except (ValueError, OSError) as error:
-        raise UserError(f"{where}: {error}") from error
+        why = str(error) if value in str(error) else f"{value}: {error}"
+        raise UserError(f"{where}: {why}") from error
 
 
 def easiest(tasks: Iterable[str]) -> str:
@@ -255,14 +259,15 @@ def example(
     text: str | None = None,
     length: int | None = None,
     files: Mapping[str, str | None] | None = None,
-    trust: bool = False,
+    foreign: Sequence[Any] = (),
 ) -> str:
     """A command that generates, ready to be pasted. A file is for the user to name.
 
     text:  one that a template made is taken apart into what the user says, and the template
     files: suffixes by modality; of one that is not there, but for text, the kind of file is not said
-    trust: the checkpoint has a tokenizer that is not the library's own
+    foreign: the tokenizers that are not the library's own: they want trust, and their folder
     """
+    places = sorted({os.path.relpath(folder) for tokenizer in foreign if (folder := found_beside(tokenizer))})
     template = None
     if isinstance(text, Templated):
         (start, stop), *_ = text.plain or ((0, len(text)),)
@@ -277,5 +282,6 @@ def example(
         words += [f"prompt.{m}={values[m]}" for m in given]
     words += [] if template in (None, "{}") else [f"template={template}"]
     words += [] if length is None else [f"length={length}"]
-    words += ["trust=true"] if trust else []
-    return " ".join(["mdm generate", *map(shlex.quote, words)])
+    words += ["trust=true"] if foreign else []
+    path = [f"PYTHONPATH={shlex.quote(os.pathsep.join(places))}"] if places else []
+    return " ".join([*path, "mdm generate", *map(shlex.quote, words)])

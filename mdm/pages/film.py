@@ -75,14 +75,14 @@ def text_panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: i
 
 
 def text_with_gaps(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> str:
-    """A text so far, on one line: a sign for every masked token, nothing for what lies behind the end."""
+    """A text so far (or whatever has neither file nor look), on one line: a sign for a masked token, nothing behind the end."""
     end, mask = processor.vocabulary.end_id, processor.vocabulary.mask_id
     pieces: list[str] = []
     run: list[int] = []
     for token in [*ids.tolist(), end]:
         if token in (mask, end):
             if run:
-                pieces.append(processor.decode(name, torch.tensor(run)))
+                pieces.append(str(processor.decode(name, torch.tensor(run))))
                 run = []
             if token == mask:
                 pieces.append(MASK_SIGN)

@@ -47,7 +47,7 @@ def words(processor: Processor, name: str, ids: Int[Tensor, " n"], confidence: F
         if token == vocabulary.mask_id:
             spans.append('<span class="masked">____</span> ')
         elif token != vocabulary.end_id:
-            piece = html.escape(processor.decode(name, torch.tensor([token])))
+            piece = html.escape(str(processor.decode(name, torch.tensor([token]))))
             spans.append(f'<span style="background:{heat(sure)}" title="{tip(sure)}">{piece}</span>')
     return f'<div class="canvas text"><div class="words">{"".join(spans)}</div></div>'
 

@@ -89,6 +89,8 @@ def test_a_recipes_help_is_that_of_the_config_that_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     assert text.strip() in mdm("run", "pretrain", "--config", tmp_path / "mine.yaml", "--help").stdout
     assert "mdm validate pretrain" in mdm("validate", "pretrain", "--help").stdout
+    mdm("cp", "pretrain", tmp_path / "my.py")
+    assert f"usage: mdm run {tmp_path / 'my.py'}" in mdm("run", tmp_path / "my.py", "--help").stdout  # as it is called
     assert "usage: mdm run pretrain" in _here(["run", "--nproc_per_node", "2", "pretrain", "-h"], ROOT).stdout
 
 

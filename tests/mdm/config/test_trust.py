@@ -287,7 +287,17 @@ def test_an_own_class_loads_where_it_is_trusted_and_is_named(own, capsys):
         load_model(own)
     _, processor = load_model(own, trust=True)
     assert type(processor.tokenizers["image"]).__name__ == "Tiles"
-    assert "names owntiles.Tiles, which is run" in capsys.readouterr().out
+    load_model(own, trust=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if "names owntiles.Tiles, which is run out of " in line]
+    assert len(said) == 1  # once, with the file: another of that name may stand on the path
+    assert said[0].endswith("owntiles.py")
+
+
+def test_an_own_class_whose_file_is_elsewhere_is_asked_for(folder):
+    node = {"_component_": "absenttiles.Tiles", "size": 8}
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=node))
+    with pytest.raises(UserError, match=r"no absenttiles\.py here; run this in the folder of .*PYTHONPATH=FOLDER"):
+        load_model(folder, trust=True)
 
 
 @pytest.mark.parametrize("named", ["owntiles.Tiles", "owntiles.Tiles.made"])

@@ -8,7 +8,7 @@ from components.metrics.mel import log_mel
 from components.metrics.quality import frechet
 from components.tokenizers.image import GreyPatchTokenizer
 from mdm.data.processor import Processor
-from mdm.evaluation.judges import SAMPLE_RATE, ImageJudge, Judged, SpeechJudge, class_in_text
+from mdm.evaluation.judges import SAMPLE_RATE, ImageJudge, Judged, SpeechJudge, class_in_text, train_judge
 
 
 def tone(pitch, seconds=0.3, peak=0.5):
@@ -61,6 +61,15 @@ def test_real_samples_are_judged_by_their_labels_and_their_halves_differ():
     features = judge.features([s["image"] for s in test])
     assert real["frechet_of_halves"] == pytest.approx(frechet(features[order[::2]], features[order[1::2]]))
     assert real["frechet_of_halves"] > 0.1
+
+
+def test_a_judge_that_learns_nothing_needs_no_samples():
+    processor = Processor.build({"image": GreyPatchTokenizer(8, 1, 17)}, {"image": 64})
+    assert isinstance(train_judge({"_component_": f"{__name__}.Counts"}, "judged.image.judge", processor, "image"), Counts)
+
+
+class Counts:
+    """Classifies without any training."""
 
 
 def test_the_caption_names_the_digit_or_the_one_before_it():

@@ -1,6 +1,9 @@
 """A prompt in a template: the template's control tokens are control tokens, what the user says is text."""
 
+import importlib
 import json
+import sys
+from dataclasses import dataclass
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -8,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from components.templates import fill
 from components.tokenizers.text import JsonTokenizer
 from components.vocabulary import Vocabulary
-from mdm.config import UserError
+from mdm.config import UserError, load
 from mdm.data.processor import Processor
 from mdm.generation.prompts import check_template, example, read_prompt
 
@@ -55,6 +58,26 @@ def test_the_checkpoints_own_chat_template(processor, tmp_path):
 def test_a_template_that_takes_no_prompt_is_named(template, task):
     with pytest.raises(UserError, match="template: "):
         check_template(template, task)
+
+
+def test_a_command_finds_the_tokenizer_that_stands_beside_a_config_elsewhere(tmp_path, monkeypatch):
+    """Training looks beside its config, another command does not."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "besides.py").write_text("class Tokens: ...")
+    (tmp_path / "mine" / "c.yaml").write_text("x: 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    load(Holder, "mine/c.yaml")
+    tokens = importlib.import_module("besides").Tokens()
+    shown = "mdm generate checkpoint=runs/x task=tune trust=true"
+    assert example("runs/x", "tune", foreign=[tokens]) == f"PYTHONPATH=mine {shown}"
+    monkeypatch.chdir("mine")
+    assert example("runs/x", "tune", foreign=[tokens]) == shown
+
+
+@dataclass
+class Holder:
+    x: int = 0
 
 
 def test_a_command_says_the_prompt_and_the_template_apart():

@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,45 @@ def test_the_canvas_on_the_page_is_drawn_and_coloured_by_confidence(model, proce
     assert 'class="masked"' not in last
 
 
+class Plain:
+    """Pairs of numbers: no files, no look, no sound."""
+
+    codebooks = (9,)
+
+    def encode(self, raw):
+        return torch.tensor([3 * a + b for a, b in raw])
+
+    def decode(self, codes):
+        return [divmod(c, 3) for c in codes.tolist()]
+
+    def save(self, folder):
+        return {}
+
+
+def test_a_modality_that_says_nothing_of_itself_is_filmed_and_watched_as_it_prints(tmp_path):
+    text = TextTokenizer.train(["two pairs"] * 9, vocab_size=280)
+    plain = Processor.build({"text": text, "plain": Plain()}, {"text": 8, "plain": 4}, ["text_to_plain", "plain_to_text"])
+    model = builders.nano(plain.vocabulary.size, max_length=32, width=48, num_layers=1)
+    seen = []
+    generate(
+        model,
+        plain,
+        "text_to_plain",
+        [{"text": "two"}],
+        guidance_scale=0.0,
+        watch=lambda step, batch: seen.append((batch, step)),
+    )
+    batch, last = seen[-1]
+    tokens = batch.tokens.clone()
+    tokens[batch.maskable] = plain.vocabulary.to_global("plain", torch.tensor([0, 4, 8, 1]))
+    assert film.text_with_gaps(plain, "plain", tokens[batch.maskable]) == "[(0, 0), (1, 1), (2, 2), (0, 1)]"
+    assert film.frame(plain, batch, tokens).width > 0
+    assert "(1, 1)" in live.canvas(plain, batch, replace(last, tokens=tokens), 0)
+    (tmp_path / "a.json").write_text("[[1, 1]]")
+    with pytest.raises(UserError, match=r"\(plain is given as words: its tokenizer reads no files\)$"):
+        read_prompt({"plain": str(tmp_path / "a.json")}, "plain_to_text", plain, "prompt")
+
+
 def test_the_demo_has_a_tab_for_each_modality_that_is_made(processor):
     making, editing = tabs(processor)
     assert [(t.title, t.task) for t in making] == [
@@ -171,7 +211,7 @@ def test_a_file_of_a_prompt_is_read_by_its_tokenizer(processor, tmp_path):
     check_prompt(prompt, "hand_to_text", suffixes(processor), "prompt")
     assert read_prompt(prompt, "hand_to_text", processor, "prompt") == {"hand": SQUARE}
     assert bring(processor, "hand", str(tmp_path / "a.json")) == SQUARE
-    with pytest.raises(UserError, match=r"^prompt: Expecting property name"):
+    with pytest.raises(UserError, match=r"^prompt: .*b\.json: Expecting property name"):
         read_prompt({"hand": str(tmp_path / "b.json")}, "hand_to_text", processor, "prompt")
     with pytest.raises(UserError, match=r"prompt: hand file not found: absent\.json"):
         check_prompt({"hand": "absent.json"}, "hand_to_text", suffixes(processor), "prompt")
