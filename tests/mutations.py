@@ -1029,8 +1029,8 @@ MUTATIONS = [
         "mdm/config/test_trust.py",
         (
             "defaults: samplers of strangers",
-            'check_travelled(node["sampler"], f"{key}.sampler", path, SAMPLERS)',
-            'node["sampler"]',
+            'check_travelled(part, f"{key}.{name}", path, SAMPLERS)',
+            "part",
         ),
         ("defaults: steps without end", '_refuse_extremes(node, f"{path}: {key}")', "pass"),
     ),

@@ -197,3 +197,68 @@ def test_an_edit_is_of_the_first_modality_that_takes_file_and_region(processor, 
         edit(processor, "hand", SQUARE, "0-1")
     with pytest.raises(UserError, match=r"^prompt: hand cannot be edited: .*Hand has no region"):
         read("joint_hand_image", "a.json", "0-1")
+
+
+class Pair:
+    """Two codes a sample, of two codebooks, and nothing else is known: a list."""
+
+    codebooks = (4, 10)
+
+    def encode(self, raw):
+        return torch.tensor(raw)
+
+    def decode(self, codes):
+        return codes.tolist()
+
+    def save(self, folder):
+        return None
+
+
+def test_codes_that_are_no_words_are_shown_as_codes():
+    """A token alone says nothing where a frame is several: neither page nor film decodes one."""
+    own = Processor.build({"pair": Pair()}, {"pair": 4}, ["pair"])
+    small = builders.nano(vocab_size=own.vocabulary.size, max_length=64, width=32, num_layers=1, num_heads=2)
+    small.init_weights(torch.Generator().manual_seed(0))
+    seen = []
+    made = generate(small, own, "pair", [{}], watch=lambda step, batch: seen.append((batch, step)), film=True)
+    assert isinstance(made.outputs[0]["pair"], list)
+    assert film.frame(own, made.batch, made.steps[-1].tokens).size[0] > 1
+    assert live.canvas(own, *seen[0], 0).count('class="masked"') == 4
+
+
+def fails(*names):
+    def fail(self, *given):
+        raise KeyError("boom\nand more")
+
+    return type("Hand", (Hand,), dict.fromkeys(names, fail))()
+
+
+@pytest.mark.parametrize("name", ["write", "draw"])
+def test_what_a_tokenizer_cannot_write_is_one_line_and_leaves_nothing(name, tmp_path):
+    own = Processor.build({"hand": fails(name)}, {"hand": 4})
+    with pytest.raises(UserError, match=r"^output_dir .*: cannot write the outputs: KeyError: 'boom\\nand more'"):
+        save_outputs(tmp_path, own, [{}], [{"hand": SQUARE}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["read", "encode", "region"])
+def test_what_a_tokenizer_cannot_read_is_one_line(name, tmp_path):
+    own = Processor.build(
+        {"text": TextTokenizer.train(["a"] * 9, 257), "hand": fails(name)}, {"hand": 4}, ["hand_to_text", "hand"]
+    )
+    (tmp_path / "a.json").write_text(json.dumps(SQUARE))
+    path = str(tmp_path / "a.json")
+    prompt, task = ({"edit": path, "region": "half"}, "hand") if name == "region" else ({"hand": path}, "hand_to_text")
+    with pytest.raises(UserError, match=r"^prompt: KeyError: 'boom\\nand more'") as told:
+        read_prompt(prompt, task, own, "prompt")
+    assert "\n" not in str(told.value)
+
+
+def test_what_cannot_be_decoded_or_saved_is_one_line(tmp_path):
+    own = Processor.build({"hand": fails("decode")}, {"hand": 4}, ["hand"])
+    small = builders.nano(vocab_size=own.vocabulary.size, max_length=64, width=32, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"^hand cannot be decoded: KeyError: 'boom\\nand more'"):
+        generate(small, own, "hand", [{}])
+    for tokenizer, why in ((Pair(), "it gives None, and not the _component_"), (fails("save"), "KeyError: 'boom")):
+        with pytest.raises(UserError, match=rf"^tokenizers\.hand cannot be saved: {why}"):
+            Processor.build({"hand": tokenizer}, {"hand": 4}).save(tmp_path)
