@@ -182,3 +182,8 @@ def test_a_task_is_part_of_the_row_whatever_it_is_called():
     parts = {"text": own.encode("text", "a")}
     rows = [task_sequence(own.vocabulary, name, parts, own.canvas).tokens for name in ("text_to_pen", "text->pen")]
     assert torch.equal(*rows)
+
+
+def test_a_canvas_is_of_whole_frames():
+    with pytest.raises(ValueError, match=r"canvas.pen must be a positive multiple of 2 \(codebooks\), got 7"):
+        Processor.build({"text": old_text(), "pen": Pen()}, {"pen": 7})

@@ -1,6 +1,7 @@
 """Pages, films, files and prompts of a modality that the library has never heard of: all that they know is what it says."""
 
 import html
+import io
 import json
 
 import numpy as np
@@ -16,11 +17,11 @@ from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.editing import edit
 from mdm.generation.generate import generate
-from mdm.generation.prompts import check_prompt, example, read_prompt, suffixes
+from mdm.generation.prompts import check_prompt, easiest, example, read_prompt, spelled_out, suffixes
 from mdm.models import builders
-from mdm.pages import comparison, film, live
+from mdm.pages import comparison, film, live, report
 from mdm.pages.demo import bring, tabs
-from mdm.pages.media import save_outputs
+from mdm.pages.media import image_grid, next_number, save_outputs
 
 BLUE = np.array(MASKED)
 
@@ -262,3 +263,67 @@ def test_what_cannot_be_decoded_or_saved_is_one_line(tmp_path):
     for tokenizer, why in ((Pair(), "it gives None, and not the _component_"), (fails("save"), "KeyError: 'boom")):
         with pytest.raises(UserError, match=rf"^tokenizers\.hand cannot be saved: {why}"):
             Processor.build({"hand": tokenizer}, {"hand": 4}).save(tmp_path)
+
+
+def test_nothing_is_drawn_behind_the_end_of_a_half_made_one(processor):
+    vocabulary = processor.vocabulary
+    ids = torch.cat(
+        [vocabulary.to_global("hand", torch.tensor([1, 2, 3])), torch.tensor([vocabulary.end_id, vocabulary.mask_id])]
+    )
+    codes, known = film.half_made(processor, "hand", ids)
+    assert (codes.tolist(), known.tolist()) == ([1, 2], [True, True])  # a whole frame, and the end stands within the second
+
+
+def test_a_canvas_says_what_is_given_and_what_has_ended(processor):
+    vocabulary = processor.vocabulary
+    ids = torch.cat([vocabulary.to_global("audio", torch.arange(4)), torch.full((12,), vocabulary.end_id)])
+    page = live.codes(processor, "audio", ids, torch.tensor([0.0, *[0.5] * 15]))
+    assert page.count('<td title="end"></td>') == 12
+    assert page.count('style="background:#ddd" title="given"') == 1
+    assert page.count("<tr>") == 4  # a row for each codebook: a clip is no square, though 16 codes were one
+
+
+def test_a_film_rests_on_its_last_picture():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    shown = Image.open(io.BytesIO(film.gif(frames, 100)))
+    durations = [shown.seek(i) or shown.info["duration"] for i in range(3)]
+    assert durations == [100, 100, 600]
+
+
+def test_outputs_are_numbered_behind_lines_and_files(tmp_path):
+    (tmp_path / "outputs.jsonl").write_text("{}\n{}\n")
+    assert next_number(tmp_path) == 2
+    (tmp_path / "0006_given.png").write_bytes(b"")
+    assert next_number(tmp_path) == 7
+
+
+def test_one_coloured_picture_colours_the_grid():
+    grid = image_grid([Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")], 2, scale=1)
+    assert grid.mode == "RGB"
+    assert grid.getpixel((16, 8)) == (255, 0, 0)
+
+
+def test_a_modality_and_the_first_task_that_makes_it_alone_look_alike():
+    looks = report._looks(["train_bits/text", "train_bits/hand", "bits/text_to_hand", "bits/hand", "bits/hand_to_text_image"])
+    assert looks == {"text": ("C0", "-"), "hand": ("C1", "--"), "text_to_hand": ("C1", "--")}
+
+
+def test_the_demo_makes_from_words_what_it_can_and_takes_no_clip_without_end(processor, tmp_path):
+    own = Processor.build({"hand": Hand(), "text": processor.tokenizers["text"]}, {}, ["hand_to_text", "text_to_hand"])
+    assert [t.task for t in tabs(own)[0]] == ["text_to_hand", "text"]
+    Codec2Tokenizer().write(np.zeros(61 * 8000, dtype=np.float32), tmp_path / "long.wav")
+    with pytest.raises(ValueError, match="audio of 61 seconds; at most 60 are taken"):
+        bring(processor, "audio", str(tmp_path / "long.wav"))
+
+
+def test_of_the_tasks_of_a_model_one_is_shown_that_takes_no_file():
+    assert easiest(["hand_to_text", "text_to_hand"]) == "text_to_hand"
+    assert easiest(["hand", "text_to_hand"]) == "text_to_hand"
+    assert easiest(["hand_to_text"]) == "hand_to_text"
+    assert "trust=true" in example("runs/x", "text_to_hand", trust=True)
+    assert "trust" not in example("runs/x", "text_to_hand")
+
+
+def test_a_part_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"task hand_to_text is given hand; write prompt\.hand="):
+        spelled_out({"prompt": "a", "hand": "b"}, "hand_to_text", "prompt")
