@@ -36,6 +36,8 @@ INSTRUCT = "instruct"
 SPOKEN = {"audio": "speech"}
 """What a modality is called in the names of tasks, where that is not its own name."""
 
+LONGEST = 1000  # characters of a name: far more than any task's
+
 RESERVED = ("to", "joint", INSTRUCT, *SPOKEN.values())
 
 
@@ -74,6 +76,8 @@ def check_modality(name: str) -> None:
 @functools.lru_cache(maxsize=1024)
 def find_task(name: str) -> Task:
     """The task of a name, or of an arrow. Raises ValueError where it is none."""
+    if len(name) > LONGEST:
+        raise ValueError(f"{name[:40]!r}... is no task: it has {len(name):,} characters")
     try:
         return Task(*(tuple(_modality(m) for m in side) for side in _sides(name)))
     except ValueError as error:

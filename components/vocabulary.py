@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.files import read_json, require
-from components.tasks import check_modality
+from components.tasks import check_modality, find_task
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,19 @@ class Vocabulary:
         own = torch.tensor(self.ranges_of(modality))
         return own[torch.arange(length) % len(own)]
 
+    def check_codes(self, modality: str, codes: Any) -> None:
+        """Raises ValueError for what are no codes [n] of a modality: whole frames, each code smaller than its codebook."""
+        if not isinstance(codes, Tensor) or codes.dim() != 1 or codes.is_floating_point() or codes.dtype == torch.bool:
+            shape = f"{codes.dtype} {list(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(f"{modality}: codes are a tensor [n] of whole numbers, got {shape}")
+        sizes = torch.tensor([self.ranges[i].size for i in self.ranges_of(modality)])
+        if len(codes) % len(sizes):
+            raise ValueError(f"{modality}: {len(codes)} codes are no whole frames of {len(sizes)}")
+        wrong = (codes < 0) | (codes >= sizes.repeat(len(codes) // len(sizes)))
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise ValueError(f"{modality}: code {int(codes[at])} at {at} is not in 0..{int(sizes[at % len(sizes)]) - 1}")
+
     def to_global(self, modality: str, codes: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """A tokenizer's codes (interleaved frame by frame) as ids of the shared space."""
         starts = torch.tensor([self.ranges[i].start for i in self.ranges_of(modality)])
@@ -212,7 +225,7 @@ class Vocabulary:
         return loaded
 
     def _check(self) -> None:
-        """Raises ValueError where ids overlap, or a special token is missing or stands twice."""
+        """Raises ValueError where ids overlap, a special token lacks or stands twice, or a modality or task is none."""
         if not self.ranges:
             raise ValueError("it has no id range")
         stop = 0
@@ -220,6 +233,8 @@ class Vocabulary:
             if r.start < stop or r.size < 1:
                 raise ValueError(f"the range {r.name} of {r.size} ids starts at {r.start}, and {stop} ids lie before it")
             stop = r.stop
+        for modality in self.modalities:
+            check_modality(modality)
         names = list(self.specials)
         if (
             not all(isinstance(n, str) for n in names)
@@ -227,6 +242,9 @@ class Vocabulary:
             or not {"mask", "pad", "end"} <= set(names)
         ):
             raise ValueError(f"special tokens must be names, each once, mask, pad and end among them; got {names}")
+        for task in self.tasks:
+            if absent := set(find_task(task).modalities) - set(self.modalities):
+                raise ValueError(f"task {task} is of {absent.pop()}, and it has {', '.join(self.modalities)}")
         ids = self.special_ids
         if ids is not None and not (len(ids) == len(names) and all(isinstance(i, int) and i >= 0 for i in ids)):
             raise ValueError(f"special_ids must be an id for each of {len(names)} special tokens, got {list(ids)}")

@@ -51,6 +51,8 @@ def _ls(parser: Parser, words: Sequence[str]) -> None:
 def _cp(parser: Parser, words: Sequence[str]) -> None:
     arguments = parser.read(words)
     target, recipe, copies = Path(arguments.path), None, []
+    if not target.name or len(os.fsencode(target.name)) > 200:
+        raise UserError(f"PATH {arguments.path[:60]!r} is no file's name; write my.py or my.yaml")
     if target.suffix in (".yaml", ".yml"):
         config: str | None = arguments.recipe
     else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,8 @@ def validate_judged(cfg: Any) -> None:
             raise UserError(f"judged.{name}.write: {task.write} is not of one modality, from a caption")
         if read.given != write.generated or read.generated != write.given:
             raise UserError(f"judged.{name}.read: {task.read} does not read back what {task.write} makes")
+        if task.complete is not None and write.generated[0] not in find_task(task.complete).generated:
+            raise UserError(f"judged.{name}.complete: {task.complete} does not complete what {task.write} makes")
     for name, task in cfg.crossed.items():
         check(task.test, f"crossed.{name}.test")
         task.task = canonical(task.task or name, f"crossed.{name}")
@@ -153,7 +155,7 @@ def main(cfg: Settings) -> None:
     scorers = build_scorers(cfg.scored)  # first, for what they may refuse
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
-        require(processor, {f"scored.{name}": [task.task or name] for name, task in cfg.scored.items()})
+        require(processor.tokenizers, {f"scored.{name}": [task.task or name] for name, task in cfg.scored.items()})
         results = evaluate(cfg, model, processor, hw)
         for name, task in cfg.scored.items():
             given, made, figures = score(name, task, scorers[name], model, processor, hw, cfg.samples, cfg.seed)
@@ -184,7 +186,7 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
 def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
     """What `evaluate` returns."""
     results = Results()
-    check_modalities(cfg, processor)
+    check_modalities(cfg, processor.tokenizers)
     held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
     plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
@@ -210,20 +212,20 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     return results
 
 
-def check_modalities(cfg: Any, processor: Processor) -> None:
+def check_modalities(cfg: Any, modalities: Collection[str]) -> None:
     """Raises UserError where the model lacks a modality that is to be evaluated."""
     asked = {f"data.{name}": list(s.tasks) for name, s in cfg.data.items()}
     asked |= {f"judged.{name}": [t for t in (task.write, task.read, task.complete) if t] for name, task in cfg.judged.items()}
     asked |= {f"crossed.{name}": [crossed.task or name] for name, crossed in cfg.crossed.items()}
-    require(processor, asked)
+    require(modalities, asked)
 
 
-def require(processor: Processor, asked: Mapping[str, Sequence[str]]) -> None:
+def require(modalities: Collection[str], asked: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError where the model lacks a modality of the tasks that a key of the config asks for."""
     for key, tasks in asked.items():
         for modality in {m: None for t in tasks for m in find_task(t).modalities}:
-            if modality not in processor.tokenizers:
-                known = ", ".join(processor.tokenizers)
+            if modality not in modalities:
+                known = ", ".join(modalities)
                 raise UserError(f"{key}: the model has no {modality}, only {known}; take {key} out of the config")
 
 

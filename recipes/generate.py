@@ -28,6 +28,7 @@ from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
 from components.tasks import find_task
 from mdm.config import WORDS, UserError, at_least, at_least_one, check
+from mdm.config.errors import said
 from mdm.config.protocols import conforming
 from mdm.data.processor import Processor
 from mdm.data.settings import canonical
@@ -139,7 +140,10 @@ def main(cfg: Settings) -> None:
         print(f"{empty} of {len(made.outputs)} samples are empty: the model ended them at once")
     if cfg.film:
         shown = min(10, len(made.steps[0].tokens))
-        frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
+        try:
+            frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
+        except Exception as error:  # of a tokenizer of the user's own
+            raise UserError(f"film: the samples are written, and no film is: {said(error)}") from error
         (folder / (f"film_{first:04d}.gif" if first else "film.gif")).write_bytes(film.gif(frames))
     before = f", as {first:04d} and on: what was there stays" if first else ""
     print(f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}{before}")

@@ -77,6 +77,7 @@ def validate(cfg: Settings) -> None:
         raise UserError("the quickstart is one process; for several run pretrain, then evaluate")
     pretrain.validate(cfg)
     evaluate.validate_judged(cfg)
+    evaluate.check_modalities(cfg, cfg.tokenizers)
     Defaults.packaged().on_top(cfg.inference, "inference")
 
 

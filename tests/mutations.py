@@ -1034,6 +1034,62 @@ MUTATIONS = [
         ),
         ("defaults: steps without end", '_refuse_extremes(node, f"{path}: {key}")', "pass"),
     ),
+    *of(
+        "components/tokenizers/modality.py",
+        "components/test_modality.py",
+        ("modality: what is heard is words", "(Filed, Drawn, Played))", "(Filed, Drawn))"),
+        ("modality: what is in a file is words", "(Filed, Drawn, Played))", "(Drawn, Played))"),
+        ("modality: a half without its region", "return tokenizer.region(raw, HALF)", "pass"),
+        ("modality: grey by the first codebook", "books[torch.arange(len(codes)) % rows]", "books[0]"),
+        ("modality: a suffix that leads elsewhere", 're.fullmatch(r"(\\.\\w+)+", own)', "own"),
+    ),
+    *of(
+        "components/tokenizers/clips.py",
+        "components/test_modality.py",
+        ("clips: loud ones wrap around", "np.clip(audio, -1, 1) * 32767", "audio * 32767"),
+        (
+            "clips: a span behind the end",
+            "(seconds if stop is None else min(stop, seconds))",
+            "(seconds if stop is None else stop)",
+        ),
+    ),
+    *of(
+        "components/tokenizers/pictures.py",
+        "components/test_modality.py",
+        ("pictures: patches that are touched are left", "(edge + self.patch > low)", "(edge >= low)"),
+    ),
+    *of(
+        "components/vocabulary.py",
+        "components/test_vocabulary.py",
+        ("vocabulary: codes of any size", "if bool(wrong.any()):", "if False:"),
+        ("vocabulary: a frame cut short", "if len(codes) % len(sizes):", "if False:"),
+        (
+            "vocabulary: tasks of absent modalities",
+            "if absent := set(find_task(task).modalities) - set(self.modalities):",
+            "if False:",
+        ),
+    ),
+    *of(
+        "mdm/pages/media.py",
+        "mdm/pages/test_any_modality.py",
+        ("media: numbers of files that are there", "return max(found)", "return found[0]"),
+        ("media: half of the outputs stays", "(folder / name).unlink(missing_ok=True)", "pass"),
+    ),
+    *of(
+        "mdm/pages/film.py",
+        "mdm/pages/test_any_modality.py",
+        ("film: what lies behind the end", "stop = int(ends[0]) if len(ends) else len(ids)", "stop = len(ids)"),
+        (
+            "film: codes of several codebooks are words",
+            "is_words(tokenizer) and len(tokenizer.codebooks) == 1",
+            "is_words(tokenizer)",
+        ),
+    ),
+    *of(
+        "mdm/pages/live.py",
+        "mdm/pages/test_any_modality.py",
+        ("live: a clip is a square", "square = fixed_length(tokenizer) is not None and side", "square = side"),
+    ),
 ]
 
 

@@ -13,6 +13,8 @@ Nothing here knows a modality by its name.
 
 from __future__ import annotations
 
+import re
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -74,6 +76,19 @@ class Edited(Protocol):
         ...
 
 
+def check_answers(tokenizer: Tokenizer) -> None:
+    """Raises ValueError for an answer that is none: no codebooks, a length under 1, a suffix that would lead elsewhere."""
+    books: Any = tokenizer.codebooks
+    length, may = getattr(tokenizer, "num_tokens", None), getattr(tokenizer, "may_end", True)
+    if not isinstance(books, (tuple, list)) or not books or not all(isinstance(b, Integral) and b > 0 for b in books):
+        raise ValueError(f"codebooks of {_path(tokenizer)} must be a tuple of sizes of at least 1, got {books!r}")
+    if length is not None and not (isinstance(length, Integral) and length > 0):
+        raise ValueError(f"num_tokens of {_path(tokenizer)} must be a whole number of at least 1, got {length!r}")
+    if not isinstance(may, bool):
+        raise ValueError(f"may_end of {_path(tokenizer)} must be True or False, got {may!r}")
+    suffix(tokenizer)
+
+
 def fixed_length(tokenizer: Tokenizer) -> int | None:
     """Tokens of every sample, where all have as many."""
     return getattr(tokenizer, "num_tokens", None)
@@ -86,7 +101,9 @@ def may_end(tokenizer: Tokenizer) -> bool:
 
 def suffix(tokenizer: Tokenizer) -> str | None:
     """Of its files; None where a sample is words. Raises ValueError for one whose files cannot be read or written."""
-    own: str | None = getattr(tokenizer, "suffix", None)
+    own: Any = getattr(tokenizer, "suffix", None)
+    if own is not None and not (isinstance(own, str) and re.fullmatch(r"(\.\w+)+", own)):
+        raise ValueError(f"suffix of {_path(tokenizer)} must be like '.png', got {own!r}")
     if own is not None and not isinstance(tokenizer, Filed):
         lacks = " and ".join(name for name in ("read", "write") if not hasattr(tokenizer, name))
         raise ValueError(f"{_path(tokenizer)} has files (suffix = {own!r}), and lacks {lacks}")

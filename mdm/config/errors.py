@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,21 @@ def one_line(where: str) -> Iterator[None]:
         said = files.in_one_line(error)
         plain = isinstance(error, (ValueError, FileNotFoundError))
         raise UserError(f"{where}: {said}" if plain else f"{where}: {type(error).__name__}: {said}") from error
+
+
+def said(error: BaseException) -> str:
+    """An error in a line: its kind, its first line, and where in the user's own files it was raised."""
+    others = (str(Path(__file__).parents[2].resolve()), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    own = [f for f in frames if not str(Path(f.filename).resolve()).startswith(others) and f.filename.endswith(".py")]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{first_line(error)}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its name, where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def reason(error: BaseException) -> str:

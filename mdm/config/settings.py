@@ -115,6 +115,8 @@ def layers(path: Path) -> dict[Path, DictConfig]:
         base = config.pop("base", None)
         if base is None:
             return found
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base must be a config's name or path, got {base!r}")
         path = path.parent / find_config(base)
         if path in found:
             raise UserError(f"{path} builds on itself: base={base}")

@@ -19,9 +19,10 @@ from components.files import read_json, require
 from components.sequences import TokenSequence, overhead, response_sequence, task_sequence
 from components.tasks import formed
 from components.tokenizers import Tokenizer
-from components.tokenizers.modality import fixed_length, may_end
+from components.tokenizers.modality import check_answers, fixed_length, may_end
 from components.vocabulary import Vocabulary
-from mdm.config import instantiate, one_line
+from mdm.config import UserError, instantiate, one_line
+from mdm.config.errors import said
 from mdm.config.names import TOKENIZERS
 from mdm.config.trust import check_travelled, trust_saved
 
@@ -73,8 +74,12 @@ class Processor:
 
     @_own_precision
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:
-        """Global ids of one sample, or of its codes where it was tokenized before."""
+        """Global ids of one sample, or of its codes where it was tokenized before.
+
+        Raises ValueError where they are no codes of the modality's codebooks, frame by frame.
+        """
         codes = raw if isinstance(raw, Tensor) else self.tokenizers[modality].encode(raw)
+        self.vocabulary.check_codes(modality, codes)
         return self.vocabulary.to_global(modality, codes)
 
     @_own_precision
@@ -138,7 +143,7 @@ class Processor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder / "vocabulary.json")
-        nodes = {m: t.save(folder) for m, t in self.tokenizers.items()}
+        nodes = {m: _saved(m, t, folder) for m, t in self.tokenizers.items()}
         trust_saved(nodes)
         (folder / PROCESSOR).write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
 
@@ -173,8 +178,27 @@ class Processor:
         return cls(vocabulary, tokenizers, saved["canvas"])
 
 
+def _saved(modality: str, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """The node that a tokenizer is built from again. Raises UserError where it gives none that can be written down."""
+    try:
+        node = tokenizer.save(folder)
+        if not isinstance(node, dict) or not isinstance(node.get("_component_"), str):
+            raise ValueError(f"it gives {node!r}, and not the _component_ that builds it again")
+        json.dumps(node)
+    except OSError:  # the folder's, not the tokenizer's
+        raise
+    except Exception as error:
+        raise UserError(f"tokenizers.{modality} cannot be saved: {said(error)}") from error
+    return node
+
+
 def check_canvas(tokenizers: Mapping[str, Tokenizer], canvas: Mapping[str, int]) -> None:
-    """Raises ValueError for a canvas of a modality that has no tokenizer, or whose codes do not fill it."""
+    """Raises ValueError for what cannot be of a tokenizer, a canvas that has none, or whose codes do not fill it."""
+    for modality, tokenizer in tokenizers.items():
+        try:
+            check_answers(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"tokenizers.{modality}: {error}") from error
     for modality, length in canvas.items():
         if modality not in tokenizers:
             raise ValueError(f"canvas.{modality}: there is no tokenizers.{modality}; there are {', '.join(tokenizers)}")

@@ -20,6 +20,7 @@ from components.sequences import TokenSequence, collate
 from components.tasks import find_task, name_of
 from components.types import Batch
 from components.vocabulary import Vocabulary
+from mdm.config.errors import said
 from mdm.data.processor import Processor
 from mdm.generation.canvas import CACHES, CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
 from mdm.generation.defaults import Defaults
@@ -224,10 +225,13 @@ def local_end(ids: Int[Tensor, " ids"], end_id: int) -> FillAfterEnd | None:
 
 
 def decode(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], row: int) -> dict[str, Any]:
-    """What the generated canvases of a row hold, by modality."""
+    """What the generated canvases of a row hold, by modality. Raises ValueError where a tokenizer fails on one."""
     decoded = {}
     for i, modality in enumerate(processor.vocabulary.modalities):
         own = batch.maskable[row] & (batch.modality[row] == i)
         if bool(own.any()):
-            decoded[modality] = processor.decode(modality, tokens[row][own].cpu())
+            try:
+                decoded[modality] = processor.decode(modality, tokens[row][own].cpu())
+            except Exception as error:
+                raise ValueError(f"{modality} cannot be decoded: {said(error)}") from error
     return decoded

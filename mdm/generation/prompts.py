@@ -28,6 +28,7 @@ from components.templates import Templated, fill
 from components.tokenizers.modality import Filed, suffix
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, found_beside
+from mdm.config.errors import said
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, edit, infill
 
@@ -160,22 +161,22 @@ def read_prompt(
     for modality, raw in parts.items():
         try:
             count, canvas = len(processor.encode(modality, raw)), processor.canvas.get(modality)
-        except ValueError as error:
+        except Exception as error:  # of a tokenizer of the user's own any
             no_file = not isinstance(processor.tokenizers[modality], Filed) and os.path.isfile(prompt[modality])
             why = f" ({modality} is given as words: its tokenizer reads no files)" if no_file else ""
-            raise UserError(f"{where}: {error}{why}") from error
+            raise UserError(f"{where}: {said(error)}{why}") from error
         if canvas is not None and count > canvas:
             raise UserError(f"{where}: {modality} of {count} tokens does not fit its canvas of {canvas}")
     if "edit" not in prompt and task == "text":
         new = length or (CONTINUED if "prompt" in prompt else room)
-        said = templated(processor, prompt["prompt"], template, where) if "prompt" in prompt else ""
-        return {"text": continuation(processor, said, new)}
+        spoken = templated(processor, prompt["prompt"], template, where) if "prompt" in prompt else ""
+        return {"text": continuation(processor, spoken, new)}
     if "edit" not in prompt:
         return parts
     try:
         return {**parts, **read_edit(prompt, spec, processor)}
-    except (ValueError, OSError) as error:
-        raise UserError(f"{where}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{where}: {said(error)}") from error
 
 
 def read_edit(prompt: Mapping[str, str], spec: Task, processor: Processor) -> dict[str, Edit]:
@@ -208,8 +209,8 @@ def read_part(modality: str, value: str, processor: Processor, where: str) -> An
     tokenizer = processor.tokenizers[modality]
     try:
         return tokenizer.read(Path(value)) if isinstance(tokenizer, Filed) else value
-    except (ValueError, OSError) as error:
-        why = str(error) if value in str(error) else f"{value}: {error}"
+    except Exception as error:
+        why = said(error) if value in str(error) else f"{value}: {said(error)}"
         raise UserError(f"{where}: {why}") from error
 
 

@@ -24,6 +24,7 @@ from mdm.generation.editing import edit, infill
 from mdm.generation.generate import Generated, generate
 from mdm.hardware import Hardware
 from mdm.models.transformer import MaskedDiffusionModel
+from mdm.pages.film import is_spelled
 from mdm.pages.live import STYLE, canvas
 from mdm.pages.media import enlarged, kind_of
 
@@ -234,7 +235,7 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
             for i in range(PLAYERS):
                 player = gr.Audio(label=f"{modality} {i + 1}", elem_classes=f"made-{modality}", visible=i < count)
                 found.append((functools.partial(heard, tokenizer, modality, i), player))
-        if not found and not is_words(tokenizers[modality]):
+        if not found and not is_spelled(tokenizers[modality]):
             found.append((lambda outputs: [str(o[modality]) for o in outputs], gr.JSON(label=modality)))
         return found
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from components.tokenizers import Tokenizer
 from components.tokenizers.modality import MASKED, is_words, partial
 from components.types import Batch
 from mdm.data.processor import Processor
@@ -26,12 +27,17 @@ def frame(processor: Processor, batch: Batch, tokens: Int[Tensor, "batch seq"], 
     for i in batch.modality[batch.maskable].unique().tolist():
         name = processor.vocabulary.modalities[i]
         own = [tokens[row][batch.modality[row] == i] for row in range(len(tokens))]
-        if is_words(processor.tokenizers[name]):
+        if is_spelled(processor.tokenizers[name]):
             bands.append(strip([text_panel(processor, name, ids, scale) for ids in own]))
             continue
         panels = [panel(processor, name, ids, scale) for ids in own]
         bands.append(image_grid(panels, min(len(panels), max(1, WIDTH // (panels[0].width + gap))), scale=1, gap=gap))
     return strip(bands)
+
+
+def is_spelled(tokenizer: Tokenizer) -> bool:
+    """Whether a canvas is words, token by token: codes of several codebooks say something in whole frames alone."""
+    return is_words(tokenizer) and len(tokenizer.codebooks) == 1
 
 
 def panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int) -> Image.Image:

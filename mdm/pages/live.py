@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from components.tokenizers.modality import fixed_length, is_words
+from components.tokenizers.modality import fixed_length
 from components.types import Batch
 from mdm.data.processor import Processor
 from mdm.generation.generate import Step
@@ -35,7 +35,7 @@ def canvas(processor: Processor, batch: Batch, step: Step, row: int) -> str:
     for i in batch.modality[row][batch.maskable[row]].unique().tolist():
         name = processor.vocabulary.modalities[i]
         own = batch.modality[row] == i
-        show = words if is_words(processor.tokenizers[name]) else codes
+        show = words if film.is_spelled(processor.tokenizers[name]) else codes
         parts.append(show(processor, name, step.tokens[row][own], step.confidence[row][own]))
     return "".join(parts)
 

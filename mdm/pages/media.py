@@ -14,6 +14,7 @@ from torch import Tensor
 from components.tokenizers.clips import write_wav
 from components.tokenizers.modality import Drawn, Played, suffix
 from mdm.config import UserError
+from mdm.config.errors import said
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit
 
@@ -59,10 +60,11 @@ def save_outputs(
     first: number of the first one; from 1 on they are added to those that are there
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines, begun = [], list[Written]()
     try:
         for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True), first):
-            made, given = Written(folder, f"{i:04d}", processor), Written(folder, f"{i:04d}_given", processor)
+            begun += [Written(folder, f"{i:04d}", processor), Written(folder, f"{i:04d}_given", processor)]
+            made, given = begun[-2:]
             lines.append({f"given_{key}": value for key, value in given.all(prompt).items()} | made.all(output))
         with (folder / "outputs.jsonl").open("a" if first else "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -72,6 +74,10 @@ def save_outputs(
             image_grid(pictures, columns=min(10, len(pictures))).save(grid)
     except OSError as error:
         raise UserError(f"output_dir {folder}: cannot write the outputs ({error})") from error
+    except Exception as error:  # of a tokenizer of the user's own
+        for name in {name for files in begun for name in files.names}:
+            (folder / name).unlink(missing_ok=True)
+        raise UserError(f"output_dir {folder}: cannot write the outputs: {said(error)}") from error
     return lines
 
 

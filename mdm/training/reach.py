@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mdm.config import UserError
+from mdm.config.errors import first_line, said
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Trial:
             return work()
         except Exception as error:
             if unreachable(error):
-                self.skipped[key] = f"cannot be reached ({_first_line(error)})"
+                self.skipped[key] = f"cannot be reached ({first_line(error)})"
                 return None
             if isinstance(error, UserError):
                 raise
@@ -89,17 +88,3 @@ def unreachable(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def said(error: BaseException) -> str:
-    """An error in a line: its kind, its first line, and where in the user's own files it was raised."""
-    library = str(Path(__file__).parents[2].resolve())
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    own = [f for f in frames if not str(Path(f.filename).resolve()).startswith(library) and f.filename.endswith(".py")]
-    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"{kind}{_first_line(error)}{where}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

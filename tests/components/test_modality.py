@@ -14,6 +14,7 @@ from components.tokenizers.modality import (
     Edited,
     Filed,
     Played,
+    check_answers,
     fixed_length,
     is_words,
     may_end,
@@ -111,3 +112,59 @@ def test_half_made_codes_are_a_grid_where_nothing_else_is_known():
     assert picture.size == (2, 4)
     pixels = np.asarray(picture)[::2]
     assert pixels.tolist() == [[[170] * 3, [70] * 3], [list(MASKED), [255] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"codebooks": ()}, r"codebooks of .*Marks must be a tuple of sizes of at least 1, got \(\)"),
+        ({"codebooks": (4.5,)}, r"codebooks of .* got \(4.5,\)"),
+        ({"codebooks": 4}, "codebooks of .* got 4"),
+        ({"codebooks": (4, 0)}, r"codebooks of .* got \(4, 0\)"),
+        ({"num_tokens": 0}, "num_tokens of .*Marks must be a whole number of at least 1, got 0"),
+        ({"num_tokens": "8"}, "num_tokens of .* got '8'"),
+        ({"may_end": "no"}, "may_end of .*Marks must be True or False, got 'no'"),
+        ({"suffix": "/../../x"}, "suffix of .*Marks must be like '.png', got '/../../x'"),
+        ({"suffix": ""}, "suffix of .* got ''"),
+        ({"suffix": "png"}, "suffix of .* got 'png'"),
+        ({"suffix": 7}, "suffix of .* got 7"),
+    ],
+)
+def test_an_answer_that_is_none_is_said_in_a_line(answer, message):
+    check_answers(Plain())
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_answers(type("Marks", (Plain,), answer)())
+
+
+def test_the_second_half_is_that_of_whoever_can_be_edited():
+    codec, wave = Codec2Tokenizer(), np.sin(np.arange(640)).astype(np.float32)
+    half = second_half(codec, wave)
+    assert half.codes.tolist() == [False] * 4 + [True] * 4
+    assert half.open_end
+    assert not half.raw[320:].any()  # what is made anew is not told
+
+
+def test_what_is_seen_heard_or_in_a_file_is_no_words():
+    methods = {"draw": lambda self, raw: raw, "play": lambda self, raw: raw}
+    for name, method in methods.items():
+        assert not is_words(type("Marks", (Plain,), {name: method})())
+    both = {"read": lambda self, path: path, "write": lambda self, raw, path: None, "suffix": ".a"}
+    assert not is_words(type("Marks", (Plain,), both)())
+
+
+def test_the_grey_of_a_code_is_its_share_of_its_own_codebook():
+    pixels = np.asarray(partial(Plain(), torch.tensor([2, 5]), torch.tensor([True, True])))[::2]
+    assert pixels[:, 0, 0].tolist() == [20 + 200 * 2 // 4, 20 + 200 * 5 // 10]
+
+
+def test_a_span_that_begins_behind_the_clip_is_refused_and_a_loud_clip_is_cut_at_the_top(tmp_path):
+    codec = Codec2Tokenizer()
+    with pytest.raises(ValueError, match=r"region '0.1-0.2': start-stop in seconds, inside 0-0.08, not empty"):
+        codec.region(np.zeros(640, dtype=np.float32), "0.1-0.2")
+    codec.write(np.full(640, 3.0, dtype=np.float32), tmp_path / "a.wav")
+    assert codec.read(tmp_path / "a.wav").min() > 0.99
+
+
+def test_a_box_takes_every_patch_that_it_touches_and_no_other():
+    codes = GreyPatchTokenizer(8, 2, 3).region(Image.new("L", (8, 8), 255), "3,0,5,2").codes
+    assert codes.view(4, 4).tolist() == [[False, True, True, False], *[[False] * 4] * 3]

@@ -79,6 +79,12 @@ def test_what_is_no_task_is_one_line_that_says_why(written, why):
     assert str(told.value).startswith(f"{written!r} is no task: ")
 
 
+@pytest.mark.parametrize("name", ["x" * 10**6, "text_to_" + "_".join(f"a{i}" for i in range(10**5))])
+def test_a_name_without_end_is_cited_in_short(name):
+    with pytest.raises(ValueError, match=r"^'.{40}'\.\.\. is no task: it has [\d,]+ characters$"):
+        find_task(name)
+
+
 @pytest.mark.parametrize("name", ["to", "joint", "speech", "instruct", "pen_strokes", "", "2d", "a b", "a-b", "a,b", "a->b"])
 def test_a_modality_has_a_name_that_tasks_can_be_made_of(name):
     with pytest.raises(ValueError, match="a modality's name is letters and digits, and not to, joint, instruct or speech; got"):

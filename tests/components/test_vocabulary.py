@@ -62,3 +62,35 @@ def test_mistakes_are_named(vocabulary):
         vocabulary.ranges_of("video")
     with pytest.raises(ValueError, match="codebook sizes of at least 1"):
         Vocabulary.build({"text": (0,)}, ["text"])
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.tensor([3, 9, 4, 0]), r"pen: code 4 at 2 is not in 0\.\.3"),
+        (torch.tensor([-1, 0]), r"pen: code -1 at 0 is not in 0\.\.3"),
+        (torch.tensor([0, 10]), r"pen: code 10 at 1 is not in 0\.\.9"),
+        (torch.tensor([0, 1, 2]), "pen: 3 codes are no whole frames of 2"),
+        (torch.ones(2), r"pen: codes are a tensor \[n\] of whole numbers, got torch.float32 \[2\]"),
+        (torch.ones(2, 2, dtype=torch.long), r"pen: codes are .*, got torch.int64 \[2, 2\]"),
+        ([1, 2], r"pen: codes are .*, got list"),
+    ],
+)
+def test_codes_are_those_of_their_codebooks_in_whole_frames(codes, message):
+    vocabulary = Vocabulary.build({"text": (3,), "pen": (4, 10)}, ["pen"])
+    vocabulary.check_codes("pen", torch.tensor([3, 9, 0, 0]))
+    vocabulary.check_codes("pen", torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        vocabulary.check_codes("pen", codes)
+
+
+@pytest.mark.parametrize(
+    "change", [("task:text_to_pen", "task:../../x"), ("task:text_to_pen", "task:text_to_image"), ("pen", "../x")]
+)
+def test_a_vocabulary_of_names_that_are_none_is_refused(tmp_path, change):
+    path = tmp_path / "vocabulary.json"
+    Vocabulary.build({"text": (3,), "pen": (4,)}, ["pen"], ["text_to_pen"]).save(path)
+    assert Vocabulary.load(path).tasks == ("text_to_pen",)
+    path.write_text(path.read_text().replace(f'"{change[0]}"', f'"{change[1]}"'))
+    with pytest.raises(ValueError, match="is not a vocabulary written by"):
+        Vocabulary.load(path)

@@ -108,6 +108,8 @@ WRONG = {
     "an option of all": (["--hlp"], "unknown argument '--hlp' (did you mean '--help'?); mdm --help lists"),
     "an option": (["cp", "pretrain", "my.py", "--forse"], "'--forse' (did you mean '--force'?); mdm cp --help lists"),
     "no path": (["cp", "pretrain"], "the following arguments are required: PATH; mdm cp --help lists what it takes"),
+    "a folder for a path": (["cp", "pretrain", "."], "PATH '.' is no file's name; write my.py or my.yaml"),
+    "a path without end": (["cp", "pretrain", "x" * 300], "x' is no file's name"),
     "two folders": (["study", "a", "b"], "unknown argument 'b'; mdm study --help lists what it takes"),
     "an option of a recipe": (
         ["run", "pretrain", "--confg", "x"],
@@ -124,8 +126,8 @@ WRONG = {
 }
 
 
-def test_a_config_in_a_recipes_place_is_told_its_command(run):
-    done = run("run", "quickstart_any", check=False)
+def test_a_config_in_a_recipes_place_is_told_its_command():
+    done = mdm("run", "quickstart_any", check=False)
     assert done.returncode == 2
     assert done.stderr == "mdm: 'quickstart_any' is a config; run it with: mdm run quickstart --config quickstart_any\n"
 
@@ -304,3 +306,10 @@ def test_parsers_take_their_words_in_any_order():
     parser.add_argument("--one")
     parser.add_argument("words", nargs="*")
     assert parser.read(["a", "--one", "1", "b"]).words == ["a", "b"]
+
+
+@pytest.mark.parametrize("base", ["7", "[a]", "{a: b}"])
+def test_a_base_that_is_no_name_is_one_line(tmp_path, base):
+    (tmp_path / "a.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(UserError, match=r"a.yaml: base must be a config's name or path, got "):
+        layers(tmp_path / "a.yaml")

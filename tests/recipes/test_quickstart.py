@@ -82,3 +82,23 @@ def test_a_config_may_build_on_another(tmp_path):
     (tmp_path / "third.yaml").write_text("base: absent\n")
     with pytest.raises(UserError, match="config 'absent' is not one of"):
         load(recipe.Settings, tmp_path / "third.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "judged.image.complete=text_to_speech",
+            r"judged.image.complete: text_to_speech does not complete what text_to_image makes",
+        ),
+        ("judged.image.complete=joint_image_pen", r"judged.image: the model has no pen, only text, image, audio"),
+        (
+            "crossed={pen_to_image: {judged: image, test: {_component_: digits, split: test}}}",
+            r"crossed.pen_to_image: the model has no pen",
+        ),
+    ],
+)
+def test_what_is_to_be_judged_is_there_before_hours_of_training(change, message):
+    recipe = load_recipe("quickstart")
+    with pytest.raises(UserError, match=message):
+        recipe.validate(load(recipe.Settings, find_config("quickstart"), [change]))

@@ -192,3 +192,8 @@ def test_words_of_any_name_train_their_own_tokenizer():
     built = tokenizers(nodes, lambda modality: corpus(sources, modality))
     lengths = {name: [len(built[name].encode(word)) for word in ("mountain", "valley", "river")] for name in built}
     assert lengths == {"title": [1, 6, 5], "text": [8, 1, 1]}
+
+
+def test_a_canvas_is_of_whole_frames():
+    with pytest.raises(ValueError, match=r"canvas.pen must be a positive multiple of 2 \(codebooks\), got 7"):
+        Processor.build({"text": old_text(), "pen": Pen()}, {"pen": 7})

@@ -1,6 +1,7 @@
 """Pages, films, files and prompts of a modality that the library has never heard of: all that they know is what it says."""
 
 import html
+import io
 import json
 from dataclasses import replace
 
@@ -17,11 +18,11 @@ from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.editing import edit
 from mdm.generation.generate import generate
-from mdm.generation.prompts import check_prompt, example, read_prompt, suffixes
+from mdm.generation.prompts import check_prompt, easiest, example, read_prompt, spelled_out, suffixes
 from mdm.models import builders
-from mdm.pages import comparison, film, live
+from mdm.pages import comparison, film, live, report
 from mdm.pages.demo import bring, tabs
-from mdm.pages.media import save_outputs
+from mdm.pages.media import image_grid, next_number, save_outputs
 
 BLUE = np.array(MASKED)
 
@@ -237,3 +238,132 @@ def test_an_edit_is_of_the_first_modality_that_takes_file_and_region(processor, 
         edit(processor, "hand", SQUARE, "0-1")
     with pytest.raises(UserError, match=r"^prompt: hand cannot be edited: .*Hand has no region"):
         read("joint_hand_image", "a.json", "0-1")
+
+
+class Pair:
+    """Two codes a sample, of two codebooks, and nothing else is known: a list."""
+
+    codebooks = (4, 10)
+
+    def encode(self, raw):
+        return torch.tensor(raw)
+
+    def decode(self, codes):
+        return codes.tolist()
+
+    def save(self, folder):
+        return None
+
+
+def test_codes_that_are_no_words_are_shown_as_codes():
+    """A token alone says nothing where a frame is several: neither page nor film decodes one."""
+    own = Processor.build({"pair": Pair()}, {"pair": 4}, ["pair"])
+    small = builders.nano(vocab_size=own.vocabulary.size, max_length=64, width=32, num_layers=1, num_heads=2)
+    small.init_weights(torch.Generator().manual_seed(0))
+    seen = []
+    made = generate(small, own, "pair", [{}], watch=lambda step, batch: seen.append((batch, step)), film=True)
+    assert isinstance(made.outputs[0]["pair"], list)
+    assert film.frame(own, made.batch, made.steps[-1].tokens).size[0] > 1
+    assert live.canvas(own, *seen[0], 0).count('class="masked"') == 4
+
+
+def fails(*names):
+    def fail(self, *given):
+        raise KeyError("boom\nand more")
+
+    return type("Hand", (Hand,), dict.fromkeys(names, fail))()
+
+
+@pytest.mark.parametrize("name", ["write", "draw"])
+def test_what_a_tokenizer_cannot_write_is_one_line_and_leaves_nothing(name, tmp_path):
+    own = Processor.build({"hand": fails(name)}, {"hand": 4})
+    with pytest.raises(UserError, match=r"^output_dir .*: cannot write the outputs: KeyError: 'boom\\nand more'"):
+        save_outputs(tmp_path, own, [{}], [{"hand": SQUARE}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["read", "encode", "region"])
+def test_what_a_tokenizer_cannot_read_is_one_line(name, tmp_path):
+    own = Processor.build(
+        {"text": TextTokenizer.train(["a"] * 9, 257), "hand": fails(name)}, {"hand": 4}, ["hand_to_text", "hand"]
+    )
+    (tmp_path / "a.json").write_text(json.dumps(SQUARE))
+    path = str(tmp_path / "a.json")
+    prompt, task = ({"edit": path, "region": "half"}, "hand") if name == "region" else ({"hand": path}, "hand_to_text")
+    with pytest.raises(UserError, match=r"^prompt: KeyError: 'boom\\nand more'") as told:
+        read_prompt(prompt, task, own, "prompt")
+    assert "\n" not in str(told.value)
+
+
+def test_what_cannot_be_decoded_or_saved_is_one_line(tmp_path):
+    own = Processor.build({"hand": fails("decode")}, {"hand": 4}, ["hand"])
+    small = builders.nano(vocab_size=own.vocabulary.size, max_length=64, width=32, num_layers=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"^hand cannot be decoded: KeyError: 'boom\\nand more'"):
+        generate(small, own, "hand", [{}])
+    for tokenizer, why in ((Pair(), "it gives None, and not the _component_"), (fails("save"), "KeyError: 'boom")):
+        with pytest.raises(UserError, match=rf"^tokenizers\.hand cannot be saved: {why}"):
+            Processor.build({"hand": tokenizer}, {"hand": 4}).save(tmp_path)
+
+
+def test_nothing_is_drawn_behind_the_end_of_a_half_made_one(processor):
+    vocabulary = processor.vocabulary
+    ids = torch.cat(
+        [vocabulary.to_global("hand", torch.tensor([1, 2, 3])), torch.tensor([vocabulary.end_id, vocabulary.mask_id])]
+    )
+    codes, known = film.half_made(processor, "hand", ids)
+    assert (codes.tolist(), known.tolist()) == ([1, 2], [True, True])  # a whole frame, and the end stands within the second
+
+
+def test_a_canvas_says_what_is_given_and_what_has_ended(processor):
+    vocabulary = processor.vocabulary
+    ids = torch.cat([vocabulary.to_global("audio", torch.arange(4)), torch.full((12,), vocabulary.end_id)])
+    page = live.codes(processor, "audio", ids, torch.tensor([0.0, *[0.5] * 15]))
+    assert page.count('<td title="end"></td>') == 12
+    assert page.count('style="background:#ddd" title="given"') == 1
+    assert page.count("<tr>") == 4  # a row for each codebook: a clip is no square, though 16 codes were one
+
+
+def test_a_film_rests_on_its_last_picture():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    shown = Image.open(io.BytesIO(film.gif(frames, 100)))
+    durations = [shown.seek(i) or shown.info["duration"] for i in range(3)]
+    assert durations == [100, 100, 600]
+
+
+def test_outputs_are_numbered_behind_lines_and_files(tmp_path):
+    (tmp_path / "outputs.jsonl").write_text("{}\n{}\n")
+    assert next_number(tmp_path) == 2
+    (tmp_path / "0006_given.png").write_bytes(b"")
+    assert next_number(tmp_path) == 7
+
+
+def test_one_coloured_picture_colours_the_grid():
+    grid = image_grid([Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")], 2, scale=1)
+    assert grid.mode == "RGB"
+    assert grid.getpixel((16, 8)) == (255, 0, 0)
+
+
+def test_a_modality_and_the_first_task_that_makes_it_alone_look_alike():
+    looks = report._looks(["train_bits/text", "train_bits/hand", "bits/text_to_hand", "bits/hand", "bits/hand_to_text_image"])
+    assert looks == {"text": ("C0", "-"), "hand": ("C1", "--"), "text_to_hand": ("C1", "--")}
+
+
+def test_the_demo_makes_from_words_what_it_can_and_takes_no_clip_without_end(processor, tmp_path):
+    own = Processor.build({"hand": Hand(), "text": processor.tokenizers["text"]}, {}, ["hand_to_text", "text_to_hand"])
+    assert [t.task for t in tabs(own)[0]] == ["text_to_hand", "text"]
+    Codec2Tokenizer().write(np.zeros(61 * 8000, dtype=np.float32), tmp_path / "long.wav")
+    with pytest.raises(ValueError, match="audio of 61 seconds; at most 60 are taken"):
+        bring(processor, "audio", str(tmp_path / "long.wav"))
+
+
+def test_of_the_tasks_of_a_model_one_is_shown_that_takes_no_file():
+    assert easiest(["hand_to_text", "text_to_hand"]) == "text_to_hand"
+    assert easiest(["hand", "text_to_hand"]) == "text_to_hand"
+    assert easiest(["hand_to_text"]) == "hand_to_text"
+    assert "trust=true" in example("runs/x", "text_to_hand", trust=True)
+    assert "trust" not in example("runs/x", "text_to_hand")
+
+
+def test_a_part_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"task hand_to_text is given hand; write prompt\.hand="):
+        spelled_out({"prompt": "a", "hand": "b"}, "hand_to_text", "prompt")
