@@ -210,7 +210,9 @@ def film_section(
     (caption,) = find_task(shown.task.write).given
     prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
     fixed = fixed_length(shown.tokenizer) is not None
-    how = (Confidence(num_steps=8), 1.0) if fixed else evaluate.inference(cfg, shown.task.write, shown.processor)
+    how: tuple[Any, Any] = (
+        (Confidence(num_steps=8), 1.0) if fixed else evaluate.inference(cfg, shown.task.write, shown.processor)
+    )
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
     frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]
