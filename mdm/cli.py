@@ -15,12 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from components.namesakes import say
-from mdm.config import UserError, carried, find_config, layers, load, recipe_root
+from mdm.config import UserError, carried, find_config, layers, load, names_modules, recipe_root
 from mdm.config.names import close
-from mdm.config.trust import named, trust_run
+from mdm.config.trust import trust_run
 from mdm.recipe import (
     Parser,
     about,
@@ -64,7 +62,7 @@ def _cp(parser: Parser, words: Sequence[str]) -> None:
         source = find_config(config)
         beside = target if recipe is None else target.with_suffix(".yaml")
         copies.append((source, beside))
-        copies += [(module, target.with_name(module.name)) for module in _modules_of(source)]
+        copies += [(module, target.with_name(module.name)) for module in names_modules(source, layers(source)[source])]
     copies = [pair for pair in copies if not _is_there(*pair)]
     for _, to in copies:
         if to.exists() and not arguments.force:
@@ -78,13 +76,6 @@ def _cp(parser: Parser, words: Sequence[str]) -> None:
         print(f"{source.name} -> {to}")
     if recipe is not None:
         print(f"Run it with: mdm run {target}" + (f" --config {target.with_suffix('.yaml')}" if config else ""))
-
-
-def _modules_of(config: Path) -> list[Path]:
-    """The modules beside a config that it names by `_component_`: it cannot run without them."""
-    own = OmegaConf.to_container(layers(config)[config], resolve=False)
-    files = {config.parent / f"{name.partition('.')[0]}.py" for name in named(own)}
-    return sorted(file for file in files if file.is_file())
 
 
 def _is_there(source: Path, to: Path) -> bool:

@@ -14,7 +14,6 @@ Nothing here knows a modality by its name.
 from __future__ import annotations
 
 import re
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -80,9 +79,9 @@ def check_answers(tokenizer: Tokenizer) -> None:
     """Raises ValueError for an answer that is none: no codebooks, a length under 1, a suffix that would lead elsewhere."""
     books: Any = tokenizer.codebooks
     length, may = getattr(tokenizer, "num_tokens", None), getattr(tokenizer, "may_end", True)
-    if not isinstance(books, (tuple, list)) or not books or not all(isinstance(b, Integral) and b > 0 for b in books):
+    if not isinstance(books, (tuple, list)) or not books or not all(isinstance(b, (int, np.integer)) and b > 0 for b in books):
         raise ValueError(f"codebooks of {_path(tokenizer)} must be a tuple of sizes of at least 1, got {books!r}")
-    if length is not None and not (isinstance(length, Integral) and length > 0):
+    if length is not None and not (isinstance(length, (int, np.integer)) and length > 0):
         raise ValueError(f"num_tokens of {_path(tokenizer)} must be a whole number of at least 1, got {length!r}")
     if not isinstance(may, bool):
         raise ValueError(f"may_end of {_path(tokenizer)} must be True or False, got {may!r}")

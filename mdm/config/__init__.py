@@ -16,6 +16,7 @@ from mdm.config.settings import find_config as find_config
 from mdm.config.settings import found_beside as found_beside
 from mdm.config.settings import layers as layers
 from mdm.config.settings import load as load
+from mdm.config.settings import names_modules as names_modules
 from mdm.config.settings import read_yaml as read_yaml
 from mdm.config.settings import recipe_root as recipe_root
 from mdm.config.settings import refuse_nan as refuse_nan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 TOKENIZERS = {
@@ -150,3 +150,15 @@ def close(name: str, known: Iterable[str]) -> str:
     """A hint where a name is nearly one of the known ones."""
     match = difflib.get_close_matches(str(name), list(known), 1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def named(node: Any) -> Iterator[str]:
+    """The components that settings name, those inside others too."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_component_"), str):
+            yield node["_component_"]
+        for value in node.values():
+            yield from named(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from named(value)

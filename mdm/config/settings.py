@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from components.files import in_one_line
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
-from mdm.config.names import NAMES, close
+from mdm.config.names import NAMES, close, named
 
 T = TypeVar("T")
 
@@ -48,8 +48,9 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     from_file = read_yaml(path)
-    for file in layers(path):  # a module beside a config may be named in it
-        if (folder := str(file.parent.resolve())) not in sys.path:
+    for file, own in layers(path).items():
+        folder = str(file.parent.resolve())
+        if folder not in sys.path and (not _is_ours(file) or names_modules(file, own)):
             sys.path.append(folder)
             _beside_configs.add(folder)
     spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
@@ -72,6 +73,17 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise UserError(f"{error.full_key}: {why}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a config is one of the library's: a module there is no business of a config that does not name it."""
+    return config.parent.resolve() == (recipe_root() / "configs").resolve()
+
+
+def names_modules(config: Path, own: DictConfig) -> list[Path]:
+    """The modules beside a config that its own keys name by `_component_`: it cannot run without them."""
+    plain = OmegaConf.to_container(own, resolve=False)
+    return sorted(file for file in {config.parent / f"{n.partition('.')[0]}.py" for n in named(plain)} if file.is_file())
 
 
 def recipe_root() -> Path:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components.files import inside
 from mdm.config import UserError, locate
-from mdm.config.names import full_path
+from mdm.config.names import full_path, named
 
 FILES = ("path", "subfolder")
 """Arguments that are names of files."""
@@ -41,18 +41,6 @@ def trust_saved(node: Any) -> None:
     """What this process has written, it may read back."""
     global _named_by_run
     _named_by_run |= frozenset(map(full_path, named(node)))
-
-
-def named(node: Any) -> Iterator[str]:
-    """The components that settings name, those inside others too."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_component_"), str):
-            yield node["_component_"]
-        for value in node.values():
-            yield from named(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from named(value)
 
 
 def _trusted_by_run(path: str) -> bool:

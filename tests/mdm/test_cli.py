@@ -1,5 +1,6 @@
 """The command explains itself, says a mistake in one line, and takes neither a user's modules for ours nor ours for theirs."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -313,3 +314,15 @@ def test_a_base_that_is_no_name_is_one_line(tmp_path, base):
     (tmp_path / "a.yaml").write_text(f"base: {base}\n")
     with pytest.raises(UserError, match=r"a.yaml: base must be a config's name or path, got "):
         layers(tmp_path / "a.yaml")
+
+
+def test_a_module_of_the_librarys_own_configs_is_found_by_those_that_name_it_alone(monkeypatch):
+    """Else a stranger's checkpoint that names a `pen` would be given ours, whatever it was trained with."""
+
+    configs = recipe_root() / "configs"
+    here = [place for place in sys.path if Path(place) != configs]
+    for name, found in (("generate", False), ("quickstart_any", False), ("quickstart_pen", True)):
+        monkeypatch.setattr(sys, "path", [*here])
+        with contextlib.suppress(UserError):  # the keys are those of no recipe
+            load(dataclasses.make_dataclass("Nothing", []), configs / f"{name}.yaml")
+        assert (str(configs) in sys.path) == found, name
