@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from omegaconf import AnyNode, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from components.files import in_one_line
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
-from mdm.config.names import NAMES, close, named
+from mdm.config.files import is_ours, layers, names_modules, read_yaml
+from mdm.config.names import NAMES, close
 
 T = TypeVar("T")
 
@@ -33,12 +33,11 @@ _beside_configs: set[str] = set()
 
 
 def found_beside(built: Any) -> Path | None:
-    """The folder of a user's config, where an object's class comes from there: another command does not look in it."""
+    """The folder of a config, where an object's class comes from there: another command does not look in it."""
     module = sys.modules.get(type(built).__module__.partition(".")[0])
     file = getattr(module, "__file__", None)
     folder = None if file is None else Path(file).resolve().parent
-    here = (Path.cwd().resolve(), (recipe_root() / "configs").resolve())
-    return folder if str(folder) in _beside_configs and folder not in here else None
+    return folder if str(folder) in _beside_configs and folder != Path.cwd().resolve() else None
 
 
 def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -50,7 +49,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     from_file = read_yaml(path)
     for file, own in layers(path).items():
         folder = str(file.parent.resolve())
-        if folder not in sys.path and (not _is_ours(file) or names_modules(file, own)):
+        if folder not in sys.path and (not is_ours(file) or names_modules(file, own)):
             sys.path.append(folder)
             _beside_configs.add(folder)
     spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
@@ -73,96 +72,6 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise UserError(f"{error.full_key}: {why}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-
-
-def _is_ours(config: Path) -> bool:
-    """Whether a config is one of the library's: a module there is no business of a config that does not name it."""
-    return config.parent.resolve() == (recipe_root() / "configs").resolve()
-
-
-def names_modules(config: Path, own: DictConfig) -> list[Path]:
-    """The modules beside a config that its own keys name by `_component_`: it cannot run without them."""
-    plain = OmegaConf.to_container(own, resolve=False)
-    return sorted(file for file in {config.parent / f"{n.partition('.')[0]}.py" for n in named(plain)} if file.is_file())
-
-
-def recipe_root() -> Path:
-    """The folder of recipes."""
-    return carried("recipes")
-
-
-def carried(name: str) -> Path:
-    """A folder that is no package: carried by the wheel as `mdm/_recipes`, beside `mdm` in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / f"_{name}" if (package / f"_{name}").is_dir() else package.parent / name
-
-
-def find_config(name: str) -> Path:
-    """A config's file, from its name or a path."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    path = recipe_root() / "configs" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
-    return path
-
-
-def read_yaml(path: Path) -> DictConfig:
-    """A config file; one with `base: NAME` is that config (a name, or a path from its own folder), with its own keys on top.
-
-    Raises UserError where a file is missing, or is no YAML of keys and values.
-    """
-    merged: dict[Any, Any] = {}
-    for config in reversed(layers(path).values()):
-        merged = _layered(merged, typing.cast(dict, OmegaConf.to_container(config, resolve=False)))
-    return OmegaConf.create(merged)
-
-
-def layers(path: Path) -> dict[Path, DictConfig]:
-    """The files that a config is made of, each with its own keys: the config's, then its base's, the base's own base's."""
-    found: dict[Path, DictConfig] = {}
-    while True:
-        found[path] = config = _read_file(path)
-        base = config.pop("base", None)
-        if base is None:
-            return found
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base must be a config's name or path, got {base!r}")
-        path = path.parent / find_config(base)
-        if path in found:
-            raise UserError(f"{path} builds on itself: base={base}")
-
-
-def _read_file(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"config file not found: {path}")
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:  # yaml's own errors carry the line
-        raise UserError(f"{path} is not valid YAML: {in_one_line(error)}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} must hold keys and values, got {type(config).__name__}")
-    return config
-
-
-def _layered(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    """One config on top of another: tables are merged, but a node of another `_component_`, or an empty one, replaces what
-    stood there, and null takes a table out."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = below.get(key)
-        if value is None and isinstance(under, dict):
-            del merged[key]
-        elif value and isinstance(value, dict) and isinstance(under, dict) and _same_component(under, value):
-            merged[key] = _layered(under, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _same_component(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> bool:
-    return "_component_" not in above or above["_component_"] == below.get("_component_")
 
 
 def _said(key: str, value: Any, path: Path) -> str | dict[str, str] | None:

@@ -23,7 +23,7 @@ def library(tmp_path, monkeypatch):
     """A folder of recipes and configs in place of the library's own: one config names a module beside it."""
     root = tmp_path / "library"
     (root / "configs").mkdir(parents=True)
-    for place in ("mdm.config.settings.recipe_root", "mdm.recipe.recipe_root", "mdm.cli.recipe_root"):
+    for place in ("mdm.config.files.recipe_root", "mdm.recipe.recipe_root", "mdm.cli.recipe_root"):
         monkeypatch.setattr(place, lambda: root)
     (root / "show.py").write_text(
         '"""Show what was found."""\n'
