@@ -66,7 +66,7 @@ def require(found: dict[str, Any], path: str | Path, **kinds: Any) -> None:
             raise ValueError(f"{path} has no {key!r}; it has {', '.join(map(str, found)) or 'nothing'}")
         value = found[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-            raise ValueError(f"{path}: {key} must be {_spell(kind)}, got {_short(value)}")
+            raise ValueError(f"{path}: {key} must be {_spell(kind)}, got {short(value)}")
 
 
 def in_one_line(said: Any) -> str:
@@ -78,6 +78,7 @@ def _spell(kind: Any) -> str:
     return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a file as a sentence cites it: on one line, of 60 characters at most."""
     text = in_one_line(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."

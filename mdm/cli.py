@@ -175,12 +175,12 @@ def _validate(parser: Parser, words: Sequence[str]) -> None:
     recipe = find_recipe(arguments.recipe)
     if _explained(recipe, arguments.arguments, "validate"):
         return
-    from mdm.training.trial import attempt
+    from mdm.training.trial import try_out
 
     say(os.getcwd())
     _import_from_here(recipe)
     module, filled = _validate_arguments(recipe, arguments.arguments)
-    for line in getattr(module, "trial", attempt)(filled).lines():
+    for line in getattr(module, "trial", try_out)(filled).lines():
         print(line)
     print("The config is valid.")
 

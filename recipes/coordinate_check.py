@@ -30,7 +30,7 @@ from mdm.recipe import load_recipe, run_recipe
 from mdm.studies.runs import settings_of, write_csv, write_results
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir, output_folder
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "coordinate_check_cpu"
 
@@ -129,7 +129,7 @@ def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck
 
 def trial(cfg: Settings) -> Trial:
     """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
-    return attempt(settings_of(pretrain.Settings, cfg.run, {"output_dir": cfg.output_dir}))
+    return try_out(settings_of(pretrain.Settings, cfg.run, {"output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

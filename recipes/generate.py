@@ -42,7 +42,7 @@ from mdm.pages.media import next_number, save_outputs
 from mdm.recipe import run_recipe
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "generate"
 
@@ -99,13 +99,13 @@ def validate(cfg: Settings) -> None:
     files = suffixes(processor)
     for prompt, where in asked(cfg):
         check_prompt(prompt, cfg.task, files, where)
-        check_length(cfg, prompt, where)
+        check_length(cfg, processor, prompt, where)
     check_output_dir(cfg.output_dir)
 
 
 def trial(cfg: Settings) -> Trial:
     """What `mdm validate` does after all keys: the prompts are read, by the model's own tokenizers."""
-    found = attempt(cfg)
+    found = try_out(cfg)
     processor = load_processor(cfg.checkpoint)
     for prompt, where in asked(cfg):
         read_prompt(prompt, cfg.task, processor, where, cfg.length, template=cfg.template)
@@ -161,11 +161,12 @@ def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:
     return [(spelled_out({key: str(value) for key, value in keys.items() if value is not None}, cfg.task, "prompt"), "prompt")]
 
 
-def check_length(cfg: Settings, prompt: Mapping[str, str], where: str) -> None:
+def check_length(cfg: Settings, processor: Processor, prompt: Mapping[str, str], where: str) -> None:
     """Raises UserError for a length of what has none, or has its own."""
-    if cfg.length is not None and "text" not in find_task(cfg.task).generated:
-        made = " and ".join(find_task(cfg.task).generated)
-        raise UserError(f"length={cfg.length} is the length of a text, and task {cfg.task} generates {made}")
+    try:
+        processor.stretched(cfg.task, cfg.length)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if cfg.length is not None and cfg.task == "text" and "edit" in prompt:
         raise UserError(f"{where}: length={cfg.length} beside an edit, whose length is that of its text and its gaps")
 

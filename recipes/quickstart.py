@@ -241,7 +241,8 @@ def played_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
             body += f"<div>{''.join(players)}</div>"
         spoken = report.spectrograms({"generated": rows["generated"]}, list(pairs), rate)
         panels[f"{shown.title}: {shown.captions}"] = Image.open(io.BytesIO(spoken))
-    return Section(shown.title, "What the model makes, beside real samples that it never heard.", body)
+    title = f"{shown.title}, heard" if isinstance(shown.tokenizer, Drawn) else shown.title
+    return Section(title, "What the model makes, beside real samples that it never heard.", body)
 
 
 def reading_section(cfg: Settings, results: Any, processor: Any) -> Section:

@@ -38,7 +38,7 @@ from mdm.studies.runs import settings_of, write_results
 from mdm.studies.table import claim, measure_cells, read_table, run_cells, write_table
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir, output_folder
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "scaling_cpu"
 QUESTIONS = ("scaling", "mixing", "schedules", "batch", "inference")
@@ -116,8 +116,8 @@ def trial(cfg: Settings) -> Trial:
         return Trial()
     if cfg.question in SWEEPS:
         sweep, own = load_recipe(SWEEPS[cfg.question]), sweep_settings(cfg)
-        return getattr(sweep, "trial", attempt)(own)
-    return attempt(run_settings(cfg, cells(cfg)[0]))
+        return getattr(sweep, "trial", try_out)(own)
+    return try_out(run_settings(cfg, cells(cfg)[0]))
 
 
 def main(cfg: Settings) -> None:

@@ -22,7 +22,7 @@ from mdm.studies import batch as study
 from mdm.studies.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir, output_folder
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "sweep_batch_cpu"
 
@@ -111,7 +111,7 @@ def row(group: str, batch: int, seed: int, lr: float, name: str, outcome: Mappin
 
 def trial(cfg: Settings) -> Trial:
     """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
-    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
+    return try_out(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

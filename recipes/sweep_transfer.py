@@ -24,7 +24,7 @@ from mdm.recipe import load_recipe, run_recipe
 from mdm.studies.runs import Runs, best_rate, settings_of, tune, vertex, write_csv, write_results
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir, output_folder
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "sweep_transfer_cpu"
 AXES = {  # axis -> the key that grows, and the key that holds its base
@@ -79,7 +79,7 @@ def changes(cfg: Settings, size: int, ruled: bool, lr: float, seed: int) -> dict
 
 def trial(cfg: Settings) -> Trial:
     """What `mdm validate` does after all keys, for the run that all of its runs are variations of."""
-    return attempt(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
+    return try_out(settings_of(pretrain.Settings, cfg.run, {**cfg.set, "output_dir": cfg.output_dir}))
 
 
 def main(cfg: Settings) -> None:

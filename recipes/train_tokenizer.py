@@ -32,7 +32,7 @@ from mdm.pages.report import figure_png
 from mdm.recipe import run_recipe
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir, in_place_of, output_folder
-from mdm.training.trial import attempt
+from mdm.training.trial import try_out
 
 CONFIG = "train_tokenizer"
 
@@ -80,7 +80,7 @@ def fsq_config(cfg: Settings) -> FSQConfig:
 def trial(cfg: Settings) -> Trial:
     """What `mdm validate` does after all keys: samples through an autoencoder that knows nothing yet."""
     tokenizer = tokenizer_of(FSQAutoencoder(fsq_config(cfg)))
-    return attempt(cfg, {"image" if isinstance(tokenizer, FSQImageTokenizer) else "audio": tokenizer})
+    return try_out(cfg, {"image" if isinstance(tokenizer, FSQImageTokenizer) else "audio": tokenizer})
 
 
 def tokenizer_of(model: FSQAutoencoder) -> FSQImageTokenizer | FSQMelTokenizer:

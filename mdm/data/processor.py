@@ -17,9 +17,9 @@ from torch import Tensor
 
 from components.files import read_json, require
 from components.sequences import TokenSequence, overhead, response_sequence, task_sequence
-from components.tasks import formed
+from components.tasks import find_task, formed
 from components.tokenizers import Tokenizer
-from components.tokenizers.modality import check_answers, fixed_length, may_end
+from components.tokenizers.modality import check_answers, fixed_length, is_words, may_end
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate, one_line
 from mdm.config.errors import said
@@ -71,6 +71,22 @@ class Processor:
             vocabulary = vocabulary.grown(_codebooks(tokenizers), _ending(tokenizers), asked)
         check_canvas(every, lengths)
         return Processor(vocabulary, every, lengths)
+
+    def stretched(self, task: str, length: int | None) -> dict[str, int]:
+        """The canvases of a task whose generated one has this length: its words, else the one modality of open length.
+
+        Raises ValueError where there is no such one, or codes of that length do not fill whole frames.
+        """
+        if length is None:
+            return dict(self.canvas)
+        made = find_task(task).generated
+        free = [m for m in made if fixed_length(self.tokenizers[m]) is None]
+        own = [m for m in free if is_words(self.tokenizers[m])] or free
+        if len(own) != 1:
+            why = "each with a length of its own" if own else "whose length is fixed"
+            raise ValueError(f"length={length}: task {task} generates {' and '.join(made)}, {why}")
+        check_canvas(self.tokenizers, {own[0]: length})
+        return {**self.canvas, own[0]: length}
 
     @_own_precision
     def encode(self, modality: str, raw: Any) -> Int[Tensor, " n"]:

@@ -90,7 +90,7 @@ def generate(
     prompts:  raw parts by modality, e.g. `{"text": "a handwritten seven"}`; `{}` where a task is given nothing. What is
               generated may be an `Edit` (see mdm/generation/editing.py): then a part of it is given
     sampler, guidance_scale: None takes the defaults of the modality (mdm/generation/defaults.yaml)
-    length:   tokens of a text canvas; None takes the processor's
+    length:   tokens of the generated canvas, see `Processor.stretched`; None takes the processor's
     cache:    off, prefix or dual: keys and values kept while a block is decoded; the sampler has to be `Blocks`
     refresh_every: steps after which a kept cache is computed anew; None is once a block
     stop_at_end: fill what lies behind an end token at once
@@ -108,7 +108,7 @@ def generate(
         defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)
         sampler = sampler or defaults.sampler
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
-    canvas = {**processor.canvas, **({"text": length} if length and "text" in spec.generated else {})}
+    canvas = processor.stretched(task, length)
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
         canvas.pop("text", None)  # running text has no canvas: what is edited has its own length
     vocabulary = processor.vocabulary

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 
-from components.files import in_one_line
+from components.files import in_one_line, short
 from mdm.config import UserError, check, one_line, read_json, reason
 from mdm.data.processor import Processor
 from mdm.hardware import Hardware
@@ -24,7 +24,7 @@ from mdm.models.open_formats import find_format, is_open
 from mdm.models.open_models import load_open, open_folder, open_processor
 from mdm.models.quantization import SCHEMES, check_scheme, load_quantized
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
-from mdm.models.weights import digests, one_precision, read_weights, short
+from mdm.models.weights import digests, one_precision, read_weights
 
 QUANTIZED = "quantization.json"
 """Beside a quantized model: its scheme, the type of what is not quantized, and the kind of device it is packed for."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from components.files import short
 from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.models.transformer import ModelConfig
-from mdm.models.weights import short
 
 WITHOUT_SUBSTANCE = (
     "architectures model_type auto_map transformers_version torch_dtype dtype attn_implementation use_cache "

@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from components.files import short
 from components.tokenizers.text import JsonTokenizer
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, one_line, read_json
 from mdm.data.processor import Processor
 from mdm.models.open_formats import Format, find_format
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
-from mdm.models.weights import listed, one_precision, read_weights, short
+from mdm.models.weights import listed, one_precision, read_weights
 
 HUB = "hub:"
 MASK_NAMES = ("<|mdm_mask|>", "<|mask|>", "[MASK]")

@@ -12,23 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.files import short
 from mdm.config import UserError, read_json
 
 WEIGHT_INDEX = "model.safetensors.index.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def short(value: Any, most: int = 60) -> str:
-    """A value in a sentence."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:

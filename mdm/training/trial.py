@@ -38,7 +38,7 @@ JUDGE = ["classify", "features"]
 
 
 @told_at_once()
-def attempt(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
+def try_out(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     """Tries whatever a recipe's settings name. own: the tokenizers of a recipe that makes them itself
 
     Raises UserError for what would end the work later.

@@ -206,7 +206,10 @@ MISTAKES = {
         ["task=text", "edit=The [mask] is", "length=9"],
         "whose length is that of its text and its gaps",
     ),
-    "a length of an image": (["task=text_to_image", "prompt=a", "length=9"], "and task text_to_image generates image"),
+    "a length of an image": (
+        ["task=text_to_image", "prompt=a", "length=9"],
+        "length=9: task text_to_image generates image, whose length is fixed",
+    ),
     "a negative length": (["task=text", "length=-4"], "length must be at least 1, got -4"),
     "no sample": (["task=text", "count=0"], "count must be at least 1, got 0"),
     "a negative seed": (["task=text", "seed=-1"], "seed must be at least 0, got -1"),

@@ -79,6 +79,19 @@ def test_a_part_of_any_modality_stands_on_its_canvas_and_is_read_back():
         whole.prepare({"text": "a", "pen": "a0 " * 5})
 
 
+def test_a_length_is_that_of_the_words_or_of_the_one_modality_that_has_none_of_its_own():
+    own = processor(["text_to_pen", "joint_text_pen", "pen_to_text"], draw=lambda raw: None)  # so that it is no words
+    assert own.stretched("text_to_pen", 6) == {"pen": 6, "text": 4}
+    assert own.stretched("joint_text_pen", 3) == {"pen": 8, "text": 3}
+    assert own.stretched("pen_to_text", None) == {"pen": 8, "text": 4}
+    with pytest.raises(ValueError, match=r"canvas.pen must be a positive multiple of 2 \(codebooks\), got 7"):
+        own.stretched("text_to_pen", 7)
+    with pytest.raises(ValueError, match=r"length=6: task text_to_pen generates pen, whose length is fixed"):
+        processor(["text_to_pen"], num_tokens=8).stretched("text_to_pen", 6)
+    with pytest.raises(ValueError, match=r"generates text and pen, each with a length of its own"):
+        processor(["joint_text_pen"]).stretched("joint_text_pen", 6)
+
+
 def test_a_canvas_is_as_long_as_its_tokenizer_says():
     with pytest.raises(ValueError, match=r"canvas.pen = 8, and its tokenizer makes 6 tokens of each"):
         processor(num_tokens=6)
