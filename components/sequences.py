@@ -109,9 +109,13 @@ def _structure(vocabulary: Vocabulary, name: str) -> TokenSequence:
 
 def overhead(vocabulary: Vocabulary, task: str) -> int:
     """Positions of a sequence of the task beside its canvases."""
+    return sum(map(vocabulary.has, structure(task)))
+
+
+def structure(task: str) -> list[str]:
+    """Names of the special tokens beside the canvases of a task, if the vocabulary has them: one of the task, two a canvas."""
     spec = find_task(task)
-    names = [f"task:{name_of(spec)}", *(f"{edge}:{m}" for m in spec.modalities for edge in ("begin", "close"))]
-    return sum(vocabulary.has(name) for name in names)
+    return [f"task:{name_of(spec)}", *(f"{edge}:{m}" for m in spec.modalities for edge in ("begin", "close"))]
 
 
 def _fill(vocabulary: Vocabulary, modality: str, ids: Int[Tensor, " n"] | None, length: int | None) -> Int[Tensor, " length"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import wave
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from components.data.clips import read_audio, waveform
 from components.tokenizers.modality import HALF, Region
 
 
-class Clips:
+class Clips(ABC):
     """Gives a tokenizer of mono audio all that is asked of a modality of clips.
 
     sample_rate: samples a second;  frame_samples: of a frame, which is a code of each codebook
@@ -41,8 +42,8 @@ class Clips:
         """The frame that each position is a code of."""
         return torch.arange(length) // len(self.codebooks)
 
-    def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]:
-        raise NotImplementedError
+    @abstractmethod
+    def encode(self, raw: np.ndarray) -> Int[Tensor, " n"]: ...
 
     def region(self, raw: np.ndarray, where: str) -> Region:
         """start-stop in seconds, of which every frame that it touches is made anew; start- goes on to a new end; or half.

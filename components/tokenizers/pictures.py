@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from components.data.images import read_image
 from components.tokenizers.modality import HALF, MASKED, Region
 
 
-class Pictures:
+class Pictures(ABC):
     """Gives a tokenizer whose codes go patch by patch, row by row, all that is asked of a modality of images.
 
     size, patch: width and height in pixels, of an image and of a patch
@@ -43,8 +44,8 @@ class Pictures:
         colours[self._pixels(~whole)] = MASKED
         return Image.fromarray(colours)
 
-    def decode(self, codes: Int[Tensor, " n"]) -> Image.Image:
-        raise NotImplementedError
+    @abstractmethod
+    def decode(self, codes: Int[Tensor, " n"]) -> Image.Image: ...
 
     def region(self, raw: Image.Image, where: str) -> Region:
         """left,top,right,bottom in pixels, of which every patch that it touches is drawn anew; or half: the lower one.

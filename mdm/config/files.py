@@ -52,8 +52,13 @@ def read_yaml(path: Path) -> DictConfig:
 
     Raises UserError where a file is missing, or is no YAML of keys and values.
     """
+    return laid(layers(path))
+
+
+def laid(files: Mapping[Path, DictConfig]) -> DictConfig:
+    """The files of a config, as `layers` gives them, as one: each on top of those behind it."""
     merged: dict[Any, Any] = {}
-    for config in reversed(layers(path).values()):
+    for config in reversed(list(files.values())):
         merged = _layered(merged, typing.cast(dict, OmegaConf.to_container(config, resolve=False)))
     return OmegaConf.create(merged)
 

@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
-from mdm.config.files import is_ours, layers, names_modules, read_yaml
+from mdm.config.files import is_ours, laid, layers, names_modules
 from mdm.config.names import NAMES, close
 
 T = TypeVar("T")
@@ -46,8 +46,9 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     Raises UserError for a missing file, an unknown key, a value of the wrong type, a key without a value.
     """
     path = Path(path)
-    from_file = read_yaml(path)
-    for file, own in layers(path).items():
+    files = layers(path)
+    from_file = laid(files)
+    for file, own in files.items():
         folder = str(file.parent.resolve())
         if folder not in sys.path and (not is_ours(file) or names_modules(file, own)):
             sys.path.append(folder)

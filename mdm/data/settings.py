@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.sequences import structure
 from components.tasks import INSTRUCT, check_modality, find_task, name_of
 from mdm.config import UserError, check
 
@@ -156,7 +157,7 @@ def row_length(stream: StreamSettings, task: str, canvas: Mapping[str, int | Non
     """Positions of a row: of the pack, or of a pair's canvases with their boundaries and the task's token."""
     if stream.pack is not None:
         return stream.pack
-    return 1 + sum((canvas.get(m) or 0) + 2 for m in find_task(task).modalities)
+    return len(structure(task)) + sum(canvas.get(m) or 0 for m in find_task(task).modalities)
 
 
 def lacking(task: str, name: str, tokenizers: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,6 @@ gallery, which `mdm run evaluate` writes.
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,10 +108,9 @@ def _part(value: Any, folder: Path) -> str:
     if kind is None:
         return f"<div>{html.escape(name)}</div>"
     try:
-        data = base64.b64encode(read_inside(folder, name)).decode()
+        source = html.escape(report.embedded(read_inside(folder, name), media_type(name)))
     except (OSError, ValueError) as error:
         return f"<div>{html.escape(str(error))}</div>"
-    source = html.escape(f"data:{media_type(name)};base64,{data}")
     if kind == "image":
         return f'<img class="sample" alt="{html.escape(name)}" src="{source}">'
     return f'<audio controls src="{source}"></audio>'

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Sequence
 
@@ -17,6 +15,7 @@ from components.types import Batch
 from mdm.data.processor import Processor
 from mdm.generation.generate import Step
 from mdm.pages import film
+from mdm.pages.report import embedded
 
 STYLE = """
 .canvas{display:inline-block;margin:.3rem .6rem .3rem 0;vertical-align:top}
@@ -76,10 +75,8 @@ def codes(processor: Processor, name: str, ids: Int[Tensor, " n"], confidence: F
     sure = table(rows, f"{name}: a cell for each code, by confidence")
     if not hasattr(tokenizer, "partial"):
         return sure
-    picture = io.BytesIO()
-    film.panel(processor, name, ids, scale=20).save(picture, "PNG")
-    data = base64.b64encode(picture.getvalue()).decode()
-    return f'<div class="canvas"><img alt="{name}" src="data:image/png;base64,{data}"><small>{name}</small></div>{sure}'
+    source = embedded(film.panel(processor, name, ids, scale=20))
+    return f'<div class="canvas"><img alt="{name}" src="{source}"><small>{name}</small></div>{sure}'
 
 
 def table(rows: Sequence[Sequence[str]], caption: str) -> str:

@@ -51,23 +51,27 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section],
     path.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair is no character
 
 
+def embedded(data: Image.Image | bytes, media: str = "image/png") -> str:
+    """The address of a file that lies inside the page itself."""
+    if isinstance(data, Image.Image):
+        buffer = io.BytesIO()
+        data.save(buffer, format="PNG")
+        data = buffer.getvalue()
+    return f"data:{media};base64,{base64.b64encode(data).decode()}"
+
+
 def picture(image: Image.Image | bytes, caption: str = "", kind: str = "png") -> str:
     """An image inside the page."""
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        image = buffer.getvalue()
-    data = base64.b64encode(image).decode()
     text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/{kind};base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img alt="{text}" src="{embedded(image, f"image/{kind}")}"><figcaption>{text}</figcaption></figure>'
 
 
 def player(audio: np.ndarray, sample_rate: int, label: str) -> str:
     """An audio player inside the page."""
     buffer = io.BytesIO()
     write_wav(buffer, audio, sample_rate)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<span class="clip">{html.escape(label)}<br><audio controls src="data:audio/wav;base64,{data}"></audio></span>'
+    source = embedded(buffer.getvalue(), "audio/wav")
+    return f'<span class="clip">{html.escape(label)}<br><audio controls src="{source}"></audio></span>'
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
