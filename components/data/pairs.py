@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from components.data.digits import digits
+from components.data.mnist import mnist
 from components.data.speech import spoken_words
 
 
@@ -18,7 +18,7 @@ def spoken_digits(
     voices: only the first of the split's; None is all. Which images is drawn once, the same in every process.
     """
     by_label: list[list[dict[str, Any]]] = [[] for _ in range(10)]
-    for sample in digits(split, caption):
+    for sample in mnist(split, caption):
         by_label[sample["label"]].append(sample)
     rng = np.random.default_rng(0)
     samples = []

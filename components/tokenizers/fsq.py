@@ -27,6 +27,8 @@ from components.files import in_one_line, read_json
 from components.tokenizers.clips import Clips
 from components.tokenizers.pictures import Pictures
 
+BUILTIN = "builtin:"
+"""What a tokenizer that comes with the library is asked for by: builtin:mnist (32x32 pixels, 240 codes of 8x8)."""
 MAX_CODES = 2**20
 LARGEST = {
     "patch": 2**10,
@@ -131,7 +133,12 @@ class FSQAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> FSQAutoencoder:
-        """Raises FileNotFoundError where there is none."""
+        """Of a folder, or `builtin:NAME`: one that comes with the library. Raises FileNotFoundError where there is none."""
+        if str(folder).startswith(BUILTIN):
+            known = {f"{BUILTIN}{own.name}": own for own in sorted((Path(__file__).parent / "trained").iterdir())}
+            if folder not in known:
+                raise FileNotFoundError(f"the library has no FSQ tokenizer {folder}; it has {', '.join(known)}")
+            folder = known[str(folder)]
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"no FSQ tokenizer in {folder}; `mdm run train_tokenizer` writes one")
@@ -157,7 +164,7 @@ class FSQAutoencoder(nn.Module):
 
 
 class FSQImageTokenizer(Pictures):
-    """Square images <-> one code a patch, row by row. path: what `mdm run train_tokenizer` wrote"""
+    """Square images <-> one code a patch, row by row. path: what `mdm run train_tokenizer` wrote, or builtin:mnist"""
 
     def __init__(self, path: str | FSQAutoencoder) -> None:
         self.model: FSQAutoencoder = path if isinstance(path, FSQAutoencoder) else FSQAutoencoder.load(path)

@@ -19,20 +19,28 @@ from mdm.generation.generate import Generated
 
 
 class ImageJudge:
-    """A support vector machine on pixels (scikit-learn)."""
+    """A support vector machine on the main components of pixels (scikit-learn)."""
+
+    COMPONENTS = 64
 
     def __init__(self, samples: Sequence[dict]) -> None:
+        from sklearn.decomposition import PCA
         from sklearn.svm import SVC
 
-        self.model = SVC(C=10.0, gamma="scale").fit(self.features([s["image"] for s in samples]), _labels(samples))
+        pixels = self._pixels([s["image"] for s in samples])
+        self.components = PCA(min(self.COMPONENTS, *pixels.shape), random_state=0).fit(pixels)
+        self.model = SVC(C=10.0, gamma="scale").fit(self.components.transform(pixels), _labels(samples))
 
     def classify(self, images: Sequence[Any]) -> np.ndarray:
         """The digit in each image."""
         return self.model.predict(self.features(images))
 
+    def features(self, images: Sequence[Any]) -> np.ndarray:
+        """What it classifies by, `[images, 64]`; Frechet distances are taken there."""
+        return self.components.transform(self._pixels(images))
+
     @staticmethod
-    def features(images: Sequence[Any]) -> np.ndarray:
-        """What it classifies by, `[images, pixels]`; Frechet distances are taken there."""
+    def _pixels(images: Sequence[Any]) -> np.ndarray:
         return np.stack([np.asarray(i, dtype=float).ravel() / 255 for i in images])
 
 

@@ -20,6 +20,7 @@ from components.files import in_one_line, short
 from mdm.config import UserError, check, one_line, read_json, reason
 from mdm.data.processor import Processor
 from mdm.hardware import Hardware
+from mdm.models.builtin import PREFIX, builtin_folder
 from mdm.models.open_formats import find_format, is_open
 from mdm.models.open_models import load_open, open_folder, open_processor
 from mdm.models.quantization import SCHEMES, check_scheme, load_quantized
@@ -61,12 +62,19 @@ def export(
 
 
 def model_folder(checkpoint: str | Path) -> Path:
-    """The `model/` of a recipe's output_dir, or the folder itself; `hub:OWNER/NAME` is fetched. Raises UserError."""
+    """The `model/` of a recipe's output_dir, or the folder itself; `hub:OWNER/NAME` is fetched. Raises UserError.
+
+    `builtin:quickstart` comes with the library.
+    """
+    if str(checkpoint).startswith(PREFIX):
+        return builtin_folder(str(checkpoint))
     checkpoint = open_folder(checkpoint)
     for folder in (checkpoint / "model", checkpoint):
         if (folder / "config.json").is_file():
             return folder
-    raise UserError(f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder")
+    raise UserError(
+        f"checkpoint={checkpoint}: no model there; give a recipe's output_dir or its model/ folder, or builtin:quickstart"
+    )
 
 
 def check_sizes(config: ModelConfig, shapes: dict[str, list[int]], where: str) -> None:

@@ -88,10 +88,9 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def in_dtype(model: MaskedDiffusionModel, dtype: torch.dtype) -> MaskedDiffusionModel:
     """A model in another precision, in place; norms keep their gains, and the rotations their table, in float32."""
-    model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.float()
+    norms = {id(p) for module in model.modules() if isinstance(module, RMSNorm) for p in module.parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if id(parameter) in norms else dtype)
     model.restore_buffers()
     return model
 

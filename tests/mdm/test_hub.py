@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 
-from mdm.config import UserError
+from mdm import hub
+from mdm.config import UserError, find_config
 from mdm.hub import model_card, push
+from mdm.models import builtin
 from mdm.models.folder import load_model
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
@@ -75,3 +77,23 @@ def test_a_repo_without_an_owner_is_refused_and_a_card_is_printed(trained, capsy
         in_process("push", find_config("push"), *words, "repo=tiny")
     in_process("push", find_config("push"), *words, "repo=me/tiny")
     assert "# me/tiny" in capsys.readouterr().out
+
+
+def test_a_run_is_written_into_the_library_and_opened_from_there(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path)
+    monkeypatch.setattr(hub, "FOLDER", tmp_path)
+    (trained / "model" / "defaults.yaml").write_text("text: {sampler: {_component_: components.samplers.FirstHitting}}\n")
+    in_process("push", find_config("push"), f"checkpoint={trained}", "repo=builtin:mine")
+    model, processor = load_model("builtin:mine")
+    original, _ = load_model(trained)
+    assert model.embedding.weight.dtype == torch.bfloat16
+    for name, value in original.state_dict().items():
+        kept = value if name.endswith(".scale") else value.bfloat16()  # gains stay in float32
+        assert torch.equal(model.state_dict()[name], kept), name
+    assert processor.vocabulary.digest() == load_model(trained)[1].vocabulary.digest()
+    assert "mdm generate checkpoint=builtin:mine task=" in (tmp_path / "mine" / "README.md").read_text()
+    assert (tmp_path / "mine" / "defaults.yaml").is_file()
+    with pytest.raises(UserError, match="checkpoint=builtin:other: the library has no such model; it has builtin:mine"):
+        load_model("builtin:other")
+    with pytest.raises(UserError, match="repo: builtin:a/b takes a run's model, under a name like builtin:quickstart"):
+        in_process("push", find_config("push"), f"checkpoint={trained}", "repo=builtin:a/b")

@@ -16,6 +16,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     out = tmp_path / "quick"
     small = ["tokens=9000", "samples=20", "nelbo_repeats=1", "model.width=48", "model.num_layers=1", "compile=false"]
     small += ["data.speech.train.voices=4", "data.speech.validation.voices=4", "judged.speech.test.voices=6"]
+    small += ["data.reading_digits.train.warped=0", "judged.image.judge.samples.warped=2"]
     done = run("run", "quickstart", f"output_dir={out}", *small, timeout=400, typecheck="0")
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics) >= KEYS
@@ -37,7 +38,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
 
 def test_the_command_explains_itself(run):
     listed = run("ls").stdout
-    assert "quickstart, quickstart_any, quickstart_pen\n" in listed
+    assert "quickstart, quickstart_any, quickstart_paper, quickstart_pen\n" in listed
     assert "finetune, finetune_instruct, quickstart_lora, quickstart_speech" in listed  # by the command in their header
     assert "mdm run quickstart" in run("--help").stdout
     assert "mdm run pretrain" in run("run", "pretrain", "--help").stdout
@@ -59,6 +60,8 @@ def test_any_to_any_is_the_quickstart_with_more_tasks(run, tmp_path):
     few = [  # what judges learn on and look at, too: their figures are not
         *(f"data.speech.{part}.voices=2" for part in ("train", "validation")),
         "judged.speech.judge.samples.voices=2",
+        "judged.image.judge.samples.warped=0",
+        "data.reading_digits.train.warped=0",
         "judged.speech.test.voices=2",
         *(f"crossed.{task}.test.voices=1" for task in ("speech_to_image", "image_to_speech", "text_image_to_speech")),
         "data.speaking.train.images=1",
