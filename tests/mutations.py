@@ -517,6 +517,21 @@ MUTATIONS = [
         ),
     ),
     *of(
+        "components/data/mnist.py",
+        "components/test_mnist.py",
+        ("mnist: the splits overlap", "own[round(start * len(own)) : round(stop * len(own))]", "own[: round(stop * len(own))]"),
+        ("mnist: the caption of the next one", "WORDS[label - after]", "WORDS[label - after - 1]"),
+        ("mnist: every copy is the same", "np.random.default_rng((int(i), k))", "np.random.default_rng(int(i))"),
+        ("mnist: copies are turned about a corner", "centre = np.array(image.size) / 2", "centre = np.zeros(2)"),
+        ("mnist: the margin is on one side", "(MARGIN, MARGIN), (MARGIN, MARGIN))", "(2 * MARGIN, 0), (MARGIN, MARGIN))"),
+    ),
+    *of(
+        "mdm/hub.py",
+        "mdm/test_hub.py",
+        ("builtin: not in bfloat16", "in_dtype(model, torch.bfloat16)", "model"),
+        ("builtin: its defaults are left behind", "shutil.copy(source / FILE, folder)", "pass"),
+    ),
+    *of(
         "components/data/digits.py",
         "components/test_data.py",
         (
@@ -861,7 +876,7 @@ MUTATIONS = [
         "mdm/models/quantization.py",
         "recipes/test_quantize.py",
         ("a packed tensor is not read", "part.copy_(left.pop(key))", "left.pop(key)"),
-        ("norms are rounded too", "            module.float()", "            pass", "mdm/models/test_memory.py"),
+        ("norms are rounded too", "torch.float32 if id(parameter) in norms else dtype", "dtype", "mdm/test_hub.py"),
         (
             "scales are not counted",
             "return sum(part.numel() * part.element_size() for part in found)",
