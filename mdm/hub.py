@@ -28,8 +28,11 @@ from mdm.training.history import read_history
 PICTURES = ("overview.png", "film.png")
 
 
-def model_card(run: Path, name: str, license: str) -> str:
-    """The README of a model, from what its run left behind: config.yaml, metrics.json, history.jsonl (each may be absent)."""
+def model_card(run: Path, name: str, license: str, about: str = "") -> str:
+    """The README of a model, from what its run left behind: config.yaml, metrics.json, history.jsonl (each may be absent).
+
+    about: a paragraph of yours, e.g. whose data it is and under which licence
+    """
     folder = model_folder(run)
     shape = json.loads((folder / "config.json").read_text())
     modalities = list(json.loads((folder / "processor.json").read_text())["tokenizers"])
@@ -48,12 +51,14 @@ def model_card(run: Path, name: str, license: str) -> str:
         f"A masked diffusion model of {_listed(modalities)}: {shape['num_layers']} layers of width {shape['width']}, "
         f"{shape['num_heads']} heads, {shape['vocab_size']:,} ids, {shape['max_length']} positions.",
         "",
+        *([about, ""] if about else []),
         "```bash",
         example(name if name.startswith(PREFIX) else f"hub:{name}", easiest(trained or possible)),
         "```",
         "",
     ]
-    lines += [f"![{picture}]({picture})" for picture in PICTURES if (run / picture).is_file()]
+    if not name.startswith(PREFIX):  # which holds the model alone
+        lines += [f"![{picture}]({picture})" for picture in PICTURES if (run / picture).is_file()]
     lines += _data(settings) + _training(settings, run) + _figures(metrics)
     if settings:
         lines += ["## Settings", "", "```yaml", OmegaConf.to_yaml(OmegaConf.create(settings)).strip(), "```"]
@@ -100,7 +105,9 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
     return ["## Figures", "", "| measure | value |", "| --- | --- |", *rows, ""] if rows else []
 
 
-def push(run: str | Path, name: str, license: str = "apache-2.0", private: bool = True, api: Any = None) -> str:
+def push(
+    run: str | Path, name: str, license: str = "apache-2.0", private: bool = True, about: str = "", api: Any = None
+) -> str:
     """Uploads a run's model with its card and pictures; returns its address. Raises UserError where the hub refuses.
 
     api: an `huggingface_hub.HfApi`; None is one with the user's own token
@@ -112,7 +119,7 @@ def push(run: str | Path, name: str, license: str = "apache-2.0", private: bool 
     run = folder.parent if folder.name == "model" else folder
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(shutil.copytree(folder, Path(scratch) / "model"))
-        (staged / "README.md").write_text(model_card(run, name, license))
+        (staged / "README.md").write_text(model_card(run, name, license, about))
         for picture in PICTURES:
             if (run / picture).is_file():
                 shutil.copy(run / picture, staged)
@@ -124,10 +131,10 @@ def push(run: str | Path, name: str, license: str = "apache-2.0", private: bool 
             raise UserError(f"repo={name}: cannot be pushed ({reason}); `hf auth login` stores a token") from error
 
 
-def pack(run: str | Path, name: str, license: str = "apache-2.0") -> Path:
+def pack(run: str | Path, name: str, license: str = "apache-2.0", about: str = "") -> Path:
     """Writes a run's model to where `checkpoint=builtin:NAME` looks for it: in bfloat16, with its card and its defaults."""
     folder, source = FOLDER / name.removeprefix(PREFIX), model_folder(run)
-    card = model_card(source.parent if source.name == "model" else source, name, license)
+    card = model_card(source.parent if source.name == "model" else source, name, license, about)
     with hardware("cpu", "fp32") as hw:
         model, processor = load_model(source)
         shutil.rmtree(folder, ignore_errors=True)

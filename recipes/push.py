@@ -30,6 +30,7 @@ class Settings:
     repo: str = MISSING
     license: str = "apache-2.0"
     private: bool = True
+    about: str = ""
     card: bool = False
 
 
@@ -46,11 +47,11 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     if cfg.card:
         folder = model_folder(cfg.checkpoint)
-        print(model_card(folder.parent if folder.name == "model" else Path(folder), cfg.repo, cfg.license))
+        print(model_card(folder.parent if folder.name == "model" else Path(folder), cfg.repo, cfg.license, cfg.about))
     elif cfg.repo.startswith(PREFIX):
-        print(f"Written to {pack(cfg.checkpoint, cfg.repo, cfg.license)}")
+        print(f"Written to {pack(cfg.checkpoint, cfg.repo, cfg.license, cfg.about)}")
     else:
-        print(f"Pushed: {push(cfg.checkpoint, cfg.repo, cfg.license, cfg.private)}")
+        print(f"Pushed: {push(cfg.checkpoint, cfg.repo, cfg.license, cfg.private, cfg.about)}")
 
 
 if __name__ == "__main__":

@@ -184,15 +184,22 @@ def curves_section(history: list[dict], results: Any) -> Section:
     return Section("Learning", text, body)
 
 
+def times(picture: Image.Image, pixels: int) -> int:
+    """How often a picture is enlarged, so that it is looked at in about so many pixels."""
+    return max(1, pixels // max(picture.size))
+
+
 def drawn_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
     """Generated samples beside real ones, a row for each caption; some of them into the overview."""
-    size = enlarged(shown.tokenizer.draw(shown.results.read[shown.name][0][shown.modality]), 5).width
+    first = shown.tokenizer.draw(shown.results.read[shown.name][0][shown.modality])
+    scale = times(first, 64)
+    size = enlarged(first, scale).width
     columns = max(1, min(8, len(shown.results.written[shown.name]) // len(WORDS), 450 // size))
     grids = []
     for side in (shown.written, shown.real):
         rows = [list(map(shown.tokenizer.draw, side(label, columns))) for label in LABELS]
         blank = Image.new("L", next(row[0].size for row in rows if row), "white")
-        grids.append(image_grid([p for row in rows for p in (row + [blank] * columns)[:columns]], columns, scale=5))
+        grids.append(image_grid([p for row in rows for p in (row + [blank] * columns)[:columns]], columns, scale))
     across = 10 if size < 100 else 5
     few = [
         shown.tokenizer.draw(one)
@@ -200,7 +207,7 @@ def drawn_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:
         for label in LABELS
         for one in shown.written(label, k + 1)[k:]
     ]
-    panels[f"{shown.title}: {shown.captions}"] = image_grid(few, across, scale=6)
+    panels[f"{shown.title}: {shown.captions}"] = image_grid(few, across, times(first, 96))
     left = report.picture(grids[0], "generated, one row for each caption")
     right = report.picture(grids[1], "real, held out")
     return Section(shown.title, f"Captions: {shown.captions}.", f'<div class="pair">{left}{right}</div>')
@@ -218,7 +225,8 @@ def film_section(
         how, order = evaluate.inference(cfg, shown.task.write, shown.processor), "as mdm generate makes it"
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
-    frames = [film.frame(shown.processor, made.batch, step.tokens) for step in made.steps]
+    scale = times(shown.tokenizer.draw(made.outputs[0][shown.modality]), 96)
+    frames = [film.frame(shown.processor, made.batch, step.tokens, scale) for step in made.steps]
     still, moving = film.strip(film.thinned(frames, 9)), film.gif(film.thinned(frames, 30))
     stem = "film" if not any(title.startswith(MASKS) for title in panels) else f"film_{shown.name}"
     still.save(folder / f"{stem}.png")
@@ -255,7 +263,7 @@ def reading_section(cfg: Settings, results: Any, processor: Any) -> Section:
         first, tokenizer = results.read[name][:10], processor.tokenizers[modality]
         if isinstance(tokenizer, Drawn):
             drawn = [tokenizer.draw(s[modality]) for s in first]
-            pictures += report.picture(image_grid(drawn, 10 if drawn[0].width < 100 else 5, scale=8))
+            pictures += report.picture(image_grid(drawn, 10 if drawn[0].width < 100 else 5, times(drawn[0], 96)))
         verb = "hears" if isinstance(tokenizer, Played) else "reads"
         rows = [(f"{s[caption]}{details(s, caption)}", s["read"]) for s in first]
         tables += report.table(rows, (f"{name} of", f"the model {verb}"))

@@ -517,11 +517,11 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "components/data/mnist.py",
-        "components/test_mnist.py",
+        "components/data/digits.py",
+        "components/test_digits.py",
         ("mnist: the splits overlap", "own[round(start * len(own)) : round(stop * len(own))]", "own[: round(stop * len(own))]"),
         ("mnist: the caption of the next one", "WORDS[label - after]", "WORDS[label - after - 1]"),
-        ("mnist: every copy is the same", "np.random.default_rng((int(i), k))", "np.random.default_rng(int(i))"),
+        ("mnist: every copy is the same", "np.random.default_rng((i, k))", "np.random.default_rng(i)"),
         ("mnist: copies are turned about a corner", "centre = np.array(image.size) / 2", "centre = np.zeros(2)"),
         ("mnist: the margin is on one side", "(MARGIN, MARGIN), (MARGIN, MARGIN))", "(2 * MARGIN, 0), (MARGIN, MARGIN))"),
     ),
@@ -530,21 +530,6 @@ MUTATIONS = [
         "mdm/test_hub.py",
         ("builtin: not in bfloat16", "in_dtype(model, torch.bfloat16)", "model"),
         ("builtin: its defaults are left behind", "shutil.copy(source / FILE, folder)", "pass"),
-    ),
-    *of(
-        "components/data/digits.py",
-        "components/test_data.py",
-        (
-            "digits: the splits overlap",
-            "own[round(start * len(own)) : round(stop * len(own))]",
-            "own[: round(stop * len(own))]",
-        ),
-        (
-            "digits: the caption of the next one",
-            "WORDS[label - after]",
-            "WORDS[label - after - 1]",
-            "components/test_data.py mdm/evaluation/test_judges.py",
-        ),
     ),
     *of(
         "components/data/shards.py",

@@ -6,19 +6,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from components.data.mnist import mnist
+from components.data.digits import mnist
 from components.data.speech import spoken_words
 
 
 def spoken_digits(
-    split: Literal["train", "judge", "test"], images: int = 1, voices: int | None = None, caption: str = "a handwritten {}"
+    split: Literal["train", "judge", "test"],
+    images: int = 1,
+    voices: int | None = None,
+    caption: str = "a handwritten {}",
+    warped: int = 0,
 ) -> list[dict[str, Any]]:
     """Samples `{"text", "image", "audio", "label", "voice"}`: each clip beside `images` images of its digit.
 
     voices: only the first of the split's; None is all. Which images is drawn once, the same in every process.
+    warped: copies of each image to draw from beside it (see components/data/digits.py)
     """
     by_label: list[list[dict[str, Any]]] = [[] for _ in range(10)]
-    for sample in mnist(split, caption):
+    for sample in mnist(split, caption, warped=warped):
         by_label[sample["label"]].append(sample)
     rng = np.random.default_rng(0)
     samples = []

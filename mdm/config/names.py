@@ -52,7 +52,7 @@ NAMES = {
     **{name: f"components.data.sources.{name}" for name in ("Folder", "Jsonl", "hugging_face", "adapted")},
     "TokenShards": "components.data.shards.TokenShards",
     "digits": "components.data.digits.digits",
-    "mnist": "components.data.mnist.mnist",
+    "mnist": "components.data.digits.mnist",
     "spoken_words": "components.data.speech.spoken_words",
     "spoken_digits": "components.data.pairs.spoken_digits",
     "language_reference": "components.data.reference.language_reference",

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from components.data.digits import WORDS
-from components.data.mnist import mnist, warp
+from components.data.digits import WORDS, mnist, warp
 from components.tokenizers.fsq import FSQImageTokenizer
 
 
