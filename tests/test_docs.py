@@ -1,18 +1,22 @@
-"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, nothing public is missing."""
+"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, no module is missing."""
 
 import ast
 import dataclasses
+import importlib
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from mdm import cli
-from mdm.config import check, find_config, load
-from mdm.recipe import find_recipe, load_module, load_recipe
+from mdm.config import check, find_config, load, recipe_root
+from mdm.config.protocols import members
+from mdm.data.settings import MASKER_SUPPLIED
+from mdm.recipe import config_of, find_recipe, load_module, load_recipe, recipe_of
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -69,9 +73,10 @@ def folder(tmp_path_factory, vocabulary):
     Image.new("L", (8, 8), 200).save(place / "seven.png")
     write_wav(place / "seven.wav", torch.linspace(-0.5, 0.5, 8000).numpy(), 8000)
     for page in PAGES:
-        for _, title, code in blocks(page, "python"):
+        for _, title, code in [*blocks(page, "python"), *blocks(page, "yaml")]:
             if title:
                 (place / title).write_text(code)
+    shutil.copy(recipe_root() / "configs/pen.py", place)
     before = Path.cwd()
     sys.path.insert(0, str(place))
     os.chdir(place)
@@ -90,7 +95,20 @@ def test_a_snippet_prints_what_it_says(folder, page, line, title, code):
 
     code = code.replace("builtin:quickstart", str(folder / "model"))
     exec(compile(code, f"{page}:{line}", "exec"), {"__name__": "snippet", "print": record})
-    assert printed == said
+    assert title or printed == said  # a block with a title is a file, which others use
+
+
+@pytest.mark.parametrize(("page", "line", "title", "text"), all_blocks("yaml"))
+def test_a_configs_keys_exist(folder, page, line, title, text):
+    """A config that is shown is whole with its `base`, or a part of one that builds on `pretrain`."""
+    if title:
+        return  # of a recipe that the page shows: its command reads it
+    base = re.search(r"^base: (\w+)", text, re.M)
+    config = folder / "shown.yaml"
+    config.write_text(text if base else f"base: pretrain\n{text}")
+    filled = load(load_recipe(recipe_of(find_config(base[1] if base else "pretrain"))).Settings, config)
+    for key, node in components(dataclasses.asdict(filled)):
+        check(node, key, Anything())
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("reference/*/*.md")), ids=name)
@@ -216,7 +234,7 @@ def test_a_command_parses_and_its_keys_exist(folder, page):
             if config is not None and PLACEHOLDER.match(config):
                 continue
             overrides = [o for o in overrides if not PLACEHOLDER.match(o)]
-            path = find_config(copied.get(config, config) if config else module.CONFIG)
+            path = find_config(copied.get(config, config) if config else config_of(Path(find_recipe(recipe)), module.CONFIG))
             if "--help" in rest:
                 continue
             filled = load(module.Settings, path, overrides)
@@ -227,7 +245,6 @@ def test_a_command_parses_and_its_keys_exist(folder, page):
 
 
 def _suites():
-    import importlib
 
     return importlib.import_module("mdm_benchmarks.__main__").SUITES
 
@@ -254,3 +271,58 @@ def test_no_link_is_dead(page):
 
 def test_the_readme_is_read_in_ten_minutes():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_every_key_of_generate_is_on_its_page_and_none_is_invented():
+    keys = load_module("docs_keys", DOCS / "tools/keys.py")
+    page = (DOCS / "generate.md").read_text()
+    assert keys.renewed(page) == page, "python docs/tools/keys.py makes it anew"
+    shown = re.findall(r"^\| `(\w+)` \|", page.partition("<!-- end -->")[0], re.M)
+    assert sorted(shown) == sorted(f.name for f in dataclasses.fields(load_recipe("generate").Settings))
+
+
+SAMPLERS = ("Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Blocks", "PerModality")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_key_of_a_sampler_is_on_the_page(sampler):
+    import components.samplers as library
+    from components.samplers.drawing import Drawing
+
+    (row,) = re.findall(rf"^\| \[`{sampler}`\]\([^)]*\) \| (.*) \|$", (DOCS / "generate.md").read_text(), re.M)
+    shared = {f.name for f in dataclasses.fields(Drawing)}
+    for field in dataclasses.fields(getattr(library, sampler)):
+        if field.name not in shared:
+            assert re.search(rf"`{field.name}(=[^`]*)?`", row), field.name
+            default = re.search(rf"`{field.name}=([^`]*)`", row)
+            if default and field.default is not dataclasses.MISSING:
+                said = {"null": "None", "true": "True", "false": "False"}.get(default[1], default[1])
+                assert said == str(field.default)
+
+
+PROTOCOLS = {
+    "schedule": ("components.schedules", "Schedule"),
+    "masker": ("components.maskers", "Masker"),
+    "sampler": ("components.samplers.base", "Sampler"),
+    "tokenizer": ("components.tokenizers", "Tokenizer"),
+}
+
+
+@pytest.mark.parametrize("guide", PROTOCOLS)
+def test_a_guide_has_every_member_of_its_protocol(guide):
+    module, protocol = PROTOCOLS[guide]
+    page = (DOCS / f"guides/{guide}.md").read_text()
+    shown = re.findall(r"^\| `(\w+)", page.partition("| --- | --- |")[2].partition("\n\n")[0], re.M)
+    assert sorted(shown) == sorted(members(getattr(importlib.import_module(module), protocol)))
+
+
+def test_what_a_recipe_supplies_is_what_the_guide_says():
+    rows = re.findall(r"^\| (\w+) \| `[^|]*\| [^|]* \| ([^|]*) \|$", (DOCS / "guides/recipe.md").read_text(), re.M)
+    said = {part: re.findall(r"`(\w+)`", supplied) for part, supplied in rows}
+    assert said["masker"] == list(MASKER_SUPPLIED)
+    source = {
+        name: (ROOT / f"{name}.py").read_text() for name in ("recipes/pretrain", "mdm/data/pipeline", "mdm/evaluation/judges")
+    }
+    assert said["model"] == re.findall(r"(\w+)=", re.search(r'"model", (vocab_size=self.*)\)', source["recipes/pretrain"])[1])
+    assert said["tokenizer"] == re.findall(r"Tokenizer, (\w+)=", source["mdm/data/pipeline"])
+    assert said["judge"] == re.findall(r"instantiate\(own, key, (\w+)=", source["mdm/evaluation/judges"])

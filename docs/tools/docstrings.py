@@ -1,6 +1,6 @@
 """Docstrings as Markdown: ours are plain text, whose columns and indented lines a browser would run together.
 
-An indented block, a line of columns (two blanks or more inside), and a line that starts a list of settings keep their line ends.
+An indented block, columns (two blanks or more inside a line), and lines that each open a setting keep their line ends.
 """
 
 from __future__ import annotations
