@@ -36,8 +36,10 @@ def table(recipe: str) -> str:
         if heading != before:
             lines += ["", *filter(None, [heading]), *HEAD]
             before = heading
-        said = re.sub(r"([|<\\])", r"\\\1", comment).replace("{}", "`{}`")
-        lines.append(f"| `{key}` | {'**required**' if default == '???' else f'`{default}`'} | {said} |")
+        said = comment.replace("<", "&lt;").replace("|", "&#124;")
+        lines.append(
+            f"| `{key}` | {'**required**' if default == '???' else f'`{default}`'} | {said} |"
+        )
     return "\n".join(lines).strip("\n") + "\n"
 
 

@@ -30,18 +30,25 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """Links lead to pages of the site, or, where a file of the repository is none, name it."""
-    own = next((source for source, name in ADOPTED.items() if name == page.file.src_uri), f"docs/{page.file.src_uri}")
+    own = next(
+        (source for source, name in ADOPTED.items() if name == page.file.src_uri),
+        f"docs/{page.file.src_uri}",
+    )
 
     def resolved(match: re.Match[str]) -> str:
         image, text, target, anchor = match[1], match[2], match[3], match[4] or ""
         if "://" in target or target.startswith("mailto:"):
             return match[0]
         meant = posixpath.normpath(posixpath.join(posixpath.dirname(own), target))
-        address = ADOPTED.get(meant) or (meant.removeprefix("docs/") if meant.startswith("docs/") else None)
+        address = ADOPTED.get(meant) or (
+            meant.removeprefix("docs/") if meant.startswith("docs/") else None
+        )
         if address is None or (ROOT / meant).is_dir():
             return text if text.startswith("`") else f"`{meant}`"
         here = posixpath.dirname(page.file.src_uri)
         return f"{image}[{text}]({posixpath.relpath(address, here or '.')}{anchor})"
 
     pieces = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)  # code stays as it is
-    return "".join(piece if piece.startswith("```") else LINK.sub(resolved, piece) for piece in pieces)
+    return "".join(
+        piece if piece.startswith("```") else LINK.sub(resolved, piece) for piece in pieces
+    )
