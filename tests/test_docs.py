@@ -1,4 +1,4 @@
-"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, no module is missing."""
+"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, nothing is missing."""
 
 import ast
 import dataclasses
@@ -326,3 +326,27 @@ def test_what_a_recipe_supplies_is_what_the_guide_says():
     assert said["model"] == re.findall(r"(\w+)=", re.search(r'"model", (vocab_size=self.*)\)', source["recipes/pretrain"])[1])
     assert said["tokenizer"] == re.findall(r"Tokenizer, (\w+)=", source["mdm/data/pipeline"])
     assert said["judge"] == re.findall(r"instantiate\(own, key, (\w+)=", source["mdm/evaluation/judges"])
+
+
+@pytest.fixture(scope="module")
+def compatibility():
+    return load_module("docs_compatibility", DOCS / "tools/compatibility.py")
+
+
+def test_the_compatibility_page_has_whatever_there_is(compatibility):
+    """A new scheme, cache, format or sampler is missing from the page until it has been tried."""
+    page = (DOCS / "compatibility.md").read_text()
+    heads = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\| (?:model|sampler) .*$", page, re.M)]
+    assert heads[0][1:] == ["none", *compatibility.SCHEMES]
+    assert heads[1][1:] == [way for way, _, _ in compatibility.ways(None)]
+    rows = re.findall(r"^\| ([^|]*) \|", page, re.M)
+    assert {compatibility.CALLED[form] for form in compatibility.FORMATS} | set(compatibility.OURS.values()) <= set(rows)
+    assert {f"`{name}`" for name in SAMPLERS if name != "Blocks"} <= set(rows)
+
+
+def test_a_cell_is_what_came_of_trying(compatibility):
+    model, processor = compatibility.our_model()
+    sampler = compatibility.chosen()["Confidence"]
+    ways = {way: (built, cache) for way, built, cache in compatibility.ways(sampler)}
+    assert compatibility.tried(model, processor, "text", *ways["cache=dual"]) == "yes"
+    assert "has to be Blocks" in compatibility.tried(model, processor, "text", sampler, "dual")

@@ -90,9 +90,7 @@ def our_model() -> tuple[MaskedDiffusionModel, Processor]:
     words = TextTokenizer.train(["a handwritten seven", "a spoken nine"] * 20, vocab_size=280)
     tokenizers = {"text": words, "image": GreyPatchTokenizer(8, 2, 3), "audio": Codec2Tokenizer()}
     processor = Processor.build(tokenizers, {"text": 4, "image": 16, "audio": 16})
-    model = MaskedDiffusionModel(
-        ModelConfig(vocab_size=processor.vocabulary.size, ffn_width=64, **SHAPE)
-    )
+    model = MaskedDiffusionModel(ModelConfig(vocab_size=processor.vocabulary.size, ffn_width=64, **SHAPE))
     model.init_weights(torch.Generator().manual_seed(0))
     return model, processor
 
@@ -106,9 +104,7 @@ def attempt(work: Any) -> str:
     return "yes"
 
 
-def tried(
-    model: MaskedDiffusionModel, processor: Processor, task: str, sampler: Any, cache: str
-) -> str:
+def tried(model: MaskedDiffusionModel, processor: Processor, task: str, sampler: Any, cache: str) -> str:
     """Whether a sample of a task comes out whole."""
 
     def work() -> None:
@@ -145,19 +141,11 @@ def every_cell() -> Iterator[tuple[str, str, str, str, str]]:
                 own = Path(folder, f"{kind}_{scheme}")
                 own.mkdir()
                 model, processor = our_model() if kind == "ours" else open_model(kind, own)
-                why = (
-                    "yes"
-                    if scheme == "none"
-                    else attempt(lambda model=model, scheme=scheme: quantize(model, scheme))
-                )
-                for task, name in (
-                    OURS.items() if kind == "ours" else [("text", CALLED.get(kind, kind))]
-                ):
+                why = "yes" if scheme == "none" else attempt(lambda model=model, scheme=scheme: quantize(model, scheme))
+                for task, name in OURS.items() if kind == "ours" else [("text", CALLED.get(kind, kind))]:
                     for called, sampler in chosen().items():
                         for way, built, cache in ways(sampler):
-                            found = (
-                                tried(model, processor, task, built, cache) if why == "yes" else why
-                            )
+                            found = tried(model, processor, task, built, cache) if why == "yes" else why
                             yield name, scheme, called, way, found
 
 
@@ -176,9 +164,7 @@ def told(results: list[str], notes: list[str]) -> str:
 def tables(cells: list[tuple[str, str, str, str, str]]) -> str:
     """The page's tables: quantization of each model, and ways of each sampler; every "no" with its reason."""
     notes: list[str] = []
-    runs = [
-        c for c in cells if not all(r[4] != "yes" for r in cells if r[:2] == c[:2])
-    ]  # of schemes that run here
+    runs = [c for c in cells if not all(r[4] != "yes" for r in cells if r[:2] == c[:2])]  # of schemes that run here
     names, schemes = dict.fromkeys(c[0] for c in cells), dict.fromkeys(c[1] for c in cells)
     used, how = dict.fromkeys(c[2] for c in cells), dict.fromkeys(c[3] for c in cells)
     lines = ["| model | " + " | ".join(schemes) + " |", "| --- |" + " --- |" * len(schemes)]
@@ -199,10 +185,7 @@ def tables(cells: list[tuple[str, str, str, str, str]]) -> str:
     if notes:
         lines += [
             "",
-            *(
-                f"{i}. {re.sub(r'([*_<|])', chr(92) + chr(92) + r'1', why)}"
-                for i, why in enumerate(notes, 1)
-            ),
+            *(f"{i}. {re.sub(r'([*_<|])', chr(92) + chr(92) + r'1', why)}" for i, why in enumerate(notes, 1)),
         ]
     return "\n".join(lines) + "\n"
 
@@ -219,10 +202,7 @@ def main() -> None:
     PAGE.write_text(f"{before}{begin}\n{head}{tables(cells)}\n{end}{after}")
     print(
         json.dumps(
-            {
-                found: sum(c[4] == found for c in cells)
-                for found in dict.fromkeys(c[4] for c in cells)
-            },
+            {found: sum(c[4] == found for c in cells) for found in dict.fromkeys(c[4] for c in cells)},
             indent=1,
         )
     )

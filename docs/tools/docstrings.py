@@ -17,9 +17,7 @@ NAMED = re.compile(r"^([A-Za-z_][\w.*]*(?:, [A-Za-z_][\w.*]*)*):\s+(?=\S)")
 
 def markdown(text: str) -> str:
     """A docstring as Markdown, paragraph by paragraph."""
-    return "\n\n".join(
-        _paragraph(part) for part in re.split(r"\n\s*\n", text.strip("\n")) if part.strip()
-    )
+    return "\n\n".join(_paragraph(part) for part in re.split(r"\n\s*\n", text.strip("\n")) if part.strip())
 
 
 def _paragraph(part: str) -> str:
@@ -31,9 +29,7 @@ def _paragraph(part: str) -> str:
     settings = [_settings(line) for line in lines]
     if any(settings):
         return _with_settings(lines, settings)
-    if len(lines) > 1 and sum(bool(re.search(r"\S {2,}\S", line)) for line in lines) * 2 >= len(
-        lines
-    ):
+    if len(lines) > 1 and sum(bool(re.search(r"\S {2,}\S", line)) for line in lines) * 2 >= len(lines):
         return _fenced(lines)
     return _text(" ".join(line.strip() for line in lines))
 
@@ -86,11 +82,7 @@ def _text(line: str) -> str:
 
 
 def _fenced(lines: list[str]) -> str:
-    language = (
-        "python"
-        if any(re.search(r"^(from|import) |\)\.\w+|^\w+(, \w+)* = \w+[.(]", line) for line in lines)
-        else "text"
-    )
+    language = "python" if any(re.search(r"^(from|import) |\)\.\w+|^\w+(, \w+)* = \w+[.(]", line) for line in lines) else "text"
     return "\n".join([f"```{language}", *lines, "```"])
 
 

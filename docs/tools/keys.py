@@ -37,9 +37,7 @@ def table(recipe: str) -> str:
             lines += ["", *filter(None, [heading]), *HEAD]
             before = heading
         said = comment.replace("<", "&lt;").replace("|", "&#124;")
-        lines.append(
-            f"| `{key}` | {'**required**' if default == '???' else f'`{default}`'} | {said} |"
-        )
+        lines.append(f"| `{key}` | {'**required**' if default == '???' else f'`{default}`'} | {said} |")
     return "\n".join(lines).strip("\n") + "\n"
 
 

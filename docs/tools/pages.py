@@ -40,15 +40,11 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
         if "://" in target or target.startswith("mailto:"):
             return match[0]
         meant = posixpath.normpath(posixpath.join(posixpath.dirname(own), target))
-        address = ADOPTED.get(meant) or (
-            meant.removeprefix("docs/") if meant.startswith("docs/") else None
-        )
+        address = ADOPTED.get(meant) or (meant.removeprefix("docs/") if meant.startswith("docs/") else None)
         if address is None or (ROOT / meant).is_dir():
             return text if text.startswith("`") else f"`{meant}`"
         here = posixpath.dirname(page.file.src_uri)
         return f"{image}[{text}]({posixpath.relpath(address, here or '.')}{anchor})"
 
     pieces = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)  # code stays as it is
-    return "".join(
-        piece if piece.startswith("```") else LINK.sub(resolved, piece) for piece in pieces
-    )
+    return "".join(piece if piece.startswith("```") else LINK.sub(resolved, piece) for piece in pieces)
