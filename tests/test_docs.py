@@ -1,4 +1,4 @@
-"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, nothing is missing."""
+"""What the documentation shows holds: snippets print what they say, commands parse, links lead somewhere, all is there."""
 
 import ast
 import dataclasses
