@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -45,8 +46,8 @@ def expected(code: str) -> list[str]:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
             end = node.end_lineno or node.lineno
             behind = lines[end - 1].partition("  # ")[2]
-            below = [line[2:] for line in lines[end:] if line.startswith("# ")] if not behind else [behind]
-            said.append("\n".join(below))
+            below = itertools.takewhile(lambda line: line.startswith("# "), lines[end:])
+            said.append(behind or "\n".join(line[2:] for line in below))
     return said
 
 

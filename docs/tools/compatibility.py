@@ -182,11 +182,7 @@ def tables(cells: list[tuple[str, str, str, str, str]]) -> str:
         lines.append(f"| `{sampler}` | " + " | ".join(row) + " |")
     worked = sum(c[4] == "yes" for c in cells)
     lines += ["", f"{len(cells)} cells were tried: {worked} work."]
-    if notes:
-        lines += [
-            "",
-            *(f"{i}. {re.sub(r'([*_<|])', chr(92) + chr(92) + r'1', why)}" for i, why in enumerate(notes, 1)),
-        ]
+    lines += ["", *(f"{i}. {why.replace('<', '&lt;')}" for i, why in enumerate(notes, 1))]
     return "\n".join(lines) + "\n"
 
 
