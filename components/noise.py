@@ -13,5 +13,9 @@ def sample_rng(seed: int, stream: str, index: int) -> np.random.Generator:
     """An independent generator for one purpose (`stream`) and one sample (or group) index.
 
     Philox is counter-based: another key or counter is another, independent sequence (Salmon et al., SC 2011).
+
+    Raises ValueError for a stream that does not exist.
     """
+    if stream not in STREAMS:
+        raise ValueError(f"sample_rng: stream {stream!r} is not one of {', '.join(STREAMS)}")
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, STREAMS.index(stream), index]))

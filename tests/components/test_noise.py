@@ -1,5 +1,7 @@
 """Noise is a function of (seed, stream, index), and each of the three makes another."""
 
+import pytest
+
 from components.noise import STREAMS, sample_rng
 
 
@@ -9,3 +11,8 @@ def test_seed_purpose_and_sample_each_make_another_noise():
     numbers = [sample_rng(*key).random() for key in keys]
     assert len(set(numbers)) == len(keys)
     assert [sample_rng(*key).random() for key in keys] == numbers  # whatever was drawn before
+
+
+def test_a_purpose_that_does_not_exist_is_named_beside_those_that_do():
+    with pytest.raises(ValueError, match="stream 'span' is not one of time, mask,"):
+        sample_rng(0, "span", 0)
