@@ -120,7 +120,7 @@ def hold_out(data: Mapping[str, StreamSettings]) -> None:
         assert node is not None  # `check` has seen to it
         known = inspect.signature(locate(node["_component_"], f"data.{name}.train")).parameters
         if not {"split", "held_out"} <= set(known):
-            theirs = '; split "train[:90%]" and "train[90%:]" are parts of a dataset' if "split" in known else ""
+            theirs = '; split "train[:90%]" and "train[90%:]" are parts of a dataset' if "data_files" in known else ""
             raise UserError(f"{key}: {node['_component_']} cannot be split; name a source at data.{name}.validation{theirs}")
         if not 0 < s.held_out < 1:
             raise UserError(f"{key} must be a share between 0 and 1, got {s.held_out}")
