@@ -1,7 +1,7 @@
 """The guide "your own data", done as it stands: a newcomer's files, the page's own commands, samples at the end.
 
-A hundredth of the steps by default; `MDM_OWN_DATA=1 pytest -n 0 tests/recipes/test_own_data.py` takes all of them, compiled, and
-then looks at what is drawn.
+A hundredth of the steps by default; `MDM_OWN_DATA=1 pytest -n 0 tests/recipes/test_own_data.py` takes all of them, compiled,
+and then looks at what is drawn.
 """
 
 import json
