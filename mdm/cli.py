@@ -179,10 +179,24 @@ def _validate(parser: Parser, words: Sequence[str]) -> None:
 
     say(os.getcwd())
     _import_from_here(recipe)
-    module, filled = _validate_arguments(recipe, arguments.arguments)
-    for line in getattr(module, "trial", try_out)(filled).lines():
+    look, words = _looked_for(arguments.arguments)
+    module, filled = _validate_arguments(recipe, words)
+    found = getattr(module, "trial", try_out)(filled)
+    for line in found.lines():
         print(line)
+    if look is not None:
+        from mdm.pages.look import write_look
+
+        print(write_look(Path(look), found))
     print("The config is valid.")
+
+
+def _looked_for(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The folder of --look, and what else was asked. Options of a recipe stand behind its name, and this is none of it."""
+    own = Parser(prog="mdm validate", add_help=False, allow_abbrev=False)
+    own.add_argument("--look")
+    found, rest = own.parse_known_args(words)
+    return found.look, rest
 
 
 def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
@@ -248,7 +262,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     usage = f"mdm run [TORCHRUN FLAGS] {own}"
     run = command("run", _run, "run a recipe, in one process or in several", usage=usage, epilog=TORCHRUN)
     usage, trial = f"mdm validate {own}", "check a config: its keys, its tokenizers, a few of its samples; nothing is trained"
-    check = command("validate", _validate, trial, usage=usage)
+    more = " --look FOLDER writes those samples, and what their codes say of them."
+    check = command("validate", _validate, trial, more, usage=usage.replace("CONFIG] ", "CONFIG] [--look FOLDER] "))
     for made in (run, check):
         made.add_argument("recipe", metavar="RECIPE", help="name of a recipe (mdm ls), or the path of a .py file")
         config = "name of a config or path of a YAML file; if absent, my.yaml beside my.py, else the recipe's own"

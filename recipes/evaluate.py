@@ -30,7 +30,7 @@ from components.tasks import find_task
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
-from mdm.data.settings import StreamSettings, canonical, name_tasks
+from mdm.data.settings import StreamSettings, canonical, hold_out, name_tasks
 from mdm.data.validation import validation_batches
 from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
 from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
@@ -118,6 +118,7 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     model_folder(cfg.checkpoint)
     name_tasks(cfg.data)
+    hold_out(cfg.data)
     validate_judged(cfg)
     check_scored(cfg.scored)
     if cfg.shown < 0:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.data.bad import BadSample
 from components.data.clips import duration, read_audio
+from components.data.folders.captions import spoken
 from components.data.images import read_image
 from components.data.reading import checked_text
 from components.files import in_one_line
@@ -56,11 +57,24 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
-class Convert:
-    """A dataset's row -> a sample. Raises BadSample."""
+def labels_of(dataset: Any) -> dict[str, list[str]]:
+    """The columns of a dataset that hold classes, and the names of those."""
+    import datasets
 
-    def __init__(self, columns: Mapping[str, str], size: int | None, sample_rate: int) -> None:
+    return {c: f.names for c, f in (dataset.features or {}).items() if isinstance(f, datasets.ClassLabel)}
+
+
+class Convert:
+    """A dataset's row -> a sample. Raises BadSample.
+
+    labels: of columns of classes, what each number is called: a class is a caption
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str], size: int | None, sample_rate: int, labels: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.columns: dict[str, str] = dict(columns)
+        self.labels: dict[str, Sequence[str]] = dict(labels or {})
         self.size = size
         self.sample_rate = sample_rate
 
@@ -71,7 +85,7 @@ class Convert:
         for modality, column in self.columns.items():
             try:
                 if modality == "text":
-                    sample["text"] = checked_text(row[column], name, column)
+                    sample["text"] = checked_text(self._word(row[column], column), name, column)
                 elif modality == "image":
                     sample["image"] = read_image(row[column], self.size, name)
                 else:
@@ -80,6 +94,10 @@ class Convert:
             except BadSample as bad:
                 raise BadSample(name, bad.why if modality == "text" else f"{column}: {bad.why}") from bad
         return sample
+
+    def _word(self, value: Any, column: str) -> Any:
+        names = self.labels.get(column, ())
+        return spoken(names[value]) if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 class Shorter:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from components.data.bad import BadSample, OnCorrupt, checked_policy
 from components.data.clips import read_audio, waveform
-from components.data.hub import Convert, Shorter, load_split, undecoded
+from components.data.folders.captions import Caption, captioned, other_captions, read_caption, say_alone
+from components.data.folders.listing import Kind, listed, say_unread
+from components.data.folders.splits import Split, part
+from components.data.hub import Convert, Shorter, labels_of, load_split, undecoded
 from components.data.images import read_image
 from components.data.indexed import Indexed, Iterated, Mapped
 from components.data.reading import checked_text, json_lines, read_text
 from components.resampling import resample
 from components.templates import fill
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 LOOKED_AT = 16
 """Files of a folder that are read when the source is made, evenly spread: however many there are, a wrong folder is seen."""
 
@@ -33,14 +34,19 @@ class Folder(Indexed[dict[str, Any]]):
     """Files of a folder and its sub-folders, read when they are drawn.
 
     kind "text":  every .txt or .md file is a document
-    kind "image": every image with a caption in a .txt file of the same name
-    kind "audio": every clip with a transcript in a .txt file of the same name
+    kind "image": every image, with its caption
+    kind "audio": every clip, with its transcript
 
     A document, caption or transcript that is empty or missing is corrupt, as is a file that cannot be read. Files and folders
-    whose name starts with a dot are no part of it. Captions beside no file that is taken are counted and printed.
+    whose name starts with a dot are no part of it. Captions without a file, files that a table does not name, and files that
+    look like the kind and are not read (.heic, .m4a) are counted and printed.
 
     size:        images are cropped to a square and resized to so many pixels; None leaves them
     sample_rate: clips are mixed to mono and resampled to it, in Hz
+    captions:    "beside", a .txt file of the same name; "folder", the name of the one that it lies in; a table, e.g.
+                 "captions.csv"; None, samples have no text (`components.data.folders.captions`)
+    columns:     of a table, where they are called otherwise, e.g. {file: image_id, text: description}
+    split:       "train" or "validation": all but a share of `held_out`, or that; None is all (`components.data.folders.splits`)
     on_corrupt:  "skip": a corrupt file is a `BadSample` when it is drawn, and a few are looked at when the source is made;
                  "refuse": every file is read when the source is made
     """
@@ -50,63 +56,56 @@ class Folder(Indexed[dict[str, Any]]):
     def __init__(
         self,
         path: str,
-        kind: Literal["text", "image", "audio"],
+        kind: Kind,
         size: int | None = None,
         sample_rate: int = 8000,
+        captions: str | None = "beside",
+        columns: dict[str, str] | None = None,
+        split: Split | None = None,
+        held_out: float = 0.1,
         on_corrupt: OnCorrupt = "skip",
     ) -> None:
         root = Path(path)
-        if not root.is_dir():
-            raise FileNotFoundError(f"folder not found: {path}")
-        suffixes = {"text": (".txt", ".md"), "image": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
-        if kind not in suffixes:
-            raise ValueError(f"kind {kind!r} is not one of {', '.join(suffixes)}")
-        self.kind = kind
+        self.kind: Kind = kind
         self.size = size
         self.sample_rate = sample_rate
         self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
-        found = [p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)]
-        self.files: list[Path] = sorted(p for p in found if p.suffix.lower() in suffixes[kind] and p.is_file())
-        if not self.files:
-            raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
-        count = len(self.files) if on_corrupt == "refuse" else min(len(self.files), LOOKED_AT)
+        files, found = listed(root, kind)
+        every = captioned(root, files, captions if kind != "text" else None, columns)
+        here = part([file.relative_to(root).as_posix() for file, _ in every], split, held_out)
+        self.samples: list[tuple[Path, Caption]] = [every[i] for i in here]
+        count = len(self) if on_corrupt == "refuse" else min(len(self), LOOKED_AT)
         corrupt: list[BadSample] = []
-        for i in tqdm(np.linspace(0, len(self.files) - 1, count), desc=f"checking {path}", disable=count < 1000):
+        for i in tqdm(np.linspace(0, len(self) - 1, count), desc=f"checking {path}", disable=count < 1000):
             try:
                 self[int(i)]
             except BadSample as bad:
                 corrupt.append(bad)
-        looked_at = f"{count} files" if count == len(self.files) else f"{count} files looked at"
+        looked_at = f"{count} files" if count == len(self) else f"{count} files looked at"
         if len(corrupt) == count:
-            raise ValueError(f"all {looked_at} in {path} are corrupt as {kind}, the first is {corrupt[0]}")
+            how = kind != "text" and captions == "beside" and not any(isinstance(c, Path) and c.is_file() for _, c in every)
+            help_ = f"; {other_captions(root, found)}" if how else ""
+            raise ValueError(f"all {looked_at} in {path} are corrupt as {kind}, the first is {corrupt[0]}{help_}")
         if corrupt:
             print(f"{path}: skipped {len(corrupt)} corrupt of {looked_at}, the first is {corrupt[0]}")
-        if kind != "text":
-            captioned = {p.with_suffix(".txt") for p in self.files}
-            if alone := sorted(p for p in found if p.suffix == ".txt" and p not in captioned):
-                taken = f"{kind} file ({', '.join(suffixes[kind])})"
-                print(f"{path}: {len(alone)} caption(s) beside no {taken}, the first is {alone[0].relative_to(root)}")
+        if split != "validation":  # which lies in the same folder: said once
+            say_unread(root, kind, found)
+            say_alone(root, kind, files, found, every)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.samples)
 
     def name_of(self, index: int) -> str:
-        return str(self.files[index])
+        return str(self.samples[index][0])
 
     def read(self, index: int) -> dict[str, Any]:
-        file = self.files[index]
+        file, caption = self.samples[index]
         if self.kind == "text":
             return {"text": checked_text(read_text(file), str(file))}
-        caption = file.with_suffix(".txt")
-        if not caption.is_file():
-            raise BadSample(str(file), f"its caption {caption.name} is missing")
-        try:
-            text = checked_text(read_text(caption), str(file)).strip()
-        except BadSample as bad:
-            raise BadSample(str(file), f"its caption {caption.name}: {bad.why}") from bad
+        sample: dict[str, Any] = {} if caption is None else {"text": read_caption(file, caption)}
         if self.kind == "image":
-            return {"text": text, "image": read_image(file, self.size)}
-        return {"text": text, "audio": read_audio(file, self.sample_rate), "sample_rate": self.sample_rate}
+            return {**sample, "image": read_image(file, self.size)}
+        return {**sample, "audio": read_audio(file, self.sample_rate), "sample_rate": self.sample_rate}
 
 
 def hugging_face(
@@ -125,7 +124,8 @@ def hugging_face(
 ) -> Mapped | Iterated:
     """A Hugging Face dataset: from the hub, or from a folder that `save_to_disk` or the hub's own layout wrote.
 
-    text, image, audio: the columns to take, None for none
+    text, image, audio: the columns to take, None for none; of a column of classes a text is the name of the class
+    split:              also a part of one: "train[:90%]" and "train[90%:]"
     data_files:         of a format, with its name as the path: `path: webdataset, data_files: shards/*.tar`
     streaming:          read as it comes; shuffled block by block, and resumed at the next sample all the same
     max_seconds:        longer clips are left out: what would not fit its canvas
@@ -146,7 +146,7 @@ def hugging_face(
     dataset = undecoded(dataset)
     if audio is not None and max_seconds is not None:
         dataset = dataset.filter(Shorter(audio, max_seconds))
-    convert = Convert(wanted, size, sample_rate)
+    convert = Convert(wanted, size, sample_rate, labels_of(dataset))
     return (Iterated if streaming else Mapped)(dataset, convert, path, on_corrupt)
 
 
@@ -160,7 +160,7 @@ class Jsonl(Indexed[dict[str, Any]]):
 
     fields:      our names of theirs, where they differ, e.g. {prompt: instruction, text: output}
     template:    what is made of a prompt; "{}" is the prompt, in which control tokens are text (`components.templates`)
-    size, sample_rate: as in `Folder`
+    size, sample_rate, split, held_out: as in `Folder`; lines with one image or clip are on one side of a split
     on_corrupt:  "skip": corrupt lines are counted when the source is made, and they and files that cannot be read are a
                  `BadSample` when they are drawn; "refuse": every line and file is read when the source is made
 
@@ -176,6 +176,8 @@ class Jsonl(Indexed[dict[str, Any]]):
         template: str = "{}",
         size: int | None = None,
         sample_rate: int = 8000,
+        split: Split | None = None,
+        held_out: float = 0.1,
         on_corrupt: OnCorrupt = "skip",
     ) -> None:
         root = Path(path)
@@ -187,13 +189,15 @@ class Jsonl(Indexed[dict[str, Any]]):
         self.size = size
         self.sample_rate = sample_rate
         self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
-        self.rows: list[tuple[Path, int, dict[str, str] | BadSample]] = [
+        every = [
             (file, number, self._parsed(value, f"{file}, line {number}"))
             for file in files
             for number, value in json_lines(file)
         ]
-        if not self.rows:
+        if not every:
             raise ValueError(f"{path} holds no line")
+        here = part([_shown(row) for _, _, row in every], split, held_out)
+        self.rows: list[tuple[Path, int, dict[str, str] | BadSample]] = [every[i] for i in here]
         corrupt = [row for _, _, row in self.rows if isinstance(row, BadSample)]
         if len(corrupt) == len(self.rows):
             raise ValueError(f"no line of {path} can be used; {corrupt[0]}")
@@ -242,6 +246,13 @@ class Jsonl(Indexed[dict[str, Any]]):
         except BadSample as bad:
             raise BadSample(f"{file}, line {number}", f"{Path(bad.name).name}: {bad.why}") from bad
         return sample
+
+
+def _shown(row: Mapping[str, str] | BadSample) -> str:
+    """What a line is about, which is on one side of a split: its image or clip, else what is asked, else all of it."""
+    if isinstance(row, BadSample):
+        return row.name
+    return next((row[key] for key in ("image", "audio", "prompt", "text") if row.get(key)), "")
 
 
 def adapted(

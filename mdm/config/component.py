@@ -147,4 +147,6 @@ def _plain(hint: Any) -> bool:
 def _spell(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("null" if arm is type(None) else _spell(arm) for arm in typing.get_args(hint))
     return getattr(hint, "__name__", str(hint).replace("typing.", ""))

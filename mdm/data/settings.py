@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from components.sequences import structure
 from components.tasks import INSTRUCT, check_modality, find_task, name_of
-from mdm.config import UserError, check
+from mdm.config import UserError, check, locate
 
 ON_LONG = ("refuse", "skip", "cut")
 
@@ -23,6 +24,7 @@ class StreamSettings:
     """One entry of a config's `data`.
 
     train, validation: `_component_` nodes of sources; validation may be absent, train where nothing is trained
+    held_out: share of the train source that is for validation, in place of a source of its own
     weight:  share in the mix: rows among the sum of all weights
     tasks:   share of each task among its samples
     pack:    row length for running text; absent for pairs, which stand on canvases
@@ -35,6 +37,7 @@ class StreamSettings:
     weight: int = 1
     train: dict[str, Any] | None = None
     validation: dict[str, Any] | None = None
+    held_out: float | None = None
     pack: int | None = None
     masker: dict[str, Any] | None = None
     on_long: str = "refuse"
@@ -105,6 +108,26 @@ def name_tasks(data: Mapping[str, StreamSettings]) -> None:
         s.tasks = named
 
 
+def hold_out(data: Mapping[str, StreamSettings]) -> None:
+    """Makes two sources of each that a share is held out of: what it is to `split`. Raises UserError where it cannot be."""
+    for name, s in data.items():
+        if s.held_out is None:
+            continue
+        key, node = f"data.{name}.held_out", s.train
+        if s.validation is not None:
+            raise UserError(f"{key}: there is a validation source; take out one of them")
+        check(node, f"data.{name}.train")
+        assert node is not None  # `check` has seen to it
+        known = inspect.signature(locate(node["_component_"], f"data.{name}.train")).parameters
+        if not {"split", "held_out"} <= set(known):
+            theirs = '; split "train[:90%]" and "train[90%:]" are parts of a dataset' if "data_files" in known else ""
+            raise UserError(f"{key}: {node['_component_']} cannot be split; name a source at data.{name}.validation{theirs}")
+        if not 0 < s.held_out < 1:
+            raise UserError(f"{key} must be a share between 0 and 1, got {s.held_out}")
+        s.train, s.validation = ({**node, "split": split, "held_out": s.held_out} for split in ("train", "validation"))
+        s.held_out = None
+
+
 def tasks_of(cfg: Any) -> list[str]:
     """The tasks that settings name, the streams' first: those that the vocabulary of a run needs tokens for."""
     named = [task for s in cfg.data.values() for task in s.tasks if task != INSTRUCT]
@@ -128,6 +151,7 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
     if not data:
         raise UserError("data: name at least one source")
     name_tasks(data)
+    hold_out(data)
     for name, s in data.items():
         if s.weight < 1:
             raise UserError(f"data.{name}.weight must be at least 1, got {s.weight}")

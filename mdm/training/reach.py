@@ -15,10 +15,13 @@ from mdm.config.errors import first_line, said
 
 @dataclass
 class Trial:
-    """What was tried, and what could not be, each with its reason."""
+    """What was tried, and what could not be, each with its reason; what samples are in tokens; and the samples, by source."""
 
     tried: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    seen: list[str] = field(default_factory=list)
+    drawn: dict[str, list[Any]] = field(default_factory=dict)
+    processor: Any = None
 
     def reach(self, key: str, work: Callable[[], Any]) -> Any:
         """What `work` gives; None, and a note, where it needs something that cannot be reached.
@@ -36,7 +39,8 @@ class Trial:
             raise UserError(said(error) if str(error).startswith(f"{key}:") else f"{key}: {said(error)}") from error
 
     def lines(self) -> list[str]:
-        return [*(f"tried: {what}" for what in self.tried), *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]
+        tried, seen = (f"tried: {what}" for what in self.tried), (f"seen: {what}" for what in self.seen)
+        return [*tried, *seen, *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ def try_out(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
     processor = build(cfg, own, opened, trial)
     data = getattr(cfg, "data", None) or {}
     usable = {name: s for name, s in data.items() if processor is not None and _has_tokenizers(s, name, processor, trial)}
+    trial.drawn, trial.processor = drawn, processor
     if processor is not None and usable:
         rows(cfg, usable, drawn, processor, trial)
     if processor is not None and not data:
@@ -204,9 +205,24 @@ def rows(cfg: Any, data: Mapping[str, Any], drawn: Mapping[str, list], processor
     if getattr(cfg, "masker", None) is not None and trained:
         masked(cfg, trained, {n: drawn[f"data.{n}.train"] for n in trained}, processor)
         trial.tried.append(f"a batch of {', '.join(trained)} with the masker")
+        trial.seen += [lengths(name, stream, drawn[f"data.{name}.train"], processor) for name, stream in trained.items()]
     for name, samples in held_out.items():
         key = f"data.{name}.validation"
         trial.reach(key, lambda n=name, s=samples: validation_batches(data, {n: s}, processor, SAMPLES))
+
+
+def lengths(name: str, stream: Any, samples: list, processor: Processor) -> str:
+    """How many tokens the samples of a stream have, and how many are longer than their canvas."""
+    parts = []
+    for modality in sorted(_modalities(stream), key=list(processor.tokenizers).index):
+        own = [len(processor.encode(modality, s[modality])) for s in samples if modality in s]
+        room = None if stream.pack is not None else processor.canvas.get(modality)
+        if own:
+            many = f"{min(own)} to {max(own)}" if min(own) < max(own) else f"{own[0]}"
+            long = sum(n > room for n in own) if room is not None else 0
+            over = f", {long} of {len(own)} longer (on_long: {stream.on_long})" if long else ""
+            parts.append(f"{modality} {many} tokens" + (f" (canvas.{modality} = {room}{over})" if room is not None else ""))
+    return f"data.{name}.train: {'; '.join(parts)}"
 
 
 def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], processor: Processor) -> None:

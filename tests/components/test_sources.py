@@ -73,21 +73,23 @@ def test_a_bad_file_of_a_folder_keeps_its_place_and_is_named(photos, capsys):
 
 def test_a_folder_takes_every_format_that_is_read_and_names_captions_of_others(tmp_path, capsys):
     """A .gif or .tif is read as well as a .png; a .heic is not, and is not left out without a word. ._x is macOS's own."""
-    formats = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "TIFF"]
+    formats = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "TIFF", "avif"]
     for i, suffix in enumerate(formats):
         Image.new("L", (4, 4), 255).save(tmp_path / f"{i}.{suffix}")
         (tmp_path / f"{i}.txt").write_text(suffix)
-    for name in ("8.heic", "._0.png", "._0.txt"):
+    for name in ("9.heic", "._0.png", "._0.txt"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7")
-    (tmp_path / "8.txt").write_text("of another kind")
+    (tmp_path / "9.txt").write_text("of another kind")
     (tmp_path / ".trash").mkdir()
     (tmp_path / ".trash" / "0.png").write_bytes(b"")
     source = Folder(str(tmp_path), "image")
     assert described(source) == formats
     assert {sample["image"].getpixel((0, 0)) for sample in source} <= {255, (255, 255, 255)}
-    taken = ".png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff"
-    said = f"{tmp_path}: 1 caption(s) beside no image file ({taken}), the first is 8.txt\n"
-    assert capsys.readouterr().out == said
+    taken = ".png, .jpg, .jpeg, .webp, .bmp, .gif, .tif, .tiff, .avif"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}: 1 .heic not read as image, the first is 9.heic; convert them",
+        f"{tmp_path}: 1 caption(s) beside no image file ({taken}), the first is 9.txt",
+    ]
     Folder(str(tmp_path), "text")
     assert capsys.readouterr().out == ""
 
