@@ -42,7 +42,7 @@ from mdm.models.folder import export
 from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 from mdm.recipe import run_recipe
-from mdm.training import checkpoint
+from mdm.training import checkpoint, record
 from mdm.training.history import History, NonFinite, open_history
 from mdm.training.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.training.run import check_run, find_resume, kept_processor, output_folder, restore_or_start
@@ -220,6 +220,8 @@ class Pretrain:
         if self.ema is not None:
             self.ema.swap(self.model)
         self.export()
+        if hw.main:
+            record.write(self.folder / "model", cfg, state["tokens"])
         self.history.close()
         hw.say(f"The model is in {self.folder / 'model'}. Try: {self.example}")
 

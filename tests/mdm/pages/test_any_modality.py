@@ -94,7 +94,7 @@ def test_a_sample_is_written_as_its_tokenizer_says_and_seen_on_a_page(processor,
     assert lines[0] == {"given_text": "a <b>", "hand": "0000.json", "hand_drawn": "0000_hand.png"}
     assert lines[1] == {"given_hand": "0001_given.json", "given_hand_drawn": "0001_given_hand.png", "text": "no.such.png"}
     assert json.loads((folder / "0000.json").read_text()) == SQUARE
-    assert sorted(p.name for p in folder.glob("*.png")) == ["0000_hand.png", "0001_given_hand.png", "grid.png"]
+    assert sorted(p.name for p in folder.glob("*.png")) == ["0000_hand.png", "0001_given_hand.png", "samples.png"]
     (tmp_path / "run" / "metrics.json").write_text("{}")
     comparison.page(tmp_path / "page.html", "t", {"run": tmp_path / "run"})
     page = (tmp_path / "page.html").read_text()
