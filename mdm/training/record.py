@@ -1,6 +1,6 @@
 """What a model was trained on: a file beside its weights, which goes wherever they go.
 
-    {"base": null, "trainings": [{"tokens": 3000, "streams": {"digits": ["text_to_image", "image_to_text"], "lines": ["text"]}}]}
+    {"base": null, "trainings": [{"tokens": 3000000, "streams": {"digits": ["text_to_image"], "lines": ["text"]}}]}
 
 A finetuning adds its own entry behind those of the model it began with; `base` is the name of that one where it has no such
 file (a model from elsewhere, or from before): then nobody knows all that was learned, and nothing is said to be missing.
