@@ -18,6 +18,7 @@ from mdm.data.processor import Processor
 from mdm.pages.media import enlarged, image_grid
 
 MASK_SIGN = "\u2592"
+SMALLEST = 96  # of a panel, in pixels
 WIDTH = 1040  # of the samples side by side, in pixels: what is wider goes on below
 
 
@@ -48,7 +49,7 @@ def panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int) -
     codes, known = half_made(processor, name, ids)
     if len(codes):
         sheet.paste(partial(tokenizer, codes, known))
-    return enlarged(sheet, scale)
+    return enlarged(sheet, max(scale, SMALLEST // max(sheet.size)))
 
 
 def half_made(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:

@@ -23,6 +23,7 @@ from mdm.models import builders
 from mdm.pages import comparison, film, live, report
 from mdm.pages.demo import bring, tabs
 from mdm.pages.media import image_grid, next_number, save_outputs
+from mdm.pages.sheet import sheet, spectrogram, words
 
 BLUE = np.array(MASKED)
 
@@ -343,6 +344,36 @@ def test_one_coloured_picture_colours_the_grid():
     grid = image_grid([Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")], 2, scale=1)
     assert grid.mode == "RGB"
     assert grid.getpixel((16, 8)) == (255, 0, 0)
+    assert grid.getpixel((3, 8)) == (176, 176, 176)  # a frame: what is white ends somewhere
+
+
+@pytest.mark.parametrize("size", [8, 32, 500])
+def test_no_picture_is_shown_as_small_as_it_is_and_none_is_cut(size, tmp_path):
+    """On the sheet, in a gallery and in a film: framed, pixels of one size, a large one smaller."""
+    own = Processor.build({"text": TextTokenizer.train(["a"] * 9, 257), "image": GreyPatchTokenizer(size, 2, 3)}, {"text": 8})
+    picture = Image.new("L", (size, size), 255)
+    save_outputs(tmp_path, own, [{"text": "a"}] * 2, [{"image": picture}] * 2)
+    assert Image.open(tmp_path / "0000.png").size == (size, size)
+    whole = np.asarray(Image.open(tmp_path / "samples.png").convert("L"))
+    frames = ((whole[:, 1:] == 176) & (whole[:, :-1] == 255)).sum(axis=0)  # the left and the right edge of each
+    assert (frames >= 128).sum() == 4
+    shown = comparison.made({"image": "0000.png", "folder": tmp_path})
+    assert ('style="width:128px' in shown) == (size < 128)
+    ids = torch.full(((size // 2) ** 2,), own.vocabulary.mask_id)
+    assert film.panel(own, "image", ids, 6).width >= 96
+
+
+def test_a_sheet_shows_what_was_given_beside_what_was_made(processor):
+    """What is heard is a spectrogram, empty clips and texts say so; of words alone there is nothing to look at."""
+    tone = np.sin(np.arange(4000) * 2 * np.pi * 1000 / 8000).astype(np.float32)
+    assert sheet(processor, [{}], [{"text": "a"}]) is None
+    alone, both = (sheet(processor, [given], [{"hand": SQUARE}]) for given in ({"text": "a"}, {"audio": tone, "text": "a"}))
+    assert both.width > alone.width + 96
+    loud = np.asarray(spectrogram(tone, 8000).convert("L")).mean(axis=1)
+    assert abs(int(loud.argmin()) - 72) <= 2  # of 96 rows up to 4 kHz, 1 kHz is three quarters down
+    assert words({"audio": tone[:0], "text": ""}, "(empty)") == "(empty) (empty)"
+    many = [{"hand": SQUARE}] * 101
+    assert sheet(processor, [{}] * 101, many).height < sheet(processor, [{"text": "a"}] * 100, many[:100]).height + 40
 
 
 def test_a_modality_and_the_first_task_that_makes_it_alone_look_alike():
