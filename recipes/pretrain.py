@@ -41,6 +41,7 @@ from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, syn
 from mdm.models.folder import export
 from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
+from mdm.pages import examples
 from mdm.recipe import run_recipe
 from mdm.training import checkpoint, record
 from mdm.training.history import History, NonFinite, open_history
@@ -122,6 +123,7 @@ class Pretrain:
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
         sources = {name: open_source(s.train or {}, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
         self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
+        self.sources = sources
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
@@ -222,6 +224,7 @@ class Pretrain:
         self.export()
         if hw.main:
             record.write(self.folder / "model", cfg, state["tokens"])
+            examples.write(self.folder, self.processor, cfg.data, self.held_out, self.sources)
         self.history.close()
         hw.say(f"The model is in {self.folder / 'model'}. Try: {self.example}")
 
