@@ -27,7 +27,8 @@ SLOW, WHOLE = 1.0, 15.0
 STYLE = """
 .made img,.made button{border-radius:0!important}.made .thumbnail-item{border:1px solid #b0b0b0;overflow:visible}
 .made .grid-wrap{min-height:0!important;height:auto!important;overflow:visible}
-.brought img{width:100%;height:100%;object-fit:contain;image-rendering:pixelated}
+.brought .image-frame,.brought .image-frame img{width:100%!important;height:100%!important;object-fit:contain}
+.brought img{image-rendering:pixelated}.made .caption-label{right:auto!important;left:0!important;font-size:.75rem!important}
 """
 
 
