@@ -18,8 +18,11 @@ from mdm.config import UserError
 from mdm.generation.defaults import Defaults
 from mdm.hardware import check_hardware, hardware
 from mdm.models.folder import load_model, model_folder
-from mdm.pages.demo import MAX_UPLOAD, Model, build
+from mdm.pages import examples
+from mdm.pages.demo import MAX_UPLOAD, Model
+from mdm.pages.demo_page import build
 from mdm.recipe import run_recipe
+from mdm.training import record
 
 CONFIG = "demo"
 
@@ -54,7 +57,9 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
-        page = build(Model(model, processor, hw, Defaults.beside(cfg.checkpoint, cfg.defaults)), cfg.checkpoint, cfg.captions)
+        defaults = Defaults.beside(cfg.checkpoint, cfg.defaults)
+        own = Model(model, processor, hw, defaults, examples.read(cfg.checkpoint, processor), record.of(cfg.checkpoint))
+        page = build(own, cfg.checkpoint, cfg.captions)
         print(f"http://{cfg.host}:{cfg.port}  (Ctrl-C ends it)", flush=True)
         page.queue(max_size=32).launch(
             server_name=cfg.host, server_port=cfg.port, quiet=True, show_error=True, max_file_size=MAX_UPLOAD

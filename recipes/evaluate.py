@@ -30,7 +30,7 @@ from components.tasks import find_task
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
-from mdm.data.settings import StreamSettings, canonical, hold_out, name_tasks
+from mdm.data.settings import StreamSettings, canonical, hold_out, name_tasks, tasks_of
 from mdm.data.validation import validation_batches
 from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
 from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
@@ -44,6 +44,7 @@ from mdm.models.transformer import MaskedDiffusionModel
 from mdm.pages.comparison import page
 from mdm.pages.media import save_outputs
 from mdm.recipe import run_recipe
+from mdm.training import record
 from mdm.training.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "evaluate"
@@ -155,6 +156,7 @@ def validate_judged(cfg: Any) -> None:
 def main(cfg: Settings) -> None:
     scorers = build_scorers(cfg.scored)  # first, for what they may refuse
     with hardware(cfg.device, cfg.precision) as hw:
+        record.warn(cfg.checkpoint, [*tasks_of(cfg), *(task.task or name for name, task in cfg.scored.items())], hw.say)
         model, processor = load_model(cfg.checkpoint, hw.device)
         require(processor.tokenizers, {f"scored.{name}": [task.task or name] for name, task in cfg.scored.items()})
         results = evaluate(cfg, model, processor, hw)

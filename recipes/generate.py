@@ -8,7 +8,7 @@
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
     mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32
 
-Writes a file for each sample (PNG, WAV, or what the modality's tokenizer writes), a grid of what can be looked at, and
+Writes a file for each sample (PNG, WAV, or what the modality's tokenizer writes), `samples.png` to look at, and
 `outputs.jsonl` to output_dir, and prints every text; what an earlier command wrote there stays, the numbers go on. A prompt of
 several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL file holds the same keys.
 """
@@ -16,7 +16,8 @@ several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL fi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from omegaconf import MISSING
 from tqdm import tqdm
 
-from components.samplers import Blocks, Sampler
+from components.samplers import Blocks, Sampler, deterministic
 from components.samplers.guidance import Scale
 from components.tasks import find_task
 from mdm.config import WORDS, UserError, at_least, at_least_one, check
@@ -38,8 +39,9 @@ from mdm.generation.prompts import check_prompt, check_task, check_template, rea
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, load_processor
 from mdm.pages import film
-from mdm.pages.media import next_number, save_outputs
+from mdm.pages.media import next_number, save_outputs, sheet_name
 from mdm.recipe import run_recipe
+from mdm.training import record
 from mdm.training.reach import Trial
 from mdm.training.run import check_output_dir
 from mdm.training.trial import try_out
@@ -60,7 +62,7 @@ class Settings:
     region: str | None = None
     prompts: str | None = None
     template: str | None = None
-    count: int = 4
+    count: int | None = None
     length: int | None = None
     sampler: dict[str, Any] | None = None
     guidance_scale: Any = None
@@ -115,13 +117,15 @@ def trial(cfg: Settings) -> Trial:
 
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
+        record.warn(cfg.checkpoint, [cfg.task])
         model, processor = load_model(cfg.checkpoint, hw.device)
         compile_blocks(model, cfg.compile, hw)
-        written = [prompt for prompt, _ in asked(cfg) for _ in range(cfg.count)]
+        sampler, scale = choose(cfg, processor)
+        count = counted(cfg, sampler)
+        written = [prompt for prompt, _ in asked(cfg) for _ in range(count)]
         room = min(model.config.max_length // 2, 256)
         read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room, cfg.template) for prompt, where in asked(cfg)]
-        prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
-        sampler, scale = choose(cfg, processor)
+        prompts = list(itertools.chain.from_iterable([prompt] * count for prompt in read))
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
         with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
@@ -133,8 +137,8 @@ def main(cfg: Settings) -> None:
                 raise UserError(str(error)) from error
     folder = Path(cfg.output_dir)
     first = next_number(folder)
-    for line in save_outputs(folder, processor, written, made.outputs, first):
-        print("  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")))
+    for line in told(save_outputs(folder, processor, written, made.outputs, first, prompts), count):
+        print(line)
     empty = sum(hasattr(v, "__len__") and not isinstance(v, str) and len(v) == 0 for o in made.outputs for v in o.values())
     if empty:
         print(f"{empty} of {len(made.outputs)} samples are empty: the model ended them at once")
@@ -146,7 +150,27 @@ def main(cfg: Settings) -> None:
             raise UserError(f"film: the samples are written, and no film is: {said(error)}") from error
         (folder / (f"film_{first:04d}.gif" if first else "film.gif")).write_bytes(film.gif(frames))
     before = f", as {first:04d} and on: what was there stays" if first else ""
-    print(f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}{before}")
+    look = folder / sheet_name(first)
+    print(
+        f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}{before}"
+        + (f"\nLook at {look}" if look.is_file() else "")
+    )
+
+
+def counted(cfg: Settings, sampler: Sampler) -> int:
+    """Samples of each prompt: four, or one where they would be all alike; that is said where more are asked for."""
+    if not deterministic(sampler):
+        return cfg.count or 4
+    if cfg.count is not None and cfg.count > 1:
+        print(f"{cfg.task} is sampled greedily: the {cfg.count} samples of a prompt are all alike (a temperature draws others)")
+    return cfg.count or 1
+
+
+def told(lines: Sequence[Mapping[str, str]], count: int) -> list[str]:
+    """What is printed of the samples: a line each, and one for those of a prompt that are alike, the most frequent first."""
+    shown = ["  ".join(f"{key}: {value}" for key, value in line.items() if not key.startswith("given_")) for line in lines]
+    alike = [Counter(shown[start : start + count]) for start in range(0, len(shown), count)]
+    return [line if n == 1 else f"{line}  (x{n})" for found in alike for line, n in found.most_common()]
 
 
 def asked(cfg: Settings) -> list[tuple[dict[str, str], str]]:

@@ -25,6 +25,7 @@ from mdm.config.protocols import conforming
 from mdm.hardware import check_hardware, hardware
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
+from mdm.training import record
 from mdm.training.run import check_output_dir, in_place_of, output_folder
 
 CONFIG = "harness"
@@ -92,6 +93,7 @@ def main(cfg: Settings) -> None:
 
     sampler = None if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     with hardware(cfg.device, cfg.precision) as hw, hw.autocast():
+        record.warn(cfg.checkpoint, ["text"], hw.say)
         model, processor = load_model(cfg.checkpoint, hw.device)
         own = HarnessModel(
             model, processor, cfg.likelihood, cfg.draws, cfg.batch_size, sampler, cfg.max_tokens, cfg.seed

@@ -41,8 +41,9 @@ from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, syn
 from mdm.models.folder import export
 from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
+from mdm.pages import examples
 from mdm.recipe import run_recipe
-from mdm.training import checkpoint
+from mdm.training import checkpoint, record
 from mdm.training.history import History, NonFinite, open_history
 from mdm.training.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
 from mdm.training.run import check_run, find_resume, kept_processor, output_folder, restore_or_start
@@ -122,6 +123,7 @@ class Pretrain:
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
         sources = {name: open_source(s.train or {}, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
         self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
+        self.sources = sources
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
@@ -220,6 +222,9 @@ class Pretrain:
         if self.ema is not None:
             self.ema.swap(self.model)
         self.export()
+        if hw.main:
+            record.write(self.folder / "model", cfg, state["tokens"])
+            examples.write(self.folder, self.processor, cfg.data, self.held_out, self.sources)
         self.history.close()
         hw.say(f"The model is in {self.folder / 'model'}. Try: {self.example}")
 

@@ -20,6 +20,7 @@ from mdm.hardware import check_hardware, hardware
 from mdm.models.folder import QUANTIZED, export, load_model, model_folder
 from mdm.models.quantization import check_scheme, flattened, in_dtype, num_bytes, quantize, weights
 from mdm.recipe import run_recipe
+from mdm.training import record
 from mdm.training.run import check_output_dir, in_place_of
 
 CONFIG = "quantize"
@@ -66,6 +67,7 @@ def main(cfg: Settings) -> None:
         folder = Path(cfg.output_dir) / "model"
         replaced = in_place_of(folder / "model.safetensors")
         export(folder, model, processor, hw, state, about)
+        record.carry(cfg.checkpoint, folder)
     print(
         f"{cfg.scheme}: {count:,} of {whole:,} weights, those of the blocks' layers, take {after / 2**20:.2f} MiB, "
         f"{after / before:.3f} of bfloat16's {before / 2**20:.2f} MiB. Written to {folder}{replaced}"

@@ -41,6 +41,7 @@ from mdm.studies import inference_figures as figures
 from mdm.studies import inference_sweep as sweep
 from mdm.studies.grid import alternatives
 from mdm.studies.runs import write_csv
+from mdm.training import record
 from mdm.training.run import check_output_dir, output_folder
 
 CONFIG = "sweep_inference"
@@ -150,6 +151,7 @@ def table(cfg: Settings) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     same = {"status": "finished", "samples": cfg.samples, "seed": cfg.seed}
     with hardware(cfg.device, cfg.precision) as hw:
+        record.warn(cfg.checkpoint, [swept.task for swept in cfg.modalities.values()], hw.say)
         model, processor = load_model(cfg.checkpoint, hw.device)
         compile_blocks(model, cfg.compile, hw)
         missing = [m for m in cfg.modalities if m not in processor.tokenizers]

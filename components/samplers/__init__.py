@@ -18,7 +18,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
 
 from components.samplers.adaptive import EntropyBounded, Threshold
 from components.samplers.ancestral import Ancestral
-from components.samplers.base import LogitsFn, Sampled, Sampler, SamplerState, Selectable, Starting, sample
+from components.samplers.base import LogitsFn, Sampled, Sampler, SamplerState, Selectable, Starting, deterministic, sample
 from components.samplers.composite import Blocks, PerModality
 from components.samplers.confidence import Confidence
 from components.samplers.constraints import FillAfterEnd
@@ -43,6 +43,7 @@ __all__ = [
     "Selectable",
     "Starting",
     "Threshold",
+    "deterministic",
     "guided",
     "sample",
 ]

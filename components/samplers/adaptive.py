@@ -37,6 +37,10 @@ class Threshold(Drawing):
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"{self.name}: threshold must be in [0, 1], got {self.threshold}")
 
+    @property
+    def deterministic(self) -> bool:
+        return self.temperature == 0
+
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """Unmasks all that is above the threshold."""
         drawn, probability = self.draw(logits, state.uniform[:, TOKEN])
@@ -56,6 +60,10 @@ class EntropyBounded(Drawing):
         super().__post_init__()
         if self.gamma < 0:
             raise ValueError(f"{self.name}: gamma must be at least 0, got {self.gamma}")
+
+    @property
+    def deterministic(self) -> bool:
+        return self.temperature == 0
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """Unmasks the largest set of least entropy within the bound."""

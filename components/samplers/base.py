@@ -143,7 +143,7 @@ class Sampler(Protocol):
     """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
 
     One that needs more may be `Starting`. One that may go on for more than `PATIENCE` passes without filling any offers how
-    many as `num_steps`.
+    many as `num_steps`; one that leaves nothing to chance says so, `deterministic = True`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
@@ -158,6 +158,11 @@ class Starting(Sampler, Protocol):
     def start(self, state: SamplerState) -> SamplerState:
         """The state to begin with. May raise ValueError."""
         ...
+
+
+def deterministic(sampler: object) -> bool:
+    """Whether a sampler says that it leaves nothing to chance: all its samples of one prompt are alike."""
+    return bool(getattr(sampler, "deterministic", False))
 
 
 def started(sampler: Sampler, state: SamplerState) -> SamplerState:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from components.samplers.base import Sampler, SamplerState, started
+from components.samplers.base import Sampler, SamplerState, deterministic, started
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Blocks:
     def __post_init__(self) -> None:
         if self.block_length < 1:
             raise ValueError(f"Blocks: block_length must be at least 1, got {self.block_length}")
+
+    @property
+    def deterministic(self) -> bool:
+        return deterministic(self.sampler)
 
     def start(self, state: SamplerState) -> SamplerState:
         """Raises ValueError where a row's generated positions are not a whole number of blocks."""
@@ -71,6 +75,10 @@ class PerModality:
     """The i-th sampler for the positions of modality i, all in the same forward passes: each ends in its own time."""
 
     samplers: Sequence[Sampler]
+
+    @property
+    def deterministic(self) -> bool:
+        return all(map(deterministic, self.samplers))
 
     def start(self, state: SamplerState) -> SamplerState:
         """A state for each modality. Raises ValueError for a modality without a sampler."""

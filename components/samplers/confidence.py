@@ -49,6 +49,10 @@ class Confidence(Drawing):
         if self.choice_temperature > 0 and self.rank_by not in ("confidence", "probability"):
             raise ValueError(f"{self.name}: choice_temperature is noise on a log-probability; rank_by {self.rank_by!r} is none")
 
+    @property
+    def deterministic(self) -> bool:
+        return self.temperature == 0 and self.rank_by != "random" and self.choice_temperature == 0
+
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """Draws everywhere and keeps this step's share of the surest."""
         s = next_time(state, self.num_steps)

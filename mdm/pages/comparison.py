@@ -7,9 +7,12 @@ gallery, which `mdm run evaluate` writes.
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from components.data.reading import json_lines
 from components.files import read_inside, read_json
@@ -17,6 +20,7 @@ from mdm.config import UserError
 from mdm.pages import report
 from mdm.pages.media import kind_of, media_type
 from mdm.pages.report import Section
+from mdm.pages.sheet import SIDE
 from mdm.training.history import read_history
 
 MOST = 20  # panels of learning curves
@@ -108,12 +112,24 @@ def _part(value: Any, folder: Path) -> str:
     if kind is None:
         return f"<div>{html.escape(name)}</div>"
     try:
-        source = html.escape(report.embedded(read_inside(folder, name), media_type(name)))
+        data = read_inside(folder, name)
     except (OSError, ValueError) as error:
         return f"<div>{html.escape(str(error))}</div>"
+    source = html.escape(report.embedded(data, media_type(name)))
     if kind == "image":
-        return f'<img class="sample" alt="{html.escape(name)}" src="{source}">'
+        return f'<img class="sample"{_enlarged(data)} alt="{html.escape(name)}" src="{source}">'
     return f'<audio controls src="{source}"></audio>'
+
+
+def _enlarged(data: bytes) -> str:
+    """How a picture of few pixels is shown: every pixel a square, as large as all others; nothing for others."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+    except Exception:  # a drawing in words (SVG), or a broken file: the browser shows what it can
+        return ""
+    times = SIDE // max(width, height)
+    return f' style="width:{width * times}px;max-width:none;image-rendering:pixelated"' if times > 1 else ""
 
 
 def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:

@@ -1,82 +1,90 @@
-"""A page to watch a model unmask: every token appears in its pass, coloured by the confidence it was drawn with."""
+"""What the demo's page does: a model is watched while it unmasks, and each task that it learned has a tab."""
 
 from __future__ import annotations
 
-import functools
-import html
-import inspect
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from components.data.bad import BadSample
-from components.samplers import Ancestral, Confidence, EntropyBounded, FirstHitting, ReMDM, Sampler, Threshold
-from components.tasks import Task, find_task
-from components.tokenizers.modality import HALF, Drawn, Edited, Filed, Played, is_words, suffix
+from components.samplers import deterministic
+from components.tasks import SPOKEN, Task, find_task
+from components.tokenizers.modality import Drawn, Edited, Filed, Played, is_words
+from components.types import Batch
 from mdm.data.processor import Processor
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import edit, infill
-from mdm.generation.generate import Generated, generate
+from mdm.generation.generate import Generated, Step, generate
+from mdm.generation.prompts import CONTINUED, continuation
 from mdm.hardware import Hardware
 from mdm.models.transformer import MaskedDiffusionModel
-from mdm.pages.film import is_spelled
-from mdm.pages.live import STYLE, canvas
-from mdm.pages.media import enlarged, kind_of
+from mdm.pages import live, sliders
+from mdm.training.record import Record
 
-SAMPLERS: dict[str, Callable[[int, float, float], Sampler | None]] = {
-    "default of the modality": lambda steps, temperature, top_p: None,
-    "first-hitting (one token a pass)": lambda n, t, p: FirstHitting(temperature=t, top_p=p),
-    "ancestral": lambda n, t, p: Ancestral(num_steps=n, temperature=t, top_p=p),
-    "confidence": lambda n, t, p: Confidence(num_steps=n, temperature=t, top_p=p),
-    "margin": lambda n, t, p: Confidence(num_steps=n, rank_by="margin", temperature=t, top_p=p),
-    "entropy": lambda n, t, p: Confidence(num_steps=n, rank_by="entropy", temperature=t, top_p=p),
-    "confidence threshold 0.9": lambda n, t, p: Threshold(threshold=0.9, temperature=t, top_p=p),
-    "entropy-bounded": lambda n, t, p: EntropyBounded(gamma=1.0, temperature=t, top_p=p),
-    "ReMDM (masks again)": lambda n, t, p: ReMDM(num_steps=n, variant="rescale", eta=0.2, temperature=t, top_p=p),
-}
-
-LARGEST = {"count": 8, "steps": 64}
+LARGEST = {"count": 8, "num_steps": sliders.MOST_STEPS}
 """What one request may ask for: the page's sliders end there, and its API too."""
 MAX_UPLOAD, MAX_SECONDS, MAX_CHARACTERS = "20mb", 60, 2000
 """What may be brought: the size of a file, the length of a clip and of a text."""
-PLAYERS = 4
-"""So many samples of a request can be heard."""
+FROM_NOTHING = 256
+"""Tokens of a text from nothing, where the model has room."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What has been watched: the canvas before the first pass and after each."""
+
+    batch: Batch
+    steps: list[Step]
+
+    def page(self, processor: Processor, i: int) -> str:
+        """The canvas after so many passes, as HTML."""
+        i = min(max(int(i), 0), len(self.steps) - 1)
+        return live.page(processor, self.batch, self.steps[i]) + f"<p>Pass {i} of {len(self.steps) - 1}</p>"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the page speaks to."""
+    """What the page speaks to.  examples: by task, what it may be given;  record: what it was trained on"""
 
     model: MaskedDiffusionModel
     processor: Processor
     hw: Hardware
     defaults: Defaults
+    examples: Mapping[str, Mapping[str, str]]
+    record: Record
 
-    def watch(self, task: str, prompt: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Generated | None]]:
-        """The canvas as HTML before the first pass and after each, and at the end what was made."""
+    def tuned(self, task: str) -> Any:
+        """The sampler and the scale of a task."""
+        return self.defaults.of(task, self.processor.vocabulary.modalities)
+
+    def watch(
+        self, task: str, prompt: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Iterator[tuple[str, tuple[Generated, Replay] | None]]:
+        """The canvas as HTML before the first pass and after each, and at the end what was made, and how."""
         count, seed = int(options["count"]), int(options["seed"])
         for name, largest in LARGEST.items():
             if not 1 <= options[name] <= largest:
                 raise ValueError(f"{name} must be in 1..{largest}, got {options[name]}")
         if any(isinstance(part, str) and len(part) > MAX_CHARACTERS for part in prompt.values()):
             raise ValueError(f"a text has at most {MAX_CHARACTERS} characters here")
-        chosen = self.defaults.of(task, self.processor.vocabulary.modalities)
-        sampler = (
-            SAMPLERS[options["sampler"]](int(options["steps"]), options["temperature"], options["top_p"]) or chosen.sampler
-        )
-        scale = options["guidance_scale"] if find_task(task).given else 0.0
+        moved = {**options, "num_steps": int(options["num_steps"])}
+        sampler = sliders.chosen(options["sampler"], self.tuned(task).sampler, moved)
+        greedy = count > 1 and deterministic(sampler)
+        prompts = [prompt] * (1 if greedy else count)
+        scale = self.tuned(task).guidance_scale
+        if options["guidance_scale"] != sliders.number(scale):
+            scale = options["guidance_scale"]
+        scale = scale if find_task(task).given else 0.0
         seen: queue.Queue[Any] = queue.Queue()
 
         def work() -> None:
             try:
                 with self.hw.autocast():
                     made = generate(
-                        self.model, self.processor, task, [prompt] * count, sampler, scale, seed,
+                        self.model, self.processor, task, prompts, sampler, scale, seed,
                         length=options.get("length"), watch=lambda step, batch: seen.put((step, batch)),
                     )  # fmt: skip
                 seen.put(made)
@@ -84,18 +92,20 @@ class Model:
                 seen.put(error)
 
         threading.Thread(target=work, daemon=True).start()
-        passes, page = 0, ""
+        steps, page = list[Step](), ""
         while True:
             item = seen.get()
             if isinstance(item, Exception):
                 raise item
             if isinstance(item, Generated):
                 mean = item.forwards.double().mean().item()
-                yield page + f"<p>Done in {passes - 1} passes ({mean:.1f} a sample).</p>", item
+                why = " It is sampled greedily, so all samples would be alike: one is shown." if greedy else ""
+                page += f"<p>Done in {len(steps) - 1} passes ({mean:.1f} a sample).{why}</p>"
+                yield page, (item, Replay(item.batch, steps))
                 return
-            page = "".join(canvas(self.processor, item[1], item[0], row) for row in range(count))
-            passes += 1
-            yield page + f"<p>Pass {passes - 1}</p>", None
+            steps.append(item[0])
+            page = live.page(self.processor, item[1], item[0])
+            yield page + f"<p>Pass {len(steps) - 1}</p>", None
 
 
 @dataclass(frozen=True)
@@ -116,22 +126,38 @@ class Tab:
         return f"go-{self.task}{'-edit' if self.edited else ''}"
 
 
-def tabs(processor: Processor) -> tuple[list[Tab], list[Tab]]:
-    """A tab for each modality that the model generates, from words if it can; and one for each of those that can be edited."""
+def tabs(processor: Processor, learned: Sequence[str] | None = None) -> tuple[list[Tab], list[Tab]]:
+    """A tab for each task that the model learned, and one for each modality that can be edited.
+
+    The first are those that draw something, from words if they can. Where it is not known what was learned: a tab for each
+    modality that can be generated.
+    """
     tokenizers = processor.tokenizers
-    tasks = processor.vocabulary.tasks or ("text",)  # a text model from elsewhere has none
-    found: dict[str, str] = {}
-    for task in sorted(tasks, key=lambda task: (not all(is_words(tokenizers[m]) for m in find_task(task).given),)):
+    tasks = learned if learned is not None else processor.vocabulary.tasks or ("text",)  # a text model from elsewhere has none
+
+    def late(task: str) -> tuple[bool, bool, bool]:
+        spec = find_task(task)
+        drawn = any(isinstance(tokenizers[m], Drawn) for m in spec.generated)
+        return not drawn, not all(is_words(tokenizers[m]) for m in spec.given), not spec.given and task != "text"
+
+    tasks = sorted((task for task in tasks if set(find_task(task).modalities) <= set(tokenizers)), key=late)
+    alone: dict[str, str] = {}
+    for task in tasks:
         made = find_task(task).generated
-        if len(made) == 1 and (made[0] not in found or (made[0] == "text" and task == "text")):
-            found[made[0]] = task
-    shown = [Tab(task.rpartition("_")[2].capitalize(), task) for m in tokenizers if (task := found.get(m))]
+        if len(made) == 1 and (made[0] not in alone or task == "text"):
+            alone[made[0]] = task
+    shown = [Tab(title(task), task) for task in tasks if learned is not None or task in alone.values()]
     editing = [Tab("Text with gaps", tab.task, "text") for tab in shown if tab.task == "text"]
-    for tab in shown:
-        (made,) = tab.spec.generated
+    for made, task in alone.items():
         if isinstance(tokenizers[made], Edited) and isinstance(tokenizers[made], Filed):
-            editing.append(Tab(f"Part of the {tab.title.lower()}", tab.task, made))
+            editing.append(Tab(f"Part of the {SPOKEN.get(made, made)}", task, made))
     return shown, editing
+
+
+def title(task: str) -> str:
+    """A task as a person reads it."""
+    given, made = (" and ".join(SPOKEN.get(m, m) for m in side) for side in (find_task(task).given, find_task(task).generated))
+    return (f"{given} to {made}" if given else made).capitalize()
 
 
 def bring(processor: Processor, name: str, value: Any) -> Any:
@@ -152,113 +178,16 @@ def bring(processor: Processor, name: str, value: Any) -> Any:
     return raw
 
 
-def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
-    """The page: a tab for each modality that the model generates, and one to edit. captions: by task, to begin with."""
-    import gradio as gr
-
-    processor = own.processor
-    tokenizers: Mapping[str, Any] = processor.tokenizers
-
-    def settings(task: str, count: int) -> dict[str, Any]:
-        """The widgets of a tab's settings."""
-        given = bool(find_task(task).given)
-        scale = own.defaults.of(task, processor.vocabulary.modalities).guidance_scale if given else 0.0
-        with gr.Accordion("Settings", open=False):
-            return {
-                "sampler": gr.Dropdown(list(SAMPLERS), value=next(iter(SAMPLERS)), label="sampler"),
-                "steps": gr.Slider(
-                    1, LARGEST["steps"], 8, step=1, label="steps (ancestral, confidence, margin, entropy, ReMDM)"
-                ),
-                "temperature": gr.Slider(0, 2, 1.0, step=0.05, label="temperature (0 is greedy)"),
-                "top_p": gr.Slider(0.05, 1, 0.9, step=0.05, label="top-p"),
-                "guidance_scale": gr.Slider(0, 5, scale, step=0.25, label="guidance_scale", visible=given),
-                "count": gr.Slider(1, LARGEST["count"], count, step=1, label="samples"),
-                "seed": gr.Number(0, precision=0, label="seed"),
-            }
-
-    def asked(modality: str, task: str) -> Any:
-        """Where a modality is typed, or brought as a file."""
-        ending = suffix(tokenizers[modality])
-        if ending is None:
-            return gr.Textbox(captions.get(task, ""), label=modality, max_length=MAX_CHARACTERS)
-        kind = kind_of(f"file{ending}") if ending != ".svg" else None  # gr.Image takes pixels
-        if kind == "audio":
-            return gr.Audio(type="filepath", label=modality)
-        if kind == "image":
-            return gr.Image(image_mode=None, type="filepath", label=modality, height=200)
-        return gr.File(label=modality)
-
-    def fill(tab: Tab) -> None:
-        """A tab: what is given, settings, a button, the live canvas and the results."""
-        inputs: dict[str, Any] = {}
-        with gr.Row():
-            for modality in tab.spec.given:
-                inputs[modality] = asked(modality, tab.task)
-            if tab.edited == "text":
-                gaps = "text; [mask] is a token to fill, [mask:6] are six"
-                inputs["edit"] = gr.Textbox("The [mask:6] statement is", label=gaps, max_length=MAX_CHARACTERS)
-            elif tab.edited:
-                inputs["edit"] = asked(tab.edited, tab.task)
-                part = (inspect.getdoc(tokenizers[tab.edited].region) or "").partition("\n")[0]
-                inputs["region"] = gr.Textbox(HALF, label="part", info=part, max_length=MAX_CHARACTERS)
-        count = 2 if isinstance(tokenizers[tab.spec.generated[0]], Played) or tab.task == "text" else 4
-        widgets = settings(tab.task, count)
-        button = gr.Button("Generate", variant="primary", elem_id=tab.name)
-        live = gr.HTML(label="canvas", elem_classes="live")
-        results = [(m, kind, shown) for m in tab.spec.generated for kind, shown in outlets(m, count)]
-
-        def go(*values: Any) -> Iterator[list[Any]]:
-            given, rest = dict(zip(inputs, values, strict=False)), dict(zip(widgets, values[len(inputs) :], strict=True))
-            try:
-                prompt = {m: bring(processor, m, given[m]) for m in tab.spec.given}
-                if tab.edited == "text":
-                    prompt["text"] = infill(processor, given["edit"])
-                elif tab.edited:
-                    prompt[tab.edited] = edit(
-                        processor, tab.edited, bring(processor, tab.edited, given["edit"]), given["region"]
-                    )
-                length = own.model.config.max_length // 2 if tab.task == "text" and not tab.edited else None
-                for page, finished in own.watch(tab.task, prompt, {**rest, "length": length}):
-                    yield [page, *(gr.skip() if finished is None else let(finished.outputs) for _, let, _ in results)]
-            except ValueError as error:
-                raise gr.Error(html.escape(str(error))) from error
-
-        button.click(go, [*inputs.values(), *widgets.values()], [live, *(shown for _, _, shown in results)], api_name=tab.name)
-
-    def outlets(modality: str, count: int) -> list[tuple[Callable[[Sequence[Mapping[str, Any]]], Any], Any]]:
-        """Where finished samples are shown, each with what it shows of them: pictures, players; words are on the canvas."""
-        tokenizer, found = tokenizers[modality], []
-        if isinstance(tokenizer, Drawn):
-            gallery = gr.Gallery(label=modality, columns=8, height=160, elem_classes=f"made-{modality}")
-            found.append((lambda outputs: [enlarged(tokenizer.draw(o[modality]), 16) for o in outputs], gallery))
-        if isinstance(tokenizer, Played):
-            for i in range(PLAYERS):
-                player = gr.Audio(label=f"{modality} {i + 1}", elem_classes=f"made-{modality}", visible=i < count)
-                found.append((functools.partial(heard, tokenizer, modality, i), player))
-        if not found and not is_spelled(tokenizers[modality]):
-            found.append((lambda outputs: [str(o[modality]) for o in outputs], gr.JSON(label=modality)))
-        return found
-
-    def heard(tokenizer: Played, modality: str, i: int, outputs: Sequence[Mapping[str, Any]]) -> Any:
-        """The i-th sample in its player; none where there are fewer."""
-        if i >= len(outputs):
-            return gr.Audio(None, visible=False)
-        wave, rate = tokenizer.play(outputs[i][modality])
-        return gr.Audio((rate, (np.clip(wave, -1, 1) * 32767).astype(np.int16)), visible=True)
-
-    making, editing = tabs(processor)
-    with gr.Blocks(title="Masked diffusion") as page:
-        gr.HTML(f"<style>{STYLE}</style>")
-        gr.Markdown(
-            f"## Masked diffusion, token by token\nModel: `{html.escape(name)}`. Blue is still masked; orange was drawn "
-            "unsurely, green surely; grey was given. Point at a token for its confidence."
-        )
-        for tab in making:
-            with gr.Tab(tab.title):
-                fill(tab)
-        if editing:
-            with gr.Tab("Editing"):
-                for tab in editing:
-                    with gr.Tab(tab.title):
-                        fill(tab)
-    return page
+def asked(own: Model, tab: Tab, given: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The prompt of what stands in a tab's boxes, and the length of a text that begins with nothing. Raises ValueError."""
+    prompt = {m: bring(own.processor, m, given[m]) for m in tab.spec.given}
+    if tab.edited == "text":
+        prompt["text"] = infill(own.processor, given["edit"])
+    elif tab.edited:
+        prompt[tab.edited] = edit(own.processor, tab.edited, bring(own.processor, tab.edited, given["edit"]), given["region"])
+    elif tab.task == "text":
+        room = min(own.model.config.max_length // 2, FROM_NOTHING)
+        if not given["prompt"]:
+            return prompt, room
+        prompt["text"] = continuation(own.processor, given["prompt"], min(room, CONTINUED))
+    return prompt, None

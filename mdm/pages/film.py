@@ -18,6 +18,7 @@ from mdm.data.processor import Processor
 from mdm.pages.media import enlarged, image_grid
 
 MASK_SIGN = "\u2592"
+SMALLEST = 96  # of a panel, in pixels
 WIDTH = 1040  # of the samples side by side, in pixels: what is wider goes on below
 
 
@@ -41,6 +42,12 @@ def is_spelled(tokenizer: Tokenizer) -> bool:
 
 
 def panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int) -> Image.Image:
+    """A half-made canvas of a modality, enlarged."""
+    picture = drawn_so_far(processor, name, ids)
+    return enlarged(picture, max(scale, SMALLEST // max(picture.size)))
+
+
+def drawn_so_far(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> Image.Image:
     """A half-made canvas of a modality, as large at every step: as it is where all is masked."""
     tokenizer = processor.tokenizers[name]
     whole = partial(tokenizer, torch.zeros_like(ids), torch.zeros(len(ids), dtype=torch.bool))
@@ -48,7 +55,7 @@ def panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: int) -
     codes, known = half_made(processor, name, ids)
     if len(codes):
         sheet.paste(partial(tokenizer, codes, known))
-    return enlarged(sheet, scale)
+    return sheet
 
 
 def half_made(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Bool[Tensor, " m"]]:

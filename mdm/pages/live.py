@@ -16,16 +16,44 @@ from mdm.data.processor import Processor
 from mdm.generation.generate import Step
 from mdm.pages import film
 from mdm.pages.report import embedded
+from mdm.pages.sheet import fitted
 
 STYLE = """
-.canvas{display:inline-block;margin:.3rem .6rem .3rem 0;vertical-align:top}
+.sample{display:inline-block;vertical-align:top;margin:0 .7rem .7rem 0;padding:.4rem .7rem .6rem;background:#fff;color:#111;
+border:1px solid #ccc;border-radius:8px;max-width:100%;overflow-x:auto}
+.sample.wide{display:block;margin-right:0}.sample>b{display:block;color:#666;font-size:.85rem;margin-bottom:.3rem}
+.canvas{display:inline-block;margin-right:.6rem;vertical-align:top}.canvas:last-child{margin-right:0}
 .canvas table{border-collapse:collapse!important;width:auto!important;table-layout:fixed;margin:0!important}
-.canvas img{min-width:160px;image-rendering:pixelated}
-.canvas td{width:20px;height:20px;min-width:20px;padding:0!important;border:1px solid #fff!important;line-height:0;font-size:0}
-.canvas small{color:#666;display:block}.canvas.text{display:block}
+.canvas table,.canvas tr{border:0!important}
+.canvas img{border:1px solid #b0b0b0;margin:0;max-width:100%}.canvas.text{display:block}
+.canvas td{width:var(--cell);height:var(--cell);min-width:var(--cell);
+padding:0!important;border:0!important;line-height:0;font-size:0}
+.canvas small{color:#666;display:block;line-height:1.5}
 .words{font-size:1.05rem;line-height:1.9;white-space:pre-wrap;font-family:ui-monospace,monospace;color:#111}
 .words span{border-radius:3px;padding:1px 0}.masked{background:#78aad7!important;color:#78aad7!important}
+.chip{display:inline-block;width:.9em;height:.9em;border-radius:3px;vertical-align:-.1em;margin:0 .25em 0 .7em}
 """
+PICTURE, MAP, ACROSS = 192, 96, 560  # pixels: of a small picture, of a square of codes, of frames of codes
+LARGEST_CELL = 20
+
+
+def page(processor: Processor, batch: Batch, step: Step) -> str:
+    """Every row of a batch, numbered from 1."""
+    return "".join(sample(processor, batch, step, row) for row in range(len(batch.tokens)))
+
+
+def sample(processor: Processor, batch: Batch, step: Step, row: int) -> str:
+    """A row in its frame; one of words alone is as wide as the page."""
+    shown = canvas(processor, batch, step, row)
+    wide = "" if "<td" in shown else " wide"
+    return f'<div class="sample{wide}"><b>{row + 1}</b>{shown}</div>'
+
+
+def legend() -> str:
+    """What the colours say."""
+    colours = (("masked", "#78aad7"), ("unsure", heat(0.05)), ("sure", heat(1.0)), ("given", heat(0.0)))
+    chips = "".join(f'<span class="chip" style="background:{colour}"></span>{name}' for name, colour in colours)
+    return f"Each token by the confidence it was drawn with:{chips}. Point at one for its number."
 
 
 def canvas(processor: Processor, batch: Batch, step: Step, row: int) -> str:
@@ -72,16 +100,18 @@ def codes(processor: Processor, name: str, ids: Int[Tensor, " n"], confidence: F
         if square
         else [cells[b::books] for b in range(books)]
     )
-    sure = table(rows, f"{name}: a cell for each code, by confidence")
+    sure = table(rows, MAP if square else ACROSS, "confidence")
     if not hasattr(tokenizer, "partial"):
         return sure
-    source = embedded(film.panel(processor, name, ids, scale=20))
+    source = embedded(fitted(film.drawn_so_far(processor, name, ids), PICTURE))
     return f'<div class="canvas"><img alt="{name}" src="{source}"><small>{name}</small></div>{sure}'
 
 
-def table(rows: Sequence[Sequence[str]], caption: str) -> str:
+def table(rows: Sequence[Sequence[str]], width: int, caption: str) -> str:
+    """Cells without gaps, all of one size, in about so many pixels."""
+    cell = max(3, min(LARGEST_CELL, width // max(1, *map(len, rows))))
     body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
-    return f'<div class="canvas"><table>{body}</table><small>{caption}</small></div>'
+    return f'<div class="canvas"><table style="--cell:{cell}px">{body}</table><small>{caption}</small></div>'
 
 
 def heat(confidence: float) -> str:

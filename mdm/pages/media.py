@@ -1,4 +1,4 @@
-"""Writing what a model generates: lines of words, and the files of whatever has some, with grids of what can be looked at."""
+"""Writing what a model generates: lines of words, the files of whatever has some, and one picture of all that has a look."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from components.tokenizers.clips import write_wav
@@ -17,17 +17,21 @@ from mdm.config import UserError
 from mdm.config.errors import said
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit
+from mdm.pages.sheet import FRAME, sheet
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, scale: int = 8, gap: int = 4) -> Image.Image:
-    """Images in rows of `columns`, on white; small ones enlarged by up to `scale`, without smoothing."""
+    """Images in rows of `columns`, on white, each in a frame; small ones enlarged by up to `scale`, without smoothing."""
     images = [enlarged(image, scale) for image in images]
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     mode = "L" if all(image.mode == "L" for image in images) else "RGB"
     grid = Image.new(mode, (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    pen = ImageDraw.Draw(grid)
     for i, image in enumerate(images):
-        grid.paste(image.convert(mode), (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+        left, top = gap + i % columns * (width + gap), gap + i // columns * (height + gap)
+        pen.rectangle([left - 1, top - 1, left + image.width, top + image.height], outline=FRAME)
+        grid.paste(image.convert(mode), (left, top))
     return grid
 
 
@@ -51,13 +55,16 @@ def save_outputs(
     prompts: Sequence[Mapping[str, Any]],
     outputs: Sequence[Mapping[str, Any]],
     first: int = 0,
+    raw: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Writes each output (`0000.png`, `0000.wav`) and `outputs.jsonl`: prompts, words, file names. Returns its lines.
 
     What of the prompts is no words is written too, as `0000_given.png` and `0000_given.wav`; and beside a file that a page
-    cannot show, how it looks or sounds: `"pen": "0000.json", "pen_drawn": "0000_pen.png"`.
+    cannot show, how it looks or sounds: `"pen": "0000.json", "pen_drawn": "0000_pen.png"`. These are exact, to be read again;
+    for a person's eyes there is `samples.png` (see mdm/pages/sheet.py).
 
     first: number of the first one; from 1 on they are added to those that are there
+    raw:   the prompts as `generate` took them, where they are written in another way
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines, begun = [], list[Written]()
@@ -68,10 +75,9 @@ def save_outputs(
             lines.append({f"given_{key}": value for key, value in given.all(prompt).items()} | made.all(output))
         with (folder / "outputs.jsonl").open("a" if first else "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        pictures = [picture for output in outputs for picture in drawn(processor, output)]
-        if pictures:
-            grid = folder / (f"grid_{first:04d}.png" if first else "grid.png")
-            image_grid(pictures, columns=min(10, len(pictures))).save(grid)
+        seen = sheet(processor, prompts if raw is None else raw, outputs, first)
+        if seen is not None:
+            seen.save(folder / sheet_name(first))
     except OSError as error:
         raise UserError(f"output_dir {folder}: cannot write the outputs ({error})") from error
     except Exception as error:  # of a tokenizer of the user's own
@@ -81,10 +87,9 @@ def save_outputs(
     return lines
 
 
-def drawn(processor: Processor, sample: Mapping[str, Any]) -> list[Image.Image]:
-    """A picture of each part of a sample that can be looked at."""
-    tokenizers = {m: processor.tokenizers.get(m) for m in sample}
-    return [t.draw(sample[m]) for m, t in tokenizers.items() if isinstance(t, Drawn)]
+def sheet_name(first: int) -> str:
+    """Of the picture of all samples from that number on."""
+    return f"samples_{first:04d}.png" if first else "samples.png"
 
 
 class Written:

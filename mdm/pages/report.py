@@ -25,7 +25,8 @@ h1{font-size:1.6rem}h2{margin-top:2.2rem;border-bottom:1px solid #ddd}table{bord
 td,th{padding:.25rem .8rem;text-align:left;border-bottom:1px solid #eee}td.n{text-align:right;font-variant-numeric:tabular-nums}
 img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:2rem;flex-wrap:wrap}figure{margin:.5rem 0}
 figcaption{color:#666;font-size:.85rem}.clip{display:inline-block;margin:.4rem .8rem .4rem 0;font-size:.85rem}
-img.sample{min-width:96px;max-width:256px;image-rendering:pixelated}audio{width:220px;height:32px}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;white-space:pre-wrap;font-size:.85rem}
+img.sample{min-width:96px;max-width:256px;border:1px solid #b0b0b0}
+audio{width:220px;height:32px}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;white-space:pre-wrap;font-size:.85rem}
 .ok{color:#0a7a2f}.no{color:#b00020}
 """
 

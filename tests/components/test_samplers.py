@@ -17,6 +17,7 @@ from components.samplers import (
     ReMDM,
     Threshold,
     base,
+    deterministic,
     guided,
     sample,
 )
@@ -455,6 +456,38 @@ def test_choice_noise_is_gumbels_on_the_log_probability_and_falls_with_the_steps
     score = logits.log_softmax(-1).amax(-1) + 3.0 / 2 * -(-uniform[:, POSITION].log()).log()
     chosen = (~sampler.step(logits, state).masked).nonzero()[:, 1].view(200, 2)
     assert torch.equal(chosen, score.topk(2).indices.sort(dim=1).values)
+
+
+GREEDY = [
+    Confidence(num_steps=2, temperature=0.0),
+    Confidence(num_steps=2, temperature=0.0, rank_by="margin", schedule=Cosine()),
+    Threshold(threshold=0.5, temperature=0.0),
+    EntropyBounded(gamma=0.5, temperature=0.0),
+    Blocks(Confidence(num_steps=1, temperature=0.0), 1),
+    PerModality([Confidence(num_steps=2, temperature=0.0)]),
+]
+LEFT_TO_CHANCE = [
+    Confidence(num_steps=2),
+    Confidence(num_steps=3, temperature=0.0, rank_by="random"),
+    Confidence(num_steps=3, temperature=0.0, choice_temperature=9.0),
+    FirstHitting(temperature=0.0),  # the order is drawn
+    Ancestral(num_steps=3, temperature=0.0),
+    ReMDM(num_steps=3, temperature=0.0),
+    Threshold(threshold=0.9),
+    EntropyBounded(gamma=0.5),
+    Blocks(FirstHitting(temperature=0.0), 3),
+    PerModality([FirstHitting(temperature=0.0), Confidence(temperature=0.0)]),
+]
+
+
+@pytest.mark.parametrize("sampler", [*GREEDY, *LEFT_TO_CHANCE], ids=repr)
+def test_a_sampler_says_whether_its_samples_are_all_alike(sampler):
+    """Those that say so give one sequence in 400 draws; of the others each gives several, the greedy ones by their order."""
+    table = torch.randn(125, LENGTH, MASK + 1, generator=torch.Generator().manual_seed(0))  # what is best depends on the order
+    start = torch.full((400, LENGTH), MASK)
+    drawn = sample(sampler, lambda tokens: table[tokens @ Exact.PLACES], start, MASK).tokens
+    different = len(drawn.unique(dim=0))
+    assert (different == 1) == deterministic(sampler) == (sampler in GREEDY)
 
 
 def test_greedy_confidence_takes_the_surest_first():

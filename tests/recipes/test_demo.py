@@ -15,6 +15,7 @@ from PIL import Image
 from tests.recipes.conftest import ROOT
 
 pytest.importorskip("gradio")
+CAPTION = "a handwritten seven"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -27,6 +28,7 @@ def page(untrained):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
     env.pop("MDM_TYPECHECK", None)
     command = [sys.executable, "-m", "mdm.cli", "demo", f"checkpoint={untrained}", f"port={port}", "device=cpu"]
+    command.append(f"captions={{text_to_image: {CAPTION}}}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -55,6 +57,24 @@ def test_the_unmasking_streams_over_the_api(page):
     assert "Done in 16 passes (16.0 a sample)" in pages[-1]
     assert 'class="masked"' not in pages[-1]
     assert len(job.outputs()[-1][1]) == 2  # the gallery
+
+
+def test_the_page_opens_on_a_picture_with_its_caption_and_can_be_replayed(page):
+    """What runs when it is opened is the first tab; its passes can be stepped through afterwards, in the same session."""
+    from gradio_client import Client
+
+    client = Client(page, verbose=False)
+    settings = ("as tuned for this task", 5, 1.0, 0.95, 0.25, 4, 0)
+    job = client.submit(CAPTION, *settings, api_name="/open-go-text_to_image")
+    job.result(timeout=60)
+    assert "Done in 5 passes (5.0 a sample)" in job.outputs()[-1][0]  # the slider moves the tuned sampler, too
+    assert len(job.outputs()[-1][1]) == 4
+    stepped = client.predict(2, api_name="/pass-go-text_to_image")
+    assert "Pass 2 of 5" in stepped
+    assert 'class="masked"' in stepped
+    greedy = client.predict(CAPTION, "confidence", 4, 0.0, 1.0, 0.0, 4, 0, api_name="/go-text_to_image")
+    assert "It is sampled greedily" in greedy[0]
+    assert len(greedy[1]) == 1
 
 
 def test_one_request_cannot_ask_for_everything(page):
@@ -93,13 +113,18 @@ def test_a_user_generates_and_edits_in_a_browser(page):
         errors = []
         view.on("pageerror", lambda error: errors.append(str(error)))
         view.goto(page, wait_until="domcontentloaded", timeout=60_000)
-        for tab, task in (("Image", "text_to_image"), ("Speech", "text_to_speech"), ("Text", "text")):
+        for tab, task in (("Text to image", "text_to_image"), ("Text to speech", "text_to_speech"), ("Text", "text")):
             view.get_by_role("tab", name=tab, exact=True).click(timeout=60_000)
             view.locator(f"#go-{task}").click()
             shown = view.locator(".live:visible")
             shown.get_by_text("Done in").wait_for(timeout=60_000)
             assert shown.locator("[title^='confidence']").count() > 0
             assert shown.locator(".masked").count() == 0
+            passes = view.locator(".replay:visible input[type=number]")
+            passes.fill("0")
+            passes.press("Enter")
+            shown.get_by_text("Pass 0 of").wait_for(timeout=60_000)
+            assert shown.locator(".masked").count() > 0
         view.get_by_role("tab", name="Editing", exact=True).click()
         view.locator("#go-text-edit").click()
         view.locator(".live:visible").get_by_text("Done in").wait_for(timeout=60_000)

@@ -12,6 +12,7 @@ from mdm.config import UserError, read_yaml
 from mdm.models import builders
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.models.folder import load_model
+from mdm.training import record
 from mdm.training.history import read_history
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
@@ -141,6 +142,7 @@ def test_a_modality_is_added_behind_the_ids_there_are(base, run, tmp_path):
         + len([s for s in processor.vocabulary.specials if s.startswith("task:") and not old.vocabulary.has(s)])
     )
     assert (model.config.max_length, old_model.config.max_length) == (96, 64)
+    assert record.of(out).learned == [*record.of(base).learned, "text_to_speech"]
     run(
         "generate", f"checkpoint={out}", "task=text_to_speech", "prompt=a spoken two", "count=1", f"output_dir={tmp_path / 'w'}"
     )

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch.testing import assert_close
 
+from mdm.training import record
 from mdm.training.checkpoint import complete
 from mdm.training.history import read_history
 from tests.recipes.conftest import ROOT
@@ -210,7 +211,7 @@ def test_samples_metric_logger_activation_checkpointing_and_plain_loss(config, r
     ]
     run("run", "pretrain", "--config", config, "tokens=2500", *options)
     assert list((tmp_path / "logs").glob("*.txt"))
-    assert list((tmp_path / "out" / "samples").rglob("grid.png"))
+    assert list((tmp_path / "out" / "samples").rglob("samples.png"))
     assert read_history(tmp_path / "out" / "history.jsonl")[-1]["bits/text_to_image"] > 0
 
 
@@ -263,8 +264,17 @@ def test_generate_writes_what_a_model_makes(config, run, tmp_path):
     out = tmp_path / "made"
     arguments = ["generate", f"checkpoint={tmp_path / 'out'}", "task=text_to_image", "prompt=a handwritten two"]
     run(*arguments, f"output_dir={out}", "count=3")
-    assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "0002.png", "grid.png", "outputs.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["0000.png", "0001.png", "0002.png", "outputs.jsonl", "samples.png"]
     read = run(
         "generate", f"checkpoint={tmp_path / 'out'}", "task=image_to_text", f"prompt={out / '0000.png'}", f"output_dir={out}"
     )
-    assert read.stdout.count("text:") == 4
+    assert read.stdout.count("text:") == 1  # it is read greedily
+    assert "Warning" not in read.stdout
+    own = record.of(tmp_path / "out")
+    seen = read_history(tmp_path / "out" / "history.jsonl")[-1]["tokens"]
+    assert own.trainings == [record.Training(seen, {"digits": ["text_to_image", "image_to_text"], "text": ["text"]})]
+    done = run("generate", f"checkpoint={tmp_path / 'out'}", "task=joint_text_image", f"output_dir={out}", "count=1")
+    never = "Warning: the model was never trained on joint_text_image. It learned text_to_image, image_to_text, text\n"
+    assert never in done.stdout
+    run("run", "quantize", f"checkpoint={tmp_path / 'out'}", f"output_dir={tmp_path / 'packed'}", "device=cpu")
+    assert record.of(tmp_path / "packed") == own

@@ -1,28 +1,33 @@
 """Pages, films, files and prompts of a modality that the library has never heard of: all that they know is what it says."""
 
+import base64
 import html
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from components.samplers import Ancestral, Blocks, Confidence, FirstHitting, LinearScale, PerModality
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.modality import MASKED
 from components.tokenizers.text import TextTokenizer
 from mdm.config import UserError
 from mdm.data.processor import Processor
+from mdm.data.settings import StreamSettings
 from mdm.generation.editing import edit
 from mdm.generation.generate import generate
 from mdm.generation.prompts import check_prompt, easiest, example, read_prompt, spelled_out, suffixes
 from mdm.models import builders
-from mdm.pages import comparison, film, live, report
-from mdm.pages.demo import bring, tabs
+from mdm.pages import comparison, examples, film, live, report, sliders
+from mdm.pages.demo import Replay, bring, tabs
 from mdm.pages.media import image_grid, next_number, save_outputs
+from mdm.pages.sheet import sheet, spectrogram, words
 
 BLUE = np.array(MASKED)
 
@@ -94,7 +99,7 @@ def test_a_sample_is_written_as_its_tokenizer_says_and_seen_on_a_page(processor,
     assert lines[0] == {"given_text": "a <b>", "hand": "0000.json", "hand_drawn": "0000_hand.png"}
     assert lines[1] == {"given_hand": "0001_given.json", "given_hand_drawn": "0001_given_hand.png", "text": "no.such.png"}
     assert json.loads((folder / "0000.json").read_text()) == SQUARE
-    assert sorted(p.name for p in folder.glob("*.png")) == ["0000_hand.png", "0001_given_hand.png", "grid.png"]
+    assert sorted(p.name for p in folder.glob("*.png")) == ["0000_hand.png", "0001_given_hand.png", "samples.png"]
     (tmp_path / "run" / "metrics.json").write_text("{}")
     comparison.page(tmp_path / "page.html", "t", {"run": tmp_path / "run"})
     page = (tmp_path / "page.html").read_text()
@@ -194,15 +199,92 @@ def test_a_modality_that_says_nothing_of_itself_is_filmed_and_watched_as_it_prin
         read_prompt({"plain": str(tmp_path / "a.json")}, "plain_to_text", plain, "prompt")
 
 
-def test_the_demo_has_a_tab_for_each_modality_that_is_made(processor):
+def test_the_demo_has_a_tab_for_each_modality_that_is_made_and_opens_on_a_drawn_one(processor):
     making, editing = tabs(processor)
-    assert [(t.title, t.task) for t in making] == [
-        ("Text", "text"),
-        ("Hand", "text_to_hand"),
-        ("Image", "text_to_image"),
-        ("Speech", "text_to_speech"),
+    assert sorted((t.title, t.task) for t in making[:2]) == [
+        ("Text to hand", "text_to_hand"),
+        ("Text to image", "text_to_image"),
     ]
-    assert [t.title for t in editing] == ["Text with gaps", "Part of the image", "Part of the speech"]  # a hand has no region
+    assert sorted(t.title for t in making[2:]) == ["Text", "Text to speech"]
+    # a hand has no region
+    assert sorted(t.title for t in editing) == ["Part of the image", "Part of the speech", "Text with gaps"]
+
+
+def test_the_demo_shows_what_the_model_learned_and_nothing_else(processor):
+    """A tab for each task, the drawn ones first, from words if they can; of a model of words alone there is one."""
+    learned = ["text", "hand_to_text", "joint_image_speech", "text_to_hand"]
+    making, editing = tabs(processor, learned)
+    assert [t.title for t in making] == ["Text to hand", "Image and speech", "Text", "Hand to text"]
+    assert [t.task for t in making] == ["text_to_hand", "joint_image_speech", "text", "hand_to_text"]
+    assert [t.title for t in editing] == ["Text with gaps"]  # no task makes an image alone
+    alone = Processor.build({"text": processor.tokenizers["text"]}, {}, ["text"])
+    assert [[t.title for t in some] for some in tabs(alone)] == [["Text"], ["Text with gaps"]]
+
+
+def test_a_sample_of_each_stream_is_kept_for_the_demo_and_read_by_task(processor, tmp_path):
+    """Beside the model, not in it: whoever gets the model gets none of the data. What is no example is passed over."""
+    data = {
+        "drawn": StreamSettings({"text_to_hand": 1.0, "hand_to_text": 1.0, "joint_hand_image": 0.0}),
+        "coded": StreamSettings({"text_to_image": 1.0}),
+        "broken": StreamSettings({"text_to_speech": 1.0}),
+        "lines": StreamSettings({"text": 1.0}, pack=8),
+    }
+    codes = processor.tokenizers["text"].encode("a coded one")
+    held_out = {"drawn": [{"text": "a drawn seven", "hand": SQUARE, "label": 7}]}
+    sources = {"drawn": [], "coded": [{"text": codes, "image": torch.zeros(16, dtype=torch.long)}], "broken": [], "lines": [3]}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    examples.write(tmp_path, processor, data, held_out, sources)
+    found = examples.read(tmp_path, processor)
+    assert found["text_to_hand"] == {"text": "a drawn seven"}
+    assert json.loads(Path(found["hand_to_text"]["hand"]).read_text()) == SQUARE
+    assert found["text_to_image"] == {"text": "a coded one"}
+    assert set(found) == {"text_to_hand", "hand_to_text", "text_to_image"}
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["config.json"]
+    lines = [
+        '{"tasks": ["text_to_hand"], "text": 3}',
+        "3",
+        '{"tasks": ["hand_to_text", 4, "-"], "hand": "../model/config.json"}',
+    ]
+    (tmp_path / "examples" / "examples.jsonl").write_text("\n".join(lines) + "\n")
+    assert examples.read(tmp_path / "model", processor) == {}
+
+
+SETTINGS = {"num_steps": 8, "temperature": 1.0, "top_p": 1.0}
+
+
+def test_a_slider_begins_at_the_tuned_setting_and_changes_what_is_moved_alone():
+    tuned = Confidence(num_steps=3, rank_by="random", top_p=0.95)
+    assert sliders.settings(tuned) == SETTINGS | {"num_steps": 3, "top_p": 0.95}
+    assert sliders.chosen(sliders.TUNED, tuned, sliders.settings(tuned)) == tuned
+    assert sliders.chosen(sliders.TUNED, tuned, sliders.settings(tuned) | {"num_steps": 9}) == replace(tuned, num_steps=9)
+    both = PerModality([Ancestral(num_steps=5), FirstHitting(top_p=0.8)])
+    moved = sliders.chosen(sliders.TUNED, both, sliders.settings(both) | {"temperature": 0.5, "num_steps": 7})
+    assert moved.samplers == [Ancestral(num_steps=7, temperature=0.5), FirstHitting(top_p=0.8, temperature=0.5)]
+    inside = Blocks(Confidence(num_steps=100), 4)
+    assert sliders.settings(inside)["num_steps"] == 64  # where the slider ends: not moved, it changes nothing
+    assert sliders.chosen(sliders.TUNED, inside, sliders.settings(inside)) == inside
+    assert sliders.chosen("ancestral", tuned, SETTINGS | {"num_steps": 5, "top_p": 0.7}) == Ancestral(num_steps=5, top_p=0.7)
+    assert not sliders.fixed_passes(FirstHitting())
+    assert sliders.fixed_passes(inside)
+    assert (sliders.number(0.25), sliders.number(LinearScale(2.0, 1.0))) == (0.25, 2.0)
+
+
+def test_samples_on_the_page_are_numbered_and_their_codes_lie_without_gaps(model, processor):
+    seen = []
+    generate(
+        model, processor, "text_to_image", [{"text": "a"}] * 3, guidance_scale=0.0,
+        watch=lambda step, batch: seen.append((batch, step)),
+    )  # fmt: skip
+    page = live.page(processor, *seen[-1])
+    assert [page.count(f"<b>{i}</b>") for i in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    data = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    assert Image.open(io.BytesIO(data)).size == (192, 192)
+    assert "border:0!important" in live.STYLE
+    again = Replay(seen[-1][0], [step for _, step in seen])
+    assert again.page(processor, 0).count('class="masked"') == 3 * 16
+    assert "Pass 0 of 16" in again.page(processor, 0)
+    assert again.page(processor, 99).startswith(page)  # the last one
 
 
 def test_a_file_of_a_prompt_is_read_by_its_tokenizer(processor, tmp_path):
@@ -343,6 +425,36 @@ def test_one_coloured_picture_colours_the_grid():
     grid = image_grid([Image.new("L", (8, 8)), Image.new("RGB", (8, 8), "red")], 2, scale=1)
     assert grid.mode == "RGB"
     assert grid.getpixel((16, 8)) == (255, 0, 0)
+    assert grid.getpixel((3, 8)) == (176, 176, 176)  # a frame: what is white ends somewhere
+
+
+@pytest.mark.parametrize("size", [8, 32, 500])
+def test_no_picture_is_shown_as_small_as_it_is_and_none_is_cut(size, tmp_path):
+    """On the sheet, in a gallery and in a film: framed, pixels of one size, a large one smaller."""
+    own = Processor.build({"text": TextTokenizer.train(["a"] * 9, 257), "image": GreyPatchTokenizer(size, 2, 3)}, {"text": 8})
+    picture = Image.new("L", (size, size), 255)
+    save_outputs(tmp_path, own, [{"text": "a"}] * 2, [{"image": picture}] * 2)
+    assert Image.open(tmp_path / "0000.png").size == (size, size)
+    whole = np.asarray(Image.open(tmp_path / "samples.png").convert("L"))
+    frames = ((whole[:, 1:] == 176) & (whole[:, :-1] == 255)).sum(axis=0)  # the left and the right edge of each
+    assert (frames >= 128).sum() == 4
+    shown = comparison.made({"image": "0000.png", "folder": tmp_path})
+    assert ('style="width:128px' in shown) == (size < 128)
+    ids = torch.full(((size // 2) ** 2,), own.vocabulary.mask_id)
+    assert film.panel(own, "image", ids, 6).width >= 96
+
+
+def test_a_sheet_shows_what_was_given_beside_what_was_made(processor):
+    """What is heard is a spectrogram, empty clips and texts say so; of words alone there is nothing to look at."""
+    tone = np.sin(np.arange(4000) * 2 * np.pi * 1000 / 8000).astype(np.float32)
+    assert sheet(processor, [{}], [{"text": "a"}]) is None
+    alone, both = (sheet(processor, [given], [{"hand": SQUARE}]) for given in ({"text": "a"}, {"audio": tone, "text": "a"}))
+    assert both.width > alone.width + 96
+    loud = np.asarray(spectrogram(tone, 8000).convert("L")).mean(axis=1)
+    assert abs(int(loud.argmin()) - 72) <= 2  # of 96 rows up to 4 kHz, 1 kHz is three quarters down
+    assert words({"audio": tone[:0], "text": ""}, "(empty)") == "(empty) (empty)"
+    many = [{"hand": SQUARE}] * 101
+    assert sheet(processor, [{}] * 101, many).height < sheet(processor, [{"text": "a"}] * 100, many[:100]).height + 40
 
 
 def test_a_modality_and_the_first_task_that_makes_it_alone_look_alike():
@@ -352,7 +464,7 @@ def test_a_modality_and_the_first_task_that_makes_it_alone_look_alike():
 
 def test_the_demo_makes_from_words_what_it_can_and_takes_no_clip_without_end(processor, tmp_path):
     own = Processor.build({"hand": Hand(), "text": processor.tokenizers["text"]}, {}, ["hand_to_text", "text_to_hand"])
-    assert [t.task for t in tabs(own)[0]] == ["text_to_hand", "text"]
+    assert [t.task for t in tabs(own)[0]] == ["text_to_hand", "text"]  # and not hand_to_text
     Codec2Tokenizer().write(np.zeros(61 * 8000, dtype=np.float32), tmp_path / "long.wav")
     with pytest.raises(ValueError, match="audio of 61 seconds; at most 60 are taken"):
         bring(processor, "audio", str(tmp_path / "long.wav"))
