@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from components.files import in_one_line
 from mdm.config.errors import UserError
-from mdm.config.names import named
+from mdm.config.names import close, close_file, named
 
 
 def is_ours(config: Path) -> bool:
@@ -42,8 +42,9 @@ def find_config(name: str) -> Path:
         return Path(name)
     path = recipe_root() / "configs" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        hint = close(name, known)
+        raise UserError(f"config {name!r} is not one of {', '.join(known)}, nor the path of a .yaml file{hint}")
     return path
 
 
@@ -80,7 +81,7 @@ def layers(path: Path) -> dict[Path, DictConfig]:
 
 def _read_file(path: Path) -> DictConfig:
     if not path.is_file():
-        raise UserError(f"config file not found: {path}")
+        raise UserError(f"config file not found: {path}{close_file(path)}")
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry the line
