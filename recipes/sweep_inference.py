@@ -28,6 +28,8 @@ from components.data.digits import WORDS
 from components.metrics.quality import NGram, distinct, unigram_entropy
 from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
+from mdm.config.names import in_full
+from mdm.config.spelling import spelled
 from mdm.data.pipeline import open_source
 from mdm.data.settings import canonical
 from mdm.evaluation.judges import Judged, train_judge
@@ -116,11 +118,11 @@ def validate(cfg: Settings) -> None:
 
 
 def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every single setting of a modality: where it stands in the config, and itself."""
+    """Every single setting of a modality: where it stands in the config, and itself, with what is written in short in full."""
     found = [("untuned", "", swept.untuned)]
     for part in ("one_per_step", "grid"):
         found += [(part, f"[{i}]", one) for i, entry in enumerate(getattr(swept, part)) for one in alternatives(entry)]
-    return found
+    return [(part, at, spelled({k: in_full(v) for k, v in one.items()}, Any, part)) for part, at, one in found]
 
 
 def main(cfg: Settings) -> None:

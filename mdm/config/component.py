@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -118,6 +119,8 @@ def _root_cause(error: BaseException) -> str:
 def hints_of(component: Any) -> dict[str, Any]:
     """The annotations of what a component is called with; none where they cannot be resolved."""
     try:
+        if dataclasses.is_dataclass(component):  # whose fields may be of a base in another module
+            return typing.get_type_hints(component)
         return typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
     except Exception:  # annotations of others may not resolve; then only names are checked
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,19 @@ def is_ours(config: Path) -> bool:
 
 
 def names_modules(config: Path, own: DictConfig) -> list[Path]:
-    """The modules beside a config that its own keys name by `_component_`: it cannot run without them."""
+    """The modules beside a config that its own keys name, by `_component_` or in its place: it cannot run without them."""
     plain = OmegaConf.to_container(own, resolve=False)
-    return sorted(file for file in {config.parent / f"{n.partition('.')[0]}.py" for n in named(plain)} if file.is_file())
+    words = {*named(plain), *_dotted(plain)}
+    return sorted(file for file in {config.parent / f"{word.partition('.')[0]}.py" for word in words} if file.is_file())
+
+
+def _dotted(node: Any) -> Iterator[str]:
+    """The dotted paths among the values of settings."""
+    if isinstance(node, (Mapping, list)):
+        for value in node.values() if isinstance(node, Mapping) else node:
+            yield from _dotted(value)
+    elif isinstance(node, str) and "." in node and all(part.isidentifier() for part in node.split(".")):
+        yield node
 
 
 def recipe_root() -> Path:

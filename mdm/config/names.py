@@ -114,6 +114,11 @@ def full_path(name: str) -> str:
     return name
 
 
+def in_full(node: Any) -> Any:
+    """A component's node, of a name that stands in its place; what is no name stays."""
+    return {"_component_": node} if isinstance(node, str) else node
+
+
 def up_to_date(node: Any) -> Any:
     """Settings with every name in full and where it is now: those of a run that was saved compare equal to the same today."""
     if isinstance(node, Mapping):

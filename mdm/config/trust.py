@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from components.files import inside
-from mdm.config import UserError, locate
+from mdm.config import UserError, hints_of, locate
 from mdm.config.names import full_path, named
+from mdm.config.spelling import spelled
 
 FILES = ("path", "subfolder")
 """Arguments that are names of files."""
@@ -95,15 +96,24 @@ def _checked(node: Any, key: str, file: Path, table: Mapping[str, str], trust: b
         raise UserError(f"{file}: {key} must be plain, got {type(node).__name__}")
     if not all(isinstance(name, str) for name in node):
         raise UserError(f"{file}: {key}: keys must be words")
+    if "_component_" in node:
+        allowed = _allowed(node["_component_"], key, file, table, trust)
+        node = {**node, **_spelled(node, allowed, key)} if allowed in table.values() else node
     out = {name: _checked(value, f"{key}.{name}", file, table, trust, left) for name, value in node.items()}
     if "_component_" in out:
-        out["_component_"] = _allowed(out["_component_"], key, file, table, trust)
+        out["_component_"] = allowed
         for name in FILES:
             if out.get(name) is not None:
                 out[name] = _beside(file, out[name], name, key)
         if out["_component_"] in table.values() and out.get("path") is None and _has_file(out["_component_"]):
             raise UserError(f"{file}: {key} names no path: weights of its own come in a file, not out of a size that it states")
     return out
+
+
+def _spelled(node: Mapping[str, Any], path: str, key: str) -> dict[str, Any]:
+    """The words among the arguments of one of the library's own, those that name a component in full; nothing is gone into."""
+    hints, words = hints_of(locate(path, key)), {name: value for name, value in node.items() if isinstance(value, str)}
+    return {name: spelled(word, hints.get(name, Any), f"{key}.{name}", argument=True) for name, word in words.items()}
 
 
 def _has_file(path: str) -> bool:
