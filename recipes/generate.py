@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
+from components.progress import Bar
 from components.samplers import Blocks, Sampler
 from components.samplers.guidance import Scale
 from components.tasks import find_task
@@ -123,7 +123,7 @@ def main(cfg: Settings) -> None:
         prompts = list(itertools.chain.from_iterable([prompt] * cfg.count for prompt in read))
         sampler, scale = choose(cfg, processor)
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
-        with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
+        with Bar(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
                     model, processor, cfg.task, prompts, sampler, scale, cfg.seed, cfg.batch_size, length, cfg.cache,

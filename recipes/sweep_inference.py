@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from tqdm import tqdm
 
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.metrics.quality import NGram, distinct, unigram_entropy
+from components.progress import Bar
 from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
 from mdm.config.names import in_full
@@ -35,7 +35,7 @@ from mdm.data.settings import canonical
 from mdm.evaluation.judges import Judged, train_judge
 from mdm.generation.defaults import build_scale
 from mdm.generation.generate import Generated, generate
-from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
+from mdm.hardware import COMPILING, check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
 from mdm.studies import inference as study
@@ -153,14 +153,15 @@ def table(cfg: Settings) -> list[dict[str, Any]]:
     same = {"status": "finished", "samples": cfg.samples, "seed": cfg.seed}
     with hardware(cfg.device, cfg.precision) as hw:
         model, processor = load_model(cfg.checkpoint, hw.device)
-        compile_blocks(model, cfg.compile, hw)
+        if compile_blocks(model, cfg.compile, hw):
+            hw.say(COMPILING)
         missing = [m for m in cfg.modalities if m not in processor.tokenizers]
         if missing:
             raise UserError(
                 f"modalities.{missing[0]}: the model has {', '.join(processor.tokenizers)}; take it out of the config"
             )
         total = sum(len(settings_of(s)) for s in cfg.modalities.values())
-        with tqdm(total=total, unit="setting", dynamic_ncols=True) as bar:
+        with Bar(total=total, unit="setting") as bar:
             for name, swept in cfg.modalities.items():
                 prompts, measure, real = scorer(cfg, name, swept, processor)
                 for part, _, setting in settings_of(swept):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from components.data.bad import BadSample, OnCorrupt, checked_policy
 from components.data.clips import read_audio, waveform
@@ -20,6 +19,7 @@ from components.data.hub import Convert, Shorter, load_split, undecoded
 from components.data.images import read_image
 from components.data.indexed import Indexed, Iterated, Mapped
 from components.data.reading import checked_text, json_lines, read_text
+from components.progress import Bar
 from components.resampling import resample
 from components.templates import fill
 
@@ -71,7 +71,7 @@ class Folder(Indexed[dict[str, Any]]):
             raise ValueError(f"no {kind} files ({', '.join(suffixes[kind])}) in {path}")
         count = len(self.files) if on_corrupt == "refuse" else min(len(self.files), LOOKED_AT)
         corrupt: list[BadSample] = []
-        for i in tqdm(np.linspace(0, len(self.files) - 1, count), desc=f"checking {path}", disable=count < 1000):
+        for i in Bar(np.linspace(0, len(self.files) - 1, count), desc=f"checking {path}", disable=count < 1000):
             try:
                 self[int(i)]
             except BadSample as bad:

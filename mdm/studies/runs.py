@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tqdm import tqdm
 
+from components.progress import Bar
 from mdm.config import UserError, find_config, load, read_yaml
 from mdm.config.names import up_to_date
 from mdm.config.spelling import whole
@@ -70,7 +70,7 @@ class Runs:
         for slot in range(self.workers):
             self.slots.put(slot)
         self.tokens = whole(base.get("tokens") or read_yaml(find_config(config)).get("tokens") or 1, "tokens")
-        self.bar = tqdm(total=0, unit="tok", unit_scale=True, dynamic_ncols=True, smoothing=0)  # the time left, by tokens
+        self.bar = Bar(total=0, unit="tok", unit_scale=True, smoothing=0)  # the time left, by tokens
         self.counts = [0, 0]  # runs finished, runs asked for
 
     def outcome(self, name: str) -> dict[str, Any] | None:
