@@ -136,21 +136,24 @@ def _allowed(name: Any, key: str, file: Path, table: Mapping[str, str], trust: b
     if not isinstance(name, str):
         raise UserError(f"{file}: {key}._component_ must be a name, got {name!r}")
     path = full_path(name)
-    if path in table.values() or _trusted_by_run(path):
+    module = path.partition(".")[0]
+    if path in table.values():
         return path
-    if not trust:
+    known = _trusted_by_run(path)
+    if not (known or trust):
         raise UserError(
             f"{file}: {key} names {name!r}, which is none of the library's own ({', '.join(table)}); "
-            "if you trust who made that file, set trust=true"
+            f"if you trust who made that file, set trust=true, and have {module}.py in this folder or in PYTHONPATH=FOLDER"
         )
     try:
         found = inspect.getmodule(locate(path, key))
     except UserError as error:
-        module = path.partition(".")[0]
         if f"No module named {module!r}" not in str(error):
-            raise
-        hint = f"run this in the folder of {module}.py, or with PYTHONPATH=FOLDER"
+            raise UserError(f"{file}: {error}") from error
+        hint = f"run this in the folder of {module}.py, put it beside the config, or set PYTHONPATH=FOLDER"
         raise UserError(f"{file}: {key} names {path!r}, and there is no {module}.py here; {hint}") from error
+    if known:
+        return path
     where = getattr(found, "__file__", None)
     _say_once(f"trust=true: {file} names {path}, which is run{f' out of {where}' if where else ''}")
     return path

@@ -70,6 +70,16 @@ def test_a_name_that_a_file_of_ones_own_does_not_have_is_said_as_such(tmp_path, 
     (tmp_path / "own_broken.py").write_text("def f(:\n")
     with pytest.raises(UserError, match=r"masker: unknown component 'own_file.Mine'.*: own_file has no Mine$"):
         locate("own_file.Mine", "masker")
+    (tmp_path / "own_needy.py").write_text("import nowhere_to_be_found")
+    for key in ("masker", "sampler", "model", "data.text.train", "tokenizers.image"):
+        with pytest.raises(
+            UserError, match=rf"{key}: unknown component 'absent.Mine'.*: No module named 'absent'; absent.py is "
+        ):
+            locate("absent.Mine", key)
+    with pytest.raises(UserError, match=r"beside the config, in this folder \(.*\), and in PYTHONPATH=FOLDER$"):
+        locate("absent.Mine", "masker")
+    with pytest.raises(UserError, match="own_needy imports nowhere_to_be_found, which is not installed$"):
+        locate("own_needy.Mine", "masker")
     with pytest.raises(UserError, match=r"unknown component 'own_broken.f'.*: invalid syntax \(own_broken.py, line 1\)"):
         locate("own_broken.f", "masker")
 

@@ -301,6 +301,25 @@ def test_an_own_class_whose_file_is_elsewhere_is_asked_for(folder):
         load_model(folder, trust=True)
 
 
+def test_whose_tokenizer_it_is_and_what_file_is_sought_is_said_however_it_is_trusted(folder, tmp_path, monkeypatch):
+    """Not at all, by the run's own config, by the command; and where the file is there, and what it imports is not."""
+    node = {"_component_": "absenttiles.Tiles", "size": 8}
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=node))
+    whose = rf"{folder / 'processor.json'}: tokenizers\.image names 'absenttiles\.Tiles'"
+    with pytest.raises(UserError, match=rf"{whose}.* trust=true, and have absenttiles\.py in this folder or in PYTHONPATH="):
+        load_model(folder)
+    trust_run({"tokenizers": {"image": node}})
+    with pytest.raises(
+        UserError, match=rf"{whose}, and there is no absenttiles\.py here; .* beside the config, or set PYTHONPATH="
+    ):
+        load_model(folder)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "absenttiles.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(UserError, match=r"processor.json: .*absenttiles imports nowhere_to_be_found, which is not installed"):
+        load_model(folder, trust=True)
+    trust_run({})
+
+
 @pytest.mark.parametrize("named", ["owntiles.Tiles", "owntiles.Tiles.made"])
 def test_a_class_that_the_config_names_is_trusted_in_its_run(own, named, capsys):
     trust_run({"tokenizers": {"image": {"_component_": named, "size": 8}}})
