@@ -41,7 +41,8 @@ def main(words: Sequence[str], prog: str) -> None:
         raise UserError(f"suite {arguments.suite!r} is not one of {', '.join(SUITES)}{close(arguments.suite, SUITES)}")
     suite = importlib.import_module(f".{arguments.suite}", __package__)
     if arguments.preset not in suite.PRESETS:
-        raise UserError(f"--preset {arguments.preset}: choose from {', '.join(suite.PRESETS)}")
+        hint = close(arguments.preset, suite.PRESETS)
+        raise UserError(f"--preset {arguments.preset}: choose from {', '.join(suite.PRESETS)}{hint}")
     if arguments.output is not None and Path(arguments.output).suffix != ".json":
         raise UserError(f"--output {arguments.output}: name a .json file")
     own = inspect.signature(suite.run).parameters

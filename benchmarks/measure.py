@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from components.progress import Bar
 from mdm.hardware import cpu_name
 
 
@@ -77,7 +77,7 @@ class Result:
 def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repeats: int) -> dict[str, Timing]:
     """Times each variant `repeats` times, taking turns, so that a drift of the machine meets all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    with tqdm(total=(warmup + repeats) * len(variants), leave=False, dynamic_ncols=True) as bar:
+    with Bar(total=(warmup + repeats) * len(variants), leave=False) as bar:
         for name, call in variants.items():
             bar.set_description(f"warming up: {name}")
             for _ in range(warmup):

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import os
 import runpy
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,24 +15,11 @@ from types import ModuleType
 from typing import Any
 
 from components.namesakes import say
-from mdm.config import UserError, carried, find_config, layers, load, names_modules, recipe_root
+from mdm.config import UserError, carried, find_config, load, recipe_root
 from mdm.config.names import close
+from mdm.config.recipes import about, called, config_of, copy, find_recipe, recipe_names, recipe_of
 from mdm.config.trust import trust_run
-from mdm.recipe import (
-    Parser,
-    about,
-    called,
-    config_of,
-    exit_on_user_error,
-    explain,
-    find_recipe,
-    leave,
-    load_module,
-    load_recipe,
-    recipe_names,
-    recipe_of,
-    takes_config,
-)
+from mdm.recipe import Parser, exit_on_user_error, explain, leave, load_module, load_recipe, takes_config
 
 
 def _ls(parser: Parser, words: Sequence[str]) -> None:
@@ -48,39 +34,7 @@ def _ls(parser: Parser, words: Sequence[str]) -> None:
 
 def _cp(parser: Parser, words: Sequence[str]) -> None:
     arguments = parser.read(words)
-    target, recipe, copies = Path(arguments.path), None, []
-    if not target.name or len(os.fsencode(target.name)) > 200:
-        raise UserError(f"PATH {arguments.path[:60]!r} is no file's name; write my.py or my.yaml")
-    if target.suffix in (".yaml", ".yml"):
-        config: str | None = arguments.recipe
-    else:
-        target, recipe = target.with_suffix(".py"), find_recipe(arguments.recipe)
-        copies.append((recipe, target))
-        config = about(recipe)[1]
-        config = config and config_of(recipe, config)
-    if config is not None:
-        source = find_config(config)
-        beside = target if recipe is None else target.with_suffix(".yaml")
-        copies.append((source, beside))
-        copies += [(module, target.with_name(module.name)) for module in names_modules(source, layers(source)[source])]
-    copies = [pair for pair in copies if not _is_there(*pair)]
-    for _, to in copies:
-        if to.exists() and not arguments.force:
-            raise UserError(f"{to} exists; choose another path, or --force to replace it")
-    for source, to in copies:
-        try:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, to)
-        except OSError as error:
-            raise UserError(f"{to} cannot be written ({error.strerror or error}); choose another path") from error
-        print(f"{source.name} -> {to}")
-    if recipe is not None:
-        print(f"Run it with: mdm run {target}" + (f" --config {target.with_suffix('.yaml')}" if config else ""))
-
-
-def _is_there(source: Path, to: Path) -> bool:
-    """Whether a module has been copied before, with another config."""
-    return source.suffix == ".py" and to.is_file() and source.name == to.name and to.read_bytes() == source.read_bytes()
+    print(*copy(arguments.recipe, arguments.path, arguments.force), sep="\n")
 
 
 def _run(parser: Parser, words: Sequence[str]) -> None:
@@ -254,8 +208,9 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     command("ls", _ls, "list the recipes and their configs")
     along = " Modules beside a config that it names come along."
     cp = command("cp", _cp, "copy a recipe with its config, or a config alone", along)
-    cp.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or for PATH.yaml of a config (mdm ls)")
-    cp.add_argument("path", metavar="PATH", help="PATH.py takes the recipe with its config, PATH.yaml the config alone")
+    cp.add_argument("recipe", metavar="RECIPE", help="name of a recipe or of a config (mdm ls)")
+    takes = "PATH.py takes the recipe with its config, PATH.yaml the config alone, a folder either under its own name"
+    cp.add_argument("path", metavar="PATH", help=takes)
     cp.add_argument("--force", action="store_true", help="replace existing files")
 
     own = "RECIPE [--config CONFIG] [key=value ...]"

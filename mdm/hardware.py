@@ -137,6 +137,9 @@ def check_compile(setting: str, sampling_on: str | None = None) -> None:
         raise UserError("compile: graphs records CUDA graphs, and there is no CUDA device; set compile=auto")
 
 
+COMPILING = "The model's blocks are compiled before the first step: half a minute to a minute, in which nothing else happens."
+
+
 def compile_blocks(model: Any, setting: str, hw: Hardware) -> bool:
     """Compiles each transformer block ("auto": where it can be done; "true", "false"): equal blocks share one graph.
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import errno
 import importlib.util
 import os
-import re
 import select
 import signal
 import sys
@@ -19,50 +17,11 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from components.data.bad import Refused
-from mdm.config import UserError, find_config, layers, load, recipe_root
+from mdm.config import UserError, find_config, layers, load
 from mdm.config.names import close
+from mdm.config.recipes import called, config_of, find_recipe
 from mdm.config.trust import trust_run
 from mdm.training.stopping import Stopped
-
-
-def find_recipe(name: str) -> Path:
-    """A recipe's file, from its name or a path."""
-    if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"recipe file not found: {name}")
-        return path
-    path = recipe_root() / f"{name}.py"
-    if not path.is_file():
-        names, config = recipe_names(), recipe_root() / "configs" / f"{name}.yaml"
-        if config.is_file():
-            raise UserError(f"{name!r} is a config; run it with: mdm run {recipe_of(config)} --config {name}")
-        raise UserError(f"recipe {name!r} is not one of {', '.join(names)}, nor the path of a .py file{close(name, names)}")
-    return path
-
-
-def recipe_names() -> list[str]:
-    return sorted(p.stem for p in recipe_root().glob("*.py"))
-
-
-def recipe_of(config: Path) -> str:
-    """The recipe that a config is for: its header shows the command; one without is called like its recipe."""
-    shown = re.search(rf"mdm run (\w+) --config {config.stem}\b", config.read_text())
-    return shown.group(1) if shown else config.stem
-
-
-def about(recipe: Path) -> tuple[str, str | None]:
-    """What a recipe says of itself, and its CONFIG: read from the file, which is not run. None: a script that has no config."""
-    try:
-        tree = ast.parse(recipe.read_text())
-    except SyntaxError as error:
-        raise UserError(f"{recipe}, line {error.lineno}: {error.msg}") from error
-    config = None
-    for node in tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id="CONFIG")], value=ast.Constant(value=str(name))):
-                config = name
-    return ast.get_docstring(tree) or "", config
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -96,9 +55,22 @@ class Parser(argparse.ArgumentParser):
         handed_on = any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions)
         arguments, extra = (self.parse_known_args if handed_on else self.parse_known_intermixed_args)(words)
         if extra:
-            hint = close(extra[0].partition("=")[0], self._option_string_actions)
+            setting = self._setting(extra[0], words)
+            least = 0.8 if setting else 0.6  # what is likely to be a setting has to be nearer to be an option
+            hint = close(extra[0].partition("=")[0], self._option_string_actions, least) or setting
             raise UserError(f"unknown argument {extra[0]!r}{hint}; {self.prog} --help lists what it takes")
         return arguments
+
+    def _setting(self, word: str, words: Sequence[str]) -> str:
+        """A hint where a setting is written as an option; of torchrun's flags too, which stand before the recipe."""
+        takes = {action.dest for action in self._actions}
+        if not word.startswith("--") or not takes & {"overrides", "training_script"}:
+            return ""
+        key, sign, value = word.lstrip("-").partition("=")
+        after = [*words, ""][[*words].index(word) + 1]
+        value = value if sign else "VALUE" if not after or after.startswith("-") or "=" in after else after
+        where = "" if "overrides" in takes else ", behind the recipe"
+        return f" (settings have no dashes: write {key.replace('-', '_')}={value}{where})"
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists what it takes")
@@ -115,17 +87,6 @@ def takes_config(parser: Parser, config: str) -> Parser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=settings)
     parser.add_argument("-h", "--help", action="store_true", help="show this")
     return parser
-
-
-def called(recipe: Path) -> str:
-    """A recipe as `mdm run` takes it: one of ours by its name, a user's own by its path."""
-    return recipe.stem if recipe.resolve().parent == recipe_root().resolve() else str(recipe)
-
-
-def config_of(recipe: Path, config: str) -> str:
-    """The config of a recipe where none is named: of a copy, the one beside it; else the library's."""
-    beside = recipe.with_suffix(".yaml")
-    return str(beside) if called(recipe) != recipe.stem and beside.is_file() else config
 
 
 def explain(parser: Parser, config: str) -> None:

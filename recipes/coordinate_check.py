@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from components.blocks import document_mask
 from components.coordinate_check import CoordinateCheck, coordinate_check
 from components.losses import RangePositions
+from components.progress import Bar
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, at_least_one
 from mdm.data.pipeline import MicroBatch, next_step
@@ -99,7 +99,7 @@ def trained_ids(micro: MicroBatch, vocabulary: Vocabulary) -> list[tuple[RangePo
     return [(p, slice(r.start, r.stop)) for p, r in ranges]
 
 
-def measure(cfg: Settings, axis: str, ruled: bool, bar: tqdm) -> CoordinateCheck:
+def measure(cfg: Settings, axis: str, ruled: bool, bar: Bar) -> CoordinateCheck:
     """The check over one axis."""
     current: Any = None
     batches: Any = None
@@ -136,7 +136,7 @@ def main(cfg: Settings) -> None:
     folder = output_folder(cfg.output_dir)
     found: dict[tuple[str, str], CoordinateCheck] = {}
     total = 2 * cfg.seeds * (len(cfg.widths) + len(cfg.depths))
-    with tqdm(total=total, unit="model", dynamic_ncols=True) as bar:
+    with Bar(total=total, unit="model") as bar:
         for axis in ("width", "depth"):
             for rule in ("with", "without"):
                 bar.set_description(f"{axis} {rule} CompleteP")

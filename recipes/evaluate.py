@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.losses import bits_per_byte
+from components.progress import Bar, working
 from components.samplers import Sampler
 from components.samplers.guidance import Scale
 from components.tasks import find_task
@@ -190,12 +190,13 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     """What `evaluate` returns."""
     results = Results()
     check_modalities(cfg, processor.tokenizers)
-    held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-    plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
+    with working("reading what was held out"):
+        held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
+        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
         2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )
-    with tqdm(total=work, desc="evaluating", dynamic_ncols=True) as bar:
+    with Bar(total=work, desc="evaluating") as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
         for task, value in task_bits(nats, plan).items():
             if not math.isfinite(value):

@@ -23,6 +23,7 @@ import torch
 from omegaconf import MISSING
 
 from components.parameterization import CompleteP
+from components.progress import working
 from components.tasks import find_task
 from mdm.config import UserError, at_least_one
 from mdm.data.pipeline import corpus, tokenizers
@@ -80,7 +81,8 @@ def validate(cfg: Settings) -> None:
 def main(cfg: Settings) -> None:
     folder = Path(cfg.output_dir)
     with hardware(cfg.device, cfg.precision) as hw:
-        run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
+        with working("reading the data and the checkpoint", hw.main):
+            run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
         before = score_base(cfg, hw, folder, run.resumed is not None)
         started = time.perf_counter()
         run.train()

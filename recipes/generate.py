@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
+from components.progress import Bar
 from components.samplers import Blocks, Sampler, deterministic
 from components.samplers.guidance import Scale
 from components.tasks import find_task
@@ -127,7 +127,7 @@ def main(cfg: Settings) -> None:
         read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room, cfg.template) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * count for prompt in read))
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
-        with tqdm(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
+        with Bar(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
                     model, processor, cfg.task, prompts, sampler, scale, cfg.seed, cfg.batch_size, length, cfg.cache,

@@ -10,6 +10,9 @@ base width and depth: the SDE scaler carries them to the physical batch, Complet
 is a function of tokens seen. Ctrl-C or SIGTERM saves after the step that is being done. Run it again with the same output_dir
 to resume from its last whole checkpoint, at the very next sample, with the tokenizers that it began with, on as many processes
 and with as large a physical batch as you have now.
+
+In a copy, `self.history.log(mine=number)` in any step puts a number of your own into history.jsonl and the curves, and `print`
+writes a line above the progress bar.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from typing import Any, cast
 
 import torch
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from components.maskers import NextToken
 from components.parameterization import CompleteP
+from components.progress import Bar, working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
 from mdm.config.names import TOKENIZERS
@@ -37,7 +40,7 @@ from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check
 from mdm.data.validation import validation_batches
 from mdm.evaluation.nelbo import forward_loss, nelbo, task_bits, write_samples
 from mdm.generation.prompts import example, shown
-from mdm.hardware import Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
+from mdm.hardware import COMPILING, Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
 from mdm.models.folder import export
 from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
@@ -108,7 +111,9 @@ def model_shape(cfg: Settings) -> ModelConfig:
 
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
-        Pretrain(cfg, hw).train()
+        with working("reading the data, building tokenizers and model", hw.main):
+            run = Pretrain(cfg, hw)
+        run.train()
 
 
 class Pretrain:
@@ -191,19 +196,22 @@ class Pretrain:
         )
         if cfg.precision == "auto" and not hw.bf16:
             hw.say("This hardware does not multiply bfloat16: training runs in float32, about a third slower.")
-        bar = tqdm(
-            total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True, desc="training",
-            disable=not hw.main, mininterval=1.0, dynamic_ncols=True, smoothing=0.05,
-        )  # fmt: skip
+        if self.compiled:
+            hw.say(COMPILING)
         batches = iter(self.loader)
         due = {"validate": state["tokens"], "save": state["tokens"] + cfg.checkpoint_every_tokens}
         due["sample"] = state["tokens"] + (cfg.sample_every_tokens or math.inf)
-        with self.stop:
+        bar = Bar(
+            total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True,
+            desc="compiling" if self.compiled else "training", disable=not hw.main, mininterval=1.0, smoothing=0.05,
+        )  # fmt: skip
+        with self.stop, bar:
             while state["tokens"] < cfg.tokens:
                 if state["tokens"] >= due["validate"]:
                     self.validate()
                     due["validate"] += cfg.validate_every_tokens
                 seen = self.step(next_step(batches))
+                bar.set_description("training", refresh=False)
                 bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
                 last = self.stopping or state["tokens"] >= cfg.tokens
                 if last or state["step"] % cfg.log_every_steps == 0:
@@ -217,8 +225,8 @@ class Pretrain:
                 if state["tokens"] >= due["sample"]:
                     self.sample()
                     due["sample"] += cfg.sample_every_tokens
-        bar.close()
-        self.validate()
+        with working("evaluating on what was held out", hw.main):
+            self.validate()
         if self.ema is not None:
             self.ema.swap(self.model)
         self.export()

@@ -26,6 +26,7 @@ from omegaconf import MISSING
 
 from components.tasks import INSTRUCT
 from mdm.config import UserError, check, instantiate
+from mdm.config.component import looked_for
 from mdm.config.names import close
 from mdm.config.protocols import lacking
 from mdm.config.trust import trust_saved
@@ -151,7 +152,9 @@ def answers(question: str) -> ModuleType:
         module = importlib.import_module(f"mdm.studies.{question}" if question in QUESTIONS else question)
     except ImportError as error:
         ours = f"one of {', '.join(QUESTIONS)}{close(question, QUESTIONS)}"
-        raise UserError(f"question: {question!r} is neither {ours}, nor a module of yours: {error}") from error
+        own = question.partition(".")[0]
+        why = f"{error}; {looked_for(own)}" if error.name == own else error
+        raise UserError(f"question: {question!r} is neither {ours}, nor a module of yours: {why}") from error
     if lacks := lacking(module, ["conclude", "draw"]):
         raise UserError(f"question: the module {question} lacks {', '.join(lacks)} (see mdm/studies/mixing.py)")
     return module

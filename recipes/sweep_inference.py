@@ -21,19 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from tqdm import tqdm
 
 from components.data.bad import usable
 from components.data.digits import WORDS
 from components.metrics.quality import NGram, distinct, unigram_entropy
+from components.progress import Bar
 from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
+from mdm.config.names import in_full
+from mdm.config.spelling import spelled
 from mdm.data.pipeline import open_source
 from mdm.data.settings import canonical
 from mdm.evaluation.judges import Judged, train_judge
 from mdm.generation.defaults import build_scale
 from mdm.generation.generate import Generated, generate
-from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
+from mdm.hardware import COMPILING, check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
 from mdm.studies import inference as study
@@ -117,11 +119,11 @@ def validate(cfg: Settings) -> None:
 
 
 def settings_of(swept: Swept) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every single setting of a modality: where it stands in the config, and itself."""
+    """Every single setting of a modality: where it stands in the config, and itself, with what is written in short in full."""
     found = [("untuned", "", swept.untuned)]
     for part in ("one_per_step", "grid"):
         found += [(part, f"[{i}]", one) for i, entry in enumerate(getattr(swept, part)) for one in alternatives(entry)]
-    return found
+    return [(part, at, spelled({k: in_full(v) for k, v in one.items()}, Any, part)) for part, at, one in found]
 
 
 def main(cfg: Settings) -> None:
@@ -153,14 +155,15 @@ def table(cfg: Settings) -> list[dict[str, Any]]:
     with hardware(cfg.device, cfg.precision) as hw:
         record.warn(cfg.checkpoint, [swept.task for swept in cfg.modalities.values()], hw.say)
         model, processor = load_model(cfg.checkpoint, hw.device)
-        compile_blocks(model, cfg.compile, hw)
+        if compile_blocks(model, cfg.compile, hw):
+            hw.say(COMPILING)
         missing = [m for m in cfg.modalities if m not in processor.tokenizers]
         if missing:
             raise UserError(
                 f"modalities.{missing[0]}: the model has {', '.join(processor.tokenizers)}; take it out of the config"
             )
         total = sum(len(settings_of(s)) for s in cfg.modalities.values())
-        with tqdm(total=total, unit="setting", dynamic_ncols=True) as bar:
+        with Bar(total=total, unit="setting") as bar:
             for name, swept in cfg.modalities.items():
                 prompts, measure, real = scorer(cfg, name, swept, processor)
                 for part, _, setting in settings_of(swept):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
-from tqdm import tqdm
 
+from components.progress import Bar, working
 from mdm.config import UserError, at_least_one, check
 from mdm.data.pipeline import corpus, open_source, tokenizers
 from mdm.data.processor import Processor
@@ -68,11 +68,12 @@ def main(cfg: Settings) -> None:
 
 def write_records(cfg: Settings, folder: Path) -> tuple[list[dict[str, Any]], Processor]:
     """The records of all shards, and the tokenizers that they are of."""
-    source = open_source(cfg.source, "source")
-    processor = kept_tokenizers(cfg, source, folder)
+    with working("reading the source, building the tokenizers"):
+        source = open_source(cfg.source, "source")
+        processor = kept_tokenizers(cfg, source, folder)
     records = []
     total = len(source) if hasattr(source, "__len__") else None
-    with tqdm(total=total, desc="tokenizing", unit="sample", dynamic_ncols=True) as bar:
+    with Bar(total=total, desc="tokenizing", unit="sample") as bar:
         for record in write_shards(cfg, source, processor, folder):
             records.append(record)
             bar.update(record["count"] + len(record["corrupt"]))

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import Tensor
-from tqdm import tqdm
 
 from components.data.bad import usable
+from components.progress import Bar, working
 from components.sde import warmup_cosine
 from components.tokenizers.fsq import FLOOR_DB, FSQAutoencoder, FSQConfig, FSQImageTokenizer, FSQMelTokenizer
 from mdm.config import UserError, at_least, at_least_one, check
@@ -94,12 +94,14 @@ def main(cfg: Settings) -> None:
     with hardware(cfg.device, "fp32") as hw:
         model = FSQAutoencoder(fsq_config(cfg)).to(hw.device)
         tokenizer = tokenizer_of(model)
-        train(cfg, model, features(tokenizer, open_source(cfg.train, "train")))
+        with working("reading the samples"):
+            samples = features(tokenizer, open_source(cfg.train, "train"))
+        train(cfg, model, samples)
         model.cpu().eval().requires_grad_(False)
     replaced = in_place_of(folder / "tokenizer")
     model.save(folder / "tokenizer")
-    held_out = open_source(cfg.validation, "validation")
-    metrics, picture = evaluate(tokenizer, held_out)
+    with working("evaluating on what was held out"):
+        metrics, picture = evaluate(tokenizer, open_source(cfg.validation, "validation"))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (folder / "reconstructions.png").write_bytes(picture)
     for name, value in metrics.items():
@@ -120,7 +122,7 @@ def train(cfg: Settings, model: FSQAutoencoder, samples: list[Tensor]) -> None:
     """Reconstruction alone: mean squared and absolute error. Spectrograms are cut to `frames` frames, at random."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
     generator, device = torch.Generator().manual_seed(cfg.seed), next(model.parameters()).device
-    bar = tqdm(range(cfg.steps), desc="training", unit="step", dynamic_ncols=True)
+    bar = Bar(range(cfg.steps), desc="training", unit="step")
     for step in bar:
         chosen = torch.randint(len(samples), (cfg.batch,), generator=generator).tolist()
         x = torch.stack([crop(samples[i], cfg.frames, model.config, generator) for i in chosen]).to(device)

@@ -959,7 +959,7 @@ MUTATIONS = [
     *of(
         "mdm/config/trust.py",
         "mdm/config/test_trust.py",
-        ("trust: nothing is refused", "if not trust:\n", "if False:\n"),
+        ("trust: nothing is refused", "if not (known or trust):\n", "if False:\n"),
         (
             "trust: what the run before named stays trusted",
             "= frozenset(map(full_path, named(config))), everything",

@@ -23,11 +23,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
 
 from components.data.bad import BadSample
 from components.data.indexed import Indexed
 from components.files import inside, read_json, require
+from components.progress import Bar
 
 INDEX = "index.json"
 KINDS: dict[str, tuple[str, ...]] = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
@@ -81,7 +81,7 @@ class TokenShards(Indexed[dict[str, Tensor]]):
                     f"{self.folder / INDEX}: {shard['count']} samples in {shard['bytes']} bytes of {shard['file']}"
                 )
         self.files: list[Path] = [inside(self.folder, shard["file"]) for shard in index["shards"]]
-        for file, shard in tqdm(
+        for file, shard in Bar(
             list(zip(self.files, index["shards"], strict=True)), desc=f"checking {path}", disable=len(self.files) < 100
         ):
             if not file.is_file():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from components.data.bad import BadSample, OnCorrupt, checked_policy
 from components.data.clips import read_audio, waveform
@@ -23,6 +22,7 @@ from components.data.hub import Convert, Shorter, labels_of, load_split, undecod
 from components.data.images import read_image
 from components.data.indexed import Indexed, Iterated, Mapped
 from components.data.reading import checked_text, json_lines, read_text
+from components.progress import Bar
 from components.resampling import resample
 from components.templates import fill
 
@@ -76,7 +76,7 @@ class Folder(Indexed[dict[str, Any]]):
         self.samples: list[tuple[Path, Caption]] = [every[i] for i in here]
         count = len(self) if on_corrupt == "refuse" else min(len(self), LOOKED_AT)
         corrupt: list[BadSample] = []
-        for i in tqdm(np.linspace(0, len(self) - 1, count), desc=f"checking {path}", disable=count < 1000):
+        for i in Bar(np.linspace(0, len(self) - 1, count), desc=f"checking {path}", disable=count < 1000):
             try:
                 self[int(i)]
             except BadSample as bad:

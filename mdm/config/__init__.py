@@ -1,4 +1,4 @@
-"""Configs: read and merged (settings), built (component), by which names (names), and what travelled files may name (trust)."""
+"""Configs: read and merged (settings), built (component), by which names (names), what travels (trust); and recipes by name."""
 
 from mdm.config.component import check as check
 from mdm.config.component import hints_of as hints_of

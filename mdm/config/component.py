@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -93,7 +94,7 @@ def locate(path: str, key: str) -> Any:
         return _get_component_from_path(_said_if_moved(path))
     except (InstantiationError, ValueError, ImportError, SyntaxError) as error:
         theirs = hidden(path.partition(".")[0], os.getcwd())
-        why = "; ".join(filter(None, [_root_cause(error), theirs]))
+        why = "; ".join(filter(None, [_root_cause(error, path), theirs]))
         raise UserError(f"{key}: unknown component {path!r}{close(path, NAMES)}: {why}") from error
 
 
@@ -106,9 +107,20 @@ def _said_if_moved(path: str) -> str:
     return now
 
 
-def _root_cause(error: BaseException) -> str:
+def looked_for(module: str) -> str:
+    """Where a module of the user's own may lie."""
+    return f"{module}.py is looked for beside the config, in this folder ({os.getcwd()}), and in PYTHONPATH=FOLDER"
+
+
+def _root_cause(error: BaseException, path: str) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    own = path.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        if error.name == own:
+            return f"No module named {own!r}; {looked_for(own)}"
+        if error.name.partition(".")[0] != own:
+            return f"{own} imports {error.name}, which is not installed"
     said = in_one_line(error)
     if absent := re.match(r"No module named '([\w.]+)\.(\w+)'; '.*' is not a package$", said):
         return f"{absent[1]} has no {absent[2]}"  # Python took the name for a module's
@@ -118,6 +130,8 @@ def _root_cause(error: BaseException) -> str:
 def hints_of(component: Any) -> dict[str, Any]:
     """The annotations of what a component is called with; none where they cannot be resolved."""
     try:
+        if dataclasses.is_dataclass(component):  # whose fields may be of a base in another module
+            return typing.get_type_hints(component)
         return typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
     except Exception:  # annotations of others may not resolve; then only names are checked
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from components.files import in_one_line
 from mdm.config.errors import UserError
-from mdm.config.names import named
+from mdm.config.names import close, close_file, named
 
 
 def is_ours(config: Path) -> bool:
@@ -20,9 +20,19 @@ def is_ours(config: Path) -> bool:
 
 
 def names_modules(config: Path, own: DictConfig) -> list[Path]:
-    """The modules beside a config that its own keys name by `_component_`: it cannot run without them."""
+    """The modules beside a config that its own keys name, by `_component_` or in its place: it cannot run without them."""
     plain = OmegaConf.to_container(own, resolve=False)
-    return sorted(file for file in {config.parent / f"{n.partition('.')[0]}.py" for n in named(plain)} if file.is_file())
+    words = {*named(plain), *_dotted(plain)}
+    return sorted(file for file in {config.parent / f"{word.partition('.')[0]}.py" for word in words} if file.is_file())
+
+
+def _dotted(node: Any) -> Iterator[str]:
+    """The dotted paths among the values of settings."""
+    if isinstance(node, (Mapping, list)):
+        for value in node.values() if isinstance(node, Mapping) else node:
+            yield from _dotted(value)
+    elif isinstance(node, str) and "." in node and all(part.isidentifier() for part in node.split(".")):
+        yield node
 
 
 def recipe_root() -> Path:
@@ -42,8 +52,9 @@ def find_config(name: str) -> Path:
         return Path(name)
     path = recipe_root() / "configs" / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise UserError(f"config {name!r} is not one of {known}, nor the path of a .yaml file")
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        hint = close(name, known)
+        raise UserError(f"config {name!r} is not one of {', '.join(known)}, nor the path of a .yaml file{hint}")
     return path
 
 
@@ -80,7 +91,7 @@ def layers(path: Path) -> dict[Path, DictConfig]:
 
 def _read_file(path: Path) -> DictConfig:
     if not path.is_file():
-        raise UserError(f"config file not found: {path}")
+        raise UserError(f"config file not found: {path}{close_file(path)}")
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry the line

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 TOKENIZERS = {
@@ -114,6 +115,11 @@ def full_path(name: str) -> str:
     return name
 
 
+def in_full(node: Any) -> Any:
+    """A component's node, of a name that stands in its place; what is no name stays."""
+    return {"_component_": node} if isinstance(node, str) else node
+
+
 def up_to_date(node: Any) -> Any:
     """Settings with every name in full and where it is now: those of a run that was saved compare equal to the same today."""
     if isinstance(node, Mapping):
@@ -147,10 +153,19 @@ def _exists(path: str) -> bool:
     return False
 
 
-def close(name: str, known: Iterable[str]) -> str:
-    """A hint where a name is nearly one of the known ones."""
-    match = difflib.get_close_matches(str(name), list(known), 1)
+def close(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """A hint where a name is nearly one of the known ones; `least`: difflib's ratio, 1 is the same word."""
+    match = difflib.get_close_matches(str(name), list(known), 1, least)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def close_file(path: Path) -> str:
+    """A hint where a file or folder that is not there has nearly the name of one beside it."""
+    try:
+        beside = [other.name for other in path.parent.iterdir() if other.suffix == path.suffix]
+    except OSError:  # the folder is not there either
+        return ""
+    return close(path.name, beside)
 
 
 def named(node: Any) -> Iterator[str]:

@@ -21,6 +21,7 @@ from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
 from mdm.config.files import is_ours, laid, layers, names_modules
 from mdm.config.names import NAMES, close
+from mdm.config.spelling import component_name, hint_at, is_name, spelled, takes_component
 
 T = TypeVar("T")
 
@@ -47,16 +48,17 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     files = layers(path)
-    from_file = laid(files)
     for file, own in files.items():
         folder = str(file.parent.resolve())
         if folder not in sys.path and (not is_ours(file) or names_modules(file, own)):
             sys.path.append(folder)
             _beside_configs.add(folder)
+    written = laid({file: OmegaConf.create(spelled(_plain(own), schema)) for file, own in files.items()})
+    from_file = OmegaConf.create(spelled(_plain(written), schema))  # again: one may name the component, another its arguments
     spoken = [f.name for f in dataclasses.fields(typing.cast(Any, schema)) if f.metadata.get("words")]
     said = {key: _said(key, from_file.pop(key, None), path) for key in spoken}
     try:
-        merged = _override(_merged(OmegaConf.structured(schema), from_file), overrides, said)
+        merged = _override(schema, _merged(OmegaConf.structured(schema), from_file), overrides, said)
         filled = typing.cast(T, OmegaConf.to_object(merged))
         for key, value in said.items():
             setattr(filled, key, value)
@@ -70,6 +72,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         said = str(error).splitlines()[0]
         null = "is not Optional" in said or "value 'None'" in said
         why = "null is no value of it (and takes out only what the config builds on)" if null else said
+        why = f"keys and values stand there (as {error.full_key}.KEY=VALUE)" if "Cannot assign" in said else why
         raise UserError(f"{error.full_key}: {why}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -98,7 +101,7 @@ def _say(said: dict[str, Any], key: str, value: str) -> bool:
     return True
 
 
-def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]) -> DictConfig:
+def _override(schema: type, config: DictConfig, arguments: Sequence[str], said: dict[str, Any]) -> DictConfig:
     """The config with `key=value` arguments merged in.
 
     A whole `_component_` node, its short name, or {}, replaces what stood there; null takes an entry out of a table, and
@@ -106,7 +109,7 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
 
     said: the settings that are words, filled in place
     """
-    for argument in arguments:
+    for argument in _in_order(arguments, said):
         key, sign, typed = argument.partition("=")
         if not sign or not key or key.startswith("-"):
             arrow = ', and an arrow in quotes ("text->image")' if argument == "-" else ""  # what a shell leaves of a bare ->
@@ -116,15 +119,17 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
         if "${" in typed:  # an interpolation, resolved when all is merged
             config = _merged(config, OmegaConf.from_dotlist([argument]))
             continue
-        stood = _node_at(config, key)
-        if _holds_component(stood) and _is_name(typed):
+        _opened(config, key)
+        (hint, of_component), stood = hint_at(schema, config, key), _node_at(config, key)
+        if is_name(typed) and _names_component(hint, of_component, stood, typed):
             one = OmegaConf.create({})
-            OmegaConf.update(one, key, {"_component_": _component_name(key, typed)})
+            OmegaConf.update(one, key, {"_component_": component_name(key, typed)})
         elif _holds_text(config, key, stood) and not (typed == "null" and _may_be_null(stood)):
             one = OmegaConf.create({})
             OmegaConf.update(one, key, typed)
         else:
             one = OmegaConf.from_dotlist([argument])
+            OmegaConf.update(one, key, spelled(_plain(OmegaConf.select(one, key)), hint, key, of_component), merge=False)
         value = OmegaConf.select(one, key)
         if OmegaConf.is_dict(OmegaConf.select(config, key)):
             if value is None and _take_out(config, key):
@@ -136,6 +141,11 @@ def _override(config: DictConfig, arguments: Sequence[str], said: dict[str, Any]
                 continue
         config = _merged(config, one)
     return config
+
+
+def _plain(value: Any) -> Any:
+    """A value out of a config, without omegaconf's own containers; what is interpolated stays as it is written."""
+    return OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
 
 
 def _merged(below: Any, above: DictConfig) -> DictConfig:
@@ -153,23 +163,33 @@ def _node_at(config: DictConfig, key: str) -> Any:
     return parent._get_node(name) if isinstance(parent, DictConfig) and name in list(parent.keys()) else None
 
 
-def _holds_component(node: Any) -> bool:
-    """Whether a `_component_` stands at a node, or nothing does where one may."""
-    if not isinstance(node, DictConfig) or dataclasses.is_dataclass(node._metadata.object_type):
-        return False
-    return node._is_none() or len(node) == 0 or "_component_" in node
+def _names_component(hint: Any, argument: bool, node: Any, word: str) -> bool:
+    """Whether a word is a component's name: by what its setting is annotated with, by what stands there, or, where neither
+    tells, because it is the name of a class of ours."""
+    stands = isinstance(node, DictConfig) and not node._is_none() and "_component_" in node
+    return takes_component(hint, argument) or stands or (hint is Any and word in NAMES and word[0].isupper())
 
 
-def _is_name(typed: str) -> bool:
-    """Whether an argument's value could be a component's name, as no table, list, number or null is."""
-    return all(part.isidentifier() for part in typed.split(".")) and typed not in ("null", "true", "false")
+def _in_order(arguments: Sequence[str], said: Mapping[str, Any]) -> list[str]:
+    """The arguments, but a component's name before those that are inside it, wherever it was written."""
+    ordered: list[str] = []
+    for argument in arguments:
+        key, _, typed = argument.partition("=")
+        inside = [i for i, other in enumerate(ordered) if other.startswith(f"{key}.")]
+        named = bool(inside) and is_name(typed) and key.partition(".")[0] not in said
+        ordered.insert(inside[0] if named else len(ordered), argument)
+    return ordered
 
 
-def _component_name(key: str, typed: str) -> str:
-    """A short name of ours, or a dotted path. Raises UserError for a word that is neither."""
-    if typed not in NAMES and "." not in typed:
-        raise UserError(f"{key}: {typed!r} is not one of {', '.join(NAMES)}{close(typed, NAMES)}, nor a dotted path")
-    return typed
+def _opened(config: DictConfig, key: str) -> None:
+    """Of a word that an argument is given for, which is a component's name then, its node is made in place."""
+    above = key.rpartition(".")[0]
+    while above:
+        node = _node_at(config, above)
+        word = node._value() if isinstance(node, AnyNode) else None
+        if isinstance(word, str) and is_name(word):
+            OmegaConf.update(config, above, {"_component_": component_name(above, word)}, merge=False)
+        above = above.rpartition(".")[0]
 
 
 def _holds_text(config: DictConfig, key: str, node: Any) -> bool:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from components.files import inside
-from mdm.config import UserError, locate
+from mdm.config import UserError, hints_of, locate
 from mdm.config.names import full_path, named
+from mdm.config.spelling import spelled
 
 FILES = ("path", "subfolder")
 """Arguments that are names of files."""
@@ -95,15 +96,24 @@ def _checked(node: Any, key: str, file: Path, table: Mapping[str, str], trust: b
         raise UserError(f"{file}: {key} must be plain, got {type(node).__name__}")
     if not all(isinstance(name, str) for name in node):
         raise UserError(f"{file}: {key}: keys must be words")
+    if "_component_" in node:
+        allowed = _allowed(node["_component_"], key, file, table, trust)
+        node = {**node, **_spelled(node, allowed, key)} if allowed in table.values() else node
     out = {name: _checked(value, f"{key}.{name}", file, table, trust, left) for name, value in node.items()}
     if "_component_" in out:
-        out["_component_"] = _allowed(out["_component_"], key, file, table, trust)
+        out["_component_"] = allowed
         for name in FILES:
             if out.get(name) is not None:
                 out[name] = _beside(file, out[name], name, key)
         if out["_component_"] in table.values() and out.get("path") is None and _has_file(out["_component_"]):
             raise UserError(f"{file}: {key} names no path: weights of its own come in a file, not out of a size that it states")
     return out
+
+
+def _spelled(node: Mapping[str, Any], path: str, key: str) -> dict[str, Any]:
+    """The words among the arguments of one of the library's own, those that name a component in full; nothing is gone into."""
+    hints, words = hints_of(locate(path, key)), {name: value for name, value in node.items() if isinstance(value, str)}
+    return {name: spelled(word, hints.get(name, Any), f"{key}.{name}", argument=True) for name, word in words.items()}
 
 
 def _has_file(path: str) -> bool:
@@ -126,21 +136,24 @@ def _allowed(name: Any, key: str, file: Path, table: Mapping[str, str], trust: b
     if not isinstance(name, str):
         raise UserError(f"{file}: {key}._component_ must be a name, got {name!r}")
     path = full_path(name)
-    if path in table.values() or _trusted_by_run(path):
+    module = path.partition(".")[0]
+    if path in table.values():
         return path
-    if not trust:
+    known = _trusted_by_run(path)
+    if not (known or trust):
         raise UserError(
             f"{file}: {key} names {name!r}, which is none of the library's own ({', '.join(table)}); "
-            "if you trust who made that file, set trust=true"
+            f"if you trust who made that file, set trust=true, and have {module}.py in this folder or in PYTHONPATH=FOLDER"
         )
     try:
         found = inspect.getmodule(locate(path, key))
     except UserError as error:
-        module = path.partition(".")[0]
         if f"No module named {module!r}" not in str(error):
-            raise
-        hint = f"run this in the folder of {module}.py, or with PYTHONPATH=FOLDER"
+            raise UserError(f"{file}: {error}") from error
+        hint = f"run this in the folder of {module}.py, put it beside the config, or set PYTHONPATH=FOLDER"
         raise UserError(f"{file}: {key} names {path!r}, and there is no {module}.py here; {hint}") from error
+    if known:
+        return path
     where = getattr(found, "__file__", None)
     _say_once(f"trust=true: {file} names {path}, which is run{f' out of {where}' if where else ''}")
     return path

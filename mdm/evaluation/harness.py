@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Int
 from lm_eval.api.model import TemplateLM
 from torch import Tensor
-from tqdm import tqdm
 
 from components.likelihood import nelbo, ordered
+from components.progress import Bar
 from components.samplers import Confidence, Sampler
 from mdm.config import UserError
 from mdm.data.processor import Processor
@@ -151,7 +151,7 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         results = []
-        for request, context, continuation in tqdm(requests, desc="log-likelihoods", disable=disable_tqdm):
+        for request, context, continuation in Bar(requests, desc="log-likelihoods", disable=disable_tqdm):
             note = self.notes[task_of(request)]
             if not continuation:
                 note["continuations without a token"] += 1
@@ -206,7 +206,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Of whole texts, in pieces of the model's length, each given nothing."""
         totals = []
-        for request in tqdm(requests, desc="log-likelihoods of texts", disable=disable_tqdm):
+        for request in Bar(requests, desc="log-likelihoods of texts", disable=disable_tqdm):
             with naming(request):
                 ids = self.tok_encode(request.args[0])
                 pieces = [ids[i : i + self.length] for i in range(0, len(ids), self.length)]
@@ -218,7 +218,7 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continuations, cut where a stop string begins, or at the end token."""
         texts = []
-        for request in tqdm(requests, desc="generating", disable=disable_tqdm):
+        for request in Bar(requests, desc="generating", disable=disable_tqdm):
             prompt, options = request.args
             note = self.notes[task_of(request)]
             with naming(request):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from omegaconf import MISSING
-from tqdm import tqdm
 
 from components.data.bad import usable
 from components.metrics.scorers import Scorer, missing
+from components.progress import Bar, working
 from components.tasks import find_task
 from mdm.config import UserError, check, instantiate
 from mdm.data.pipeline import open_source
@@ -71,7 +71,7 @@ def score(
         if lacks := missing(scorer, find_task(spec).generated, chosen):
             raise UserError(f"scored.{name}.scorers.{key}: {lacks}")
     try:
-        with tqdm(total=len(chosen), desc=name, dynamic_ncols=True) as bar, hw.autocast():
+        with Bar(total=len(chosen), desc=name) as bar, hw.autocast():
             made = generate(model, processor, spec, chosen, seed=seed, batch_size=50, progress=bar.update).outputs
     except ValueError as error:
         raise UserError(f"scored.{name}: {error}") from error
@@ -81,7 +81,8 @@ def score(
     figures: dict[str, float] = {}
     for key, scorer in scorers.items():
         try:
-            figures |= scorer(heard, chosen)
+            with working(f"{name}: {key}"):
+                figures |= scorer(heard, chosen)
         except ValueError as error:
             raise UserError(f"scored.{name}.scorers.{key}: {error}") from error
     return prompts_of(spec, chosen), made, figures

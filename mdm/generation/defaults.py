@@ -23,7 +23,7 @@ from components.samplers.guidance import Scale
 from components.schedules import Schedule
 from components.tasks import find_task, name_of
 from mdm.config import UserError, instantiate, one_line
-from mdm.config.names import SAMPLERS
+from mdm.config.names import SAMPLERS, in_full
 from mdm.config.protocols import lacking, members
 from mdm.config.trust import check_travelled
 from mdm.models.folder import model_folder
@@ -64,7 +64,7 @@ class Defaults:
         for key, given in read.items():
             if not isinstance(given, dict) or set(given) - {"sampler", "guidance_scale"} or "sampler" not in given:
                 raise UserError(f"{path}: {key} must hold a sampler and a guidance_scale, got {given!r}")
-            parts = {name: given.get(name) for name in ("sampler", "guidance_scale")}
+            parts = {name: in_full(given.get(name)) for name in ("sampler", "guidance_scale")}
             node = {name: check_travelled(part, f"{key}.{name}", path, SAMPLERS) for name, part in parts.items()}
             _refuse_extremes(node, f"{path}: {key}")
             with one_line(f"{path}: {key}"):
@@ -150,10 +150,8 @@ def build_scale(node: Any, key: str) -> Scale:
 
     Raises UserError where it is neither, or negative.
     """
-    if isinstance(node, Mapping):
-        return instantiate(node, f"{key}.guidance_scale")
-    if isinstance(node, str):  # a short name, written on the command line
-        return instantiate({"_component_": node}, f"{key}.guidance_scale")
+    if isinstance(node, (Mapping, str)):
+        return instantiate(in_full(node), f"{key}.guidance_scale")
     if node is not None and (isinstance(node, bool) or not isinstance(node, (int, float)) or not 0 <= node < math.inf):
         raise UserError(f"guidance_scale must be at least 0 (0 is off), or the _component_ of a schedule; got {node!r}")
     return float(node or 0.0)

@@ -21,7 +21,7 @@ from mdm.pages import report
 from mdm.pages.media import kind_of, media_type
 from mdm.pages.report import Section
 from mdm.pages.sheet import SIDE
-from mdm.training.history import read_history
+from mdm.training.history import is_own, read_history
 
 MOST = 20  # panels of learning curves
 
@@ -64,8 +64,8 @@ def page(path: Path, title: str, runs: Mapping[str, Path]) -> None:
     head, rows = table(figures(runs))
     sections = [Section("Figures", "", report.table(rows, head))]
     histories = {name: read_history(f / "history.jsonl") for name, f in runs.items() if (f / "history.jsonl").is_file()}
-    if any(key.startswith("bits/") for history in histories.values() for line in history for key in line):
-        sections.append(Section("Learning", "Held-out NELBO.", report.picture(_curves(histories))))
+    if _quantities(histories):
+        sections.append(Section("Learning", "Held-out NELBO, and what the recipe logged.", report.picture(_curves(histories))))
     tasks = dict.fromkeys(t.name for f in runs.values() for t in _tasks(f))
     sections += [_samples(task, runs) for task in tasks if any(lines(f / "samples" / task) for f in runs.values())]
     report.write_report(path, title, ", ".join(str(f) for f in runs.values()), sections)
@@ -132,14 +132,21 @@ def _enlarged(data: bytes) -> str:
     return f' style="width:{width * times}px;max-width:none;image-rendering:pixelated"' if times > 1 else ""
 
 
+def _quantities(histories: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """What is drawn: `bits/<task>`, and behind them the numbers that the recipes logged."""
+    every = dict.fromkeys(key for history in histories.values() for line in history for key in line)
+    logged = [k for k in every if not is_own(k) and any(report.points(history, k) for history in histories.values())]
+    return [*(key for key in every if key.startswith("bits/")), *logged][:MOST]
+
+
 def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
-    """Held-out bits per token of each task over the tokens seen: a panel for each task, a line for each run."""
+    """Over the tokens seen, held-out bits per token of each task, and what the runs' recipes logged: a panel for each."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tasks = list(dict.fromkeys(k for h in histories.values() for line in h for k in line if k.startswith("bits/")))[:MOST]
+    tasks = _quantities(histories)
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
         for name, history in histories.items():
@@ -149,7 +156,8 @@ def _curves(histories: Mapping[str, list[dict[str, Any]]]) -> bytes:
         axis.set_title(report.plain(task.removeprefix("bits/").replace("_", " ")), parse_math=False)
         axis.set_xlabel("tokens seen (millions)")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("bits per token")
+    if tasks[0].startswith("bits/"):
+        axes[0][0].set_ylabel("bits per token")
     if histories:
         axes[0][0].legend(frameon=False)
     return report.figure_png(figure)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from components.tasks import find_task
 from components.tokenizers.clips import write_wav
+from mdm.training.history import is_own
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:1000px;margin:2rem auto;padding:0 1rem;color:#222}
@@ -29,6 +30,8 @@ img.sample{min-width:96px;max-width:256px;border:1px solid #b0b0b0}
 audio{width:220px;height:32px}pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;white-space:pre-wrap;font-size:.85rem}
 .ok{color:#0a7a2f}.no{color:#b00020}
 """
+
+LOGGED = 12  # panels of what a recipe has logged, at the most
 
 
 @dataclass(frozen=True)
@@ -123,19 +126,30 @@ def figure_png(figure: Any) -> bytes:
 
 
 def loss_curves(history: Sequence[Mapping[str, Any]], unigram: float | None = None) -> bytes:
-    """Training bits per masked position by modality, and validation NELBO per task, over tokens seen."""
+    """Training bits per masked position by modality, and validation NELBO per task, over tokens seen; then a panel for each
+    number that the recipe has logged."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    logged = {k: points(history, k) for line in history for k in line if not is_own(k)}
+    logged = {k: found for k, found in list(logged.items())[:LOGGED] if found}
+    rows = 1 + -(-len(logged) // 2)
+    figure, panels = plt.subplots(rows, 2, figsize=(10, 3.6 * rows), squeeze=False, layout="constrained" if logged else None)
+    (left, right), others = panels[0], panels[1:].flatten()
+    for axis in others[len(logged) :]:
+        axis.set_visible(False)
+    for axis, (key, found) in zip(others, logged.items(), strict=False):
+        axis.plot([x / 1e6 for x, _ in found], [y for _, y in found], color="0.2")
+        axis.set_title(plain(key), parse_math=False)
+        axis.set_xlabel("tokens seen (millions)")
+        axis.spines[["top", "right"]].set_visible(False)
     looks = _looks([key for line in history for key in line])
     for axis, prefix, title in ((left, "train_bits/", "training"), (right, "bits/", "held-out NELBO")):
         keys = list(dict.fromkeys(k for line in history for k in line if k.startswith(prefix)))
         for key in keys:
-            points = [(line["tokens"] / 1e6, line[key]) for line in history if key in line]
-            x, y = zip(*points, strict=True)
+            x, y = zip(*((line["tokens"] / 1e6, line[key]) for line in history if key in line), strict=True)
             name = key.removeprefix(prefix)
             color, line = looks.get(name, (None, "-."))
             axis.plot(x, _smooth(y) if prefix == "train_bits/" else y, line, color=color, label=name.replace("_", " "))

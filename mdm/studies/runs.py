@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from tqdm import tqdm
 
+from components.progress import Bar
 from mdm.config import UserError, find_config, load, read_yaml
 from mdm.config.names import up_to_date
+from mdm.config.spelling import whole
 from mdm.training.history import read_history
 from mdm.training.stopping import Stopped
 
@@ -68,8 +69,8 @@ class Runs:
         self.slots: queue.Queue[int] = queue.Queue()
         for slot in range(self.workers):
             self.slots.put(slot)
-        self.tokens = base.get("tokens") or read_yaml(find_config(config)).get("tokens") or 1
-        self.bar = tqdm(total=0, unit="tok", unit_scale=True, dynamic_ncols=True, smoothing=0)  # the time left, by tokens
+        self.tokens = whole(base.get("tokens") or read_yaml(find_config(config)).get("tokens") or 1, "tokens")
+        self.bar = Bar(total=0, unit="tok", unit_scale=True, smoothing=0)  # the time left, by tokens
         self.counts = [0, 0]  # runs finished, runs asked for
 
     def outcome(self, name: str) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ class Runs:
         May be called from several threads: they share the workers.
         """
         missing = [name for name in changes if not self.finished(name, changes[name])]
-        tokens = {name: change.get("tokens", self.tokens) for name, change in changes.items()}
+        tokens = {name: whole(change.get("tokens", self.tokens), "tokens") for name, change in changes.items()}
         known = sum(tokens[name] for name in changes if name not in missing)
         self.bar.total += sum(tokens.values())
         self.bar.initial += known  # was paid for earlier: no part of this rate
@@ -115,7 +116,7 @@ class Runs:
         try:
             self.bar.set_description(name)
             self._run(name, changes, slot)
-            self.bar.update(changes.get("tokens", self.tokens))
+            self.bar.update(whole(changes.get("tokens", self.tokens), "tokens"))
             self._count(1, 0)
         except BaseException:
             self.pool.shutdown(wait=False, cancel_futures=True)

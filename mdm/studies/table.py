@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from components.files import in_one_line
+from components.progress import Bar
 from mdm.config import UserError
 from mdm.config.names import up_to_date
 from mdm.studies.grid import Cell
@@ -79,7 +79,7 @@ def measure_cells(
     finished = {cell.name for cell, row in zip(cells, rows, strict=True) if row["status"] == "finished"}
     first = {cell.seed: cell.name for cell in reversed(cells) if cell.group == group and cell.name in finished}
     out = []
-    for cell, row in zip(tqdm(cells, unit="cell", desc="measuring", dynamic_ncols=True), rows, strict=True):
+    for cell, row in zip(Bar(cells, unit="cell", desc="measuring"), rows, strict=True):
         path = runs / f"{cell.name}.measured.json"
         known = json.loads(path.read_text()) if path.is_file() else {}
         if cell.name in finished and cell.seed in first and up_to_date(known.get("of")) != up_to_date(of):

@@ -111,8 +111,23 @@ def _identity(note: Note) -> tuple[str, str, bool]:
     return note.stream, note.name, note.cut
 
 
+OWN = {
+    "step", "tokens", "loss", "grad_norm", "squared_grad_norm", "lr", "tokens_per_second", "seconds", "bad_samples",
+    "cut_samples",
+}  # fmt: skip
+"""Keys of a line that are the run's own, beside `train_bits/<modality>` and `bits/<task>`."""
+
+
+def is_own(key: str) -> bool:
+    """Whether a key of a history is one that every run writes; the others are what its recipe has logged."""
+    return key in OWN or key.startswith(("bits/", "train_bits/"))
+
+
 class History:
-    """`history.jsonl`: a line for every log and every validation; and the metric logger of the config, if any."""
+    """`history.jsonl`: a line for every log and every validation; and the metric logger of the config, if any.
+
+    A recipe's own numbers stand in these lines too:  history.log(accuracy=...), in any step
+    """
 
     def __init__(self, path: Path, hw: Hardware, logger: Any | None, resumed_step: int) -> None:
         self.hw, self.logger, self.path = hw, logger, path
@@ -132,6 +147,7 @@ class History:
         self.squared_norm: Float[Tensor, ""] | None = None
         self.steps = self.tokens = 0
         self.seconds = 0.0
+        self.logged: dict[str, tuple[Any, int]] = {}
 
     def accumulate(self, nelbo: Float[Tensor, " ranges"], micro: MicroBatch) -> None:
         """A micro-batch's NELBO sums per id range, with its tokens of content, and what is told of its samples."""
@@ -147,12 +163,39 @@ class History:
         self.squared_norm = norm**2 if self.squared_norm is None else self.squared_norm + norm**2
         self.steps, self.tokens, self.seconds = self.steps + 1, self.tokens + tokens, self.seconds + seconds
 
+    def log(self, **numbers: Any) -> None:
+        """Numbers of a recipe's own: the next line holds the mean of each over all calls since the last line, of all ranks.
+
+        A tensor is left on its device: it is waited for where the line is written. `**{"mine/a": 1.0}` names it as it likes.
+
+        Raises ValueError for what is no single number, or a name that the run uses itself.
+        """
+        for name, number in numbers.items():
+            if isinstance(number, Tensor) and number.ndim:
+                raise ValueError(f"history.log: {name} has the shape {tuple(number.shape)}, and it is to be one number")
+            if is_own(name):
+                raise ValueError(f"history.log: {name!r} is what the run itself calls one of its figures; choose another name")
+            value = number.detach() if isinstance(number, Tensor) else float(number)
+            total, count = self.logged.get(name, (0.0, 0))
+            self.logged[name] = (total + value, count + 1)
+
+    def _means(self) -> dict[str, float | None]:
+        """What was logged since the last line, over all ranks; null where it is not finite. All ranks take part."""
+        sums: dict[str, tuple[float, int]] = {}
+        for name, total, count in self.hw.gather([(name, float(total), count) for name, (total, count) in self.logged.items()]):
+            before = sums.get(name, (0.0, 0))
+            sums[name] = (before[0] + total, before[1] + count)
+        self.logged = {}
+        means = {name: total / count for name, (total, count) in sums.items()}
+        return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+
     def write(self, state: dict[str, Any], vocabulary: Vocabulary, lr: float) -> str:
         """Writes the means since the last call; returns them in short, for the progress bar."""
         if self.nelbo is None or self.loss is None or self.norm is None or self.squared_norm is None:  # no step
             return ""
         self.notes.gather(state["step"])
         started = time.perf_counter()
+        logged = self._means()
         sums = self.hw.sum(torch.cat([self.nelbo.double(), torch.tensor(self.content, device=self.nelbo.device).double()]))
         total, tokens = sums.view(2, -1).tolist()
         loss = self.hw.sum(self.loss / self.steps).item()
@@ -174,14 +217,16 @@ class History:
             count = sum(tokens[i] for i in own)
             if count:
                 bits[modality] = sum(total[i] for i in own) / count / math.log(2)
-        line |= {f"train_bits/{m}": b for m, b in bits.items()} | self.notes.counts()
+        line |= {f"train_bits/{m}": b for m, b in bits.items()} | self.notes.counts() | logged
         self._emit(line)
         self._reset()
-        return f"loss {loss:.3f}, bits: " + ", ".join(f"{m} {b:.2f}" for m, b in bits.items())
+        shown = [f"{name} {value:.3g}" for name, value in logged.items() if value is not None]
+        return ", ".join([f"loss {loss:.3f}", *shown]) + ", bits: " + ", ".join(f"{m} {b:.2f}" for m, b in bits.items())
 
     def validation(self, state: dict[str, Any], bits: dict[str, float]) -> None:
-        """Bits per token of each task."""
-        line = {"step": state["step"], "tokens": state["tokens"], **{f"bits/{t}": b for t, b in bits.items()}}
+        """Bits per token of each task, and what was logged since the last line."""
+        own = self._means()
+        line = {"step": state["step"], "tokens": state["tokens"], **{f"bits/{t}": b for t, b in bits.items()}, **own}
         self._emit(line)
 
     def _emit(self, line: dict[str, Any]) -> None:
@@ -189,7 +234,7 @@ class History:
             return
         self._line(line)
         if self.logger is not None:
-            self.logger.log_dict({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+            self.logger.log_dict({k: v for k, v in line.items() if k != "step" and v is not None}, step=line["step"])
 
     def _line(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line) + "\n")

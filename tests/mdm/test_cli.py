@@ -11,7 +11,8 @@ import pytest
 
 from mdm import cli
 from mdm.config import UserError, find_config, layers, load, recipe_root
-from mdm.recipe import Parser, about, find_recipe, load_recipe, recipe_names
+from mdm.config.recipes import about, find_recipe, recipe_names
+from mdm.recipe import Parser, load_recipe
 from tests.recipes.conftest import CONFIG, ROOT, _here, mdm
 from tests.recipes.test_bad_input import one_line
 
@@ -23,7 +24,7 @@ def library(tmp_path, monkeypatch):
     """A folder of recipes and configs in place of the library's own: one config names a module beside it."""
     root = tmp_path / "library"
     (root / "configs").mkdir(parents=True)
-    for place in ("mdm.config.files.recipe_root", "mdm.recipe.recipe_root", "mdm.cli.recipe_root"):
+    for place in ("mdm.config.files.recipe_root", "mdm.config.recipes.recipe_root", "mdm.cli.recipe_root"):
         monkeypatch.setattr(place, lambda: root)
     (root / "show.py").write_text(
         '"""Show what was found."""\n'
@@ -109,7 +110,24 @@ WRONG = {
     "an option of all": (["--hlp"], "unknown argument '--hlp' (did you mean '--help'?); mdm --help lists"),
     "an option": (["cp", "pretrain", "my.py", "--forse"], "'--forse' (did you mean '--force'?); mdm cp --help lists"),
     "no path": (["cp", "pretrain"], "the following arguments are required: PATH; mdm cp --help lists what it takes"),
-    "a folder for a path": (["cp", "pretrain", "."], "PATH '.' is no file's name; write my.py or my.yaml"),
+    "no path at all": (["cp", "pretrain", ""], "PATH '' is no file's name; write my.py, my.yaml or a folder"),
+    "another kind of file": (
+        ["cp", "pretrain", "my.txt"],
+        "ends neither in .py nor in .yaml, and is no folder; write my.py",
+    ),
+    "nearly a recipe to copy": (["cp", "pretrian", "my.py"], "(did you mean 'pretrain'?)"),
+    "nearly a config to copy": (["cp", "quickstart_pne", "my.yaml"], "(did you mean 'quickstart_pen'?)"),
+    "nearly a recipe to check": (["validate", "pretrian"], "(did you mean 'pretrain'?)"),
+    "nearly a config": (["run", "pretrain", "--config", "pretrain_hbu"], "(did you mean 'pretrain_hub'?)"),
+    "nearly a config's file": (["run", "pretrain", "--config", "recipes/configs/plam.yaml"], "(did you mean 'plan.yaml'?)"),
+    "nearly a recipe's file": (["run", "recipes/plam.py"], "recipe file not found: recipes/plam.py (did you mean 'plan.py'?)"),
+    "a setting with dashes": (
+        ["generate", "--checkpoint", "X", "task=text"],
+        "dashes: write checkpoint=X); mdm generate",
+    ),
+    "a setting with dashes and =": (["run", "generate", "--batch-size=5"], "(settings have no dashes: write batch_size=5)"),
+    "one in a torchrun's place": (["run", "--tokens", "5", "pretrain"], "dashes: write tokens=5, behind the recipe)"),
+    "an option without dashes": (["bench", "train", "checkpoint=X"], "(did you mean '--checkpoint'?); mdm bench --help"),
     "a path without end": (["cp", "pretrain", "x" * 300], "x' is no file's name"),
     "two folders": (["study", "a", "b"], "unknown argument 'b'; mdm study --help lists what it takes"),
     "an option of a recipe": (
@@ -124,7 +142,54 @@ WRONG = {
     "a module": (["run", "--module", "torch"], "--module, --no_python and --run_path name none"),
     "a suite": (["bench", "trian"], "suite 'trian' is not one of train, compile, quantize"),
     "a preset": (["bench", "train", "--preset", "tpu"], "--preset tpu: choose from smoke, cpu, gpu"),
+    "nearly a preset": (["bench", "train", "--preset", "smok"], "(did you mean 'smoke'?)"),
 }
+
+
+def test_every_recipe_is_listed_with_what_it_does_and_a_config():
+    _, *lines = mdm("ls").stdout.splitlines()
+    said = {line.split()[0]: line.split(None, 1)[1] for line in lines[::2]}
+    assert list(said) == recipe_names()
+    assert all(len(words) > 20 for words in said.values())
+    assert all(config.strip() for config in lines[1::2])
+
+
+@pytest.mark.parametrize("path", ["", ".", "./", "deep/new/", "there"])
+def test_a_folder_takes_a_recipe_under_its_own_name(tmp_path, path):
+    (tmp_path / "there").mkdir()
+    if not path:
+        path = str(tmp_path)
+    said = mdm("cp", "pretrain", path, cwd=tmp_path).stdout
+    copied = Path(path) / "pretrain.py"
+    assert (tmp_path / copied).read_text() == find_recipe("pretrain").read_text()
+    assert said.endswith(f"Run it with: mdm run {copied} --config {copied.with_suffix('.yaml')}\n")
+    assert f"{copied} exists" in one_line(mdm("cp", "pretrain", path, cwd=tmp_path, check=False))
+
+
+def test_a_folder_takes_a_config_under_its_own_name_with_its_module(tmp_path):
+    done = mdm("cp", "quickstart_pen", ".", cwd=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pen.py", "quickstart_pen.yaml"]
+    assert done.stdout.endswith("Run it with: mdm run quickstart --config quickstart_pen.yaml\n")
+    mdm("cp", "quickstart_any", "mine", cwd=tmp_path)
+    assert (tmp_path / "mine.yaml").is_file()
+
+
+def test_what_cannot_be_copied_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.yaml").write_text("mine")
+    for path, why in {
+        "taken.py": "taken.yaml exists; choose another path, or --force to replace it",
+        "file/my.py": "file/my.py cannot be written (file is a file, no folder); choose another path",
+    }.items():
+        assert why in one_line(mdm("cp", "pretrain", path, cwd=tmp_path, check=False))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.yaml"]
+    mdm("cp", "pretrain", "taken.py", "--force", cwd=tmp_path)
+    assert (tmp_path / "taken.yaml").read_text() != "mine"
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdm.config.recipes.os.access", lambda path, mode: False)  # root may write anywhere
+    assert "my.py cannot be written (Permission denied)" in one_line(mdm("cp", "pretrain", "my.py", cwd=tmp_path, check=False))
 
 
 def test_a_config_in_a_recipes_place_is_told_its_command():
@@ -196,7 +261,9 @@ def test_what_is_installed_goes_before_a_module_beside_a_config(library):
 def test_a_copied_config_takes_along_the_modules_that_it_names(library, tmp_path):
     mine = tmp_path / "mine"
     done = mdm("cp", "show", "first.yaml", cwd=mine)
-    assert done.stdout == "show.yaml -> first.yaml\na_pen_of_mine.py -> a_pen_of_mine.py\n"
+    assert done.stdout == (
+        "show.yaml -> first.yaml\na_pen_of_mine.py -> a_pen_of_mine.py\nRun it with: mdm run show --config first.yaml\n"
+    )
     mdm("cp", "show", "second.yaml", cwd=mine)  # what has been copied is there
     (mine / "a_pen_of_mine.py").write_text("def ink():\n    return 'red'\n")
     assert "a_pen_of_mine.py exists" in one_line(mdm("cp", "show", "third.yaml", cwd=mine, check=False))

@@ -1,11 +1,14 @@
 """What is written on a command line: words stay words, a component goes by its short name."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import yaml
 
-from mdm.config import WORDS, UserError, instantiate, load, locate
+from mdm.config import WORDS, UserError, find_config, instantiate, load, locate, names_modules, read_yaml
+from mdm.recipe import load_recipe
 
 
 @dataclass
@@ -67,6 +70,16 @@ def test_a_name_that_a_file_of_ones_own_does_not_have_is_said_as_such(tmp_path, 
     (tmp_path / "own_broken.py").write_text("def f(:\n")
     with pytest.raises(UserError, match=r"masker: unknown component 'own_file.Mine'.*: own_file has no Mine$"):
         locate("own_file.Mine", "masker")
+    (tmp_path / "own_needy.py").write_text("import nowhere_to_be_found")
+    for key in ("masker", "sampler", "model", "data.text.train", "tokenizers.image"):
+        with pytest.raises(
+            UserError, match=rf"{key}: unknown component 'absent.Mine'.*: No module named 'absent'; absent.py is "
+        ):
+            locate("absent.Mine", key)
+    with pytest.raises(UserError, match=r"beside the config, in this folder \(.*\), and in PYTHONPATH=FOLDER$"):
+        locate("absent.Mine", "masker")
+    with pytest.raises(UserError, match="own_needy imports nowhere_to_be_found, which is not installed$"):
+        locate("own_needy.Mine", "masker")
     with pytest.raises(UserError, match=r"unknown component 'own_broken.f'.*: invalid syntax \(own_broken.py, line 1\)"):
         locate("own_broken.f", "masker")
 
@@ -101,6 +114,96 @@ def test_a_component_goes_by_its_short_name(read):
         read("sampler=Confidance")
     with pytest.raises(UserError, match="canvas"):  # holds no component
         read("canvas=Confidence", yaml="canvas: {text: 4}")
+
+
+FAMILIES = {  # a key of each kind: a setting, one by name, one of a stream, an argument, one of a table of no type
+    "pretrain": ["masker", "tokenizers.pen", "data.text.masker", "metric_logger", "masker.schedule"],
+    "quickstart": ["judged.image.judge", "inference.image.sampler"],
+    "generate": ["sampler", "guidance_scale"],
+    "harness": ["sampler"],
+    "evaluate": ["crossed.more.test"],
+    "sweep_inference": ["modalities.image.untuned.sampler"],
+    "tokenize_data": ["source"],
+    "train_tokenizer": ["tokenizer"],
+    "study": ["measure.mine"],
+}
+
+
+@pytest.mark.parametrize(("recipe", "key"), [(recipe, key) for recipe, keys in FAMILIES.items() for key in keys])
+def test_a_component_is_named_alone_by_any_recipe_wherever_one_stands(recipe, key, tmp_path):
+    """In any order with arguments of its own, on the command line; and in a file."""
+    schema = load_recipe(recipe).Settings
+    own = [f"{f.name}=x" for f in dataclasses.fields(schema) if f.name in ("checkpoint", "task", "output_dir")]
+    own += ["crossed.more.judged=image"] if key.startswith("crossed") else []
+    base = find_config(load_recipe(recipe).CONFIG)
+
+    def at(path, *words):
+        found = load(schema, path, [*own, *words])
+        for part in key.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        return found
+
+    name = "Cosine" if key.endswith("schedule") else "Confidence"
+    node = {"_component_": name, "given": 8}
+    assert at(base, f"{key}={name}", f"{key}.given=8") == at(base, f"{key}.given=8", f"{key}={name}") == node
+    if key.startswith(("inference", "modalities", "set")) or "guidance" in key:
+        return  # those who read the table take a word there
+    inside = name
+    for part in reversed(key.split(".")):
+        inside = {part: inside}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": str(base), **inside}))
+    assert at(tmp_path / "mine.yaml") == {"_component_": name}
+    assert at(tmp_path / "mine.yaml", f"{key}.given=8") == node
+
+
+def test_a_name_in_a_file_goes_under_what_is_laid_on_it_and_inside_others(tmp_path):
+    (tmp_path / "low.yaml").write_text("sampler: Ancestral\nsource: Confidence")
+    (tmp_path / "high.yaml").write_text("base: low.yaml\nsampler: {schedule: Cosine, temperature: 0.5}\nsource: Threshold")
+    filled = load(Settings, tmp_path / "high.yaml", ["sampler.schedule=Polynomial", "sampler.schedule.power=2"])
+    schedule = {"_component_": "Polynomial", "power": 2}
+    assert filled.sampler == {"_component_": "Ancestral", "schedule": schedule, "temperature": 0.5}
+    assert repr(instantiate(filled.sampler, "sampler").schedule) == "Polynomial(power=2)"
+    assert filled.source == {"_component_": "Threshold"}
+    (tmp_path / "high.yaml").write_text("sampler: {_component_: PerModality, samplers: [Confidence, Ancestral]}")
+    assert len(instantiate(load(Settings, tmp_path / "high.yaml").sampler, "sampler").samplers) == 2
+
+
+def test_a_name_that_is_none_is_said_in_a_file_too(read):
+    with pytest.raises(UserError, match=r"^sampler: 'Confidance' is not one of .* \(did you mean 'Confidence'\?\)"):
+        read(yaml="sampler: Confidance")
+    with pytest.raises(UserError, match=r"^canvas: keys and values stand there \(as canvas.KEY=VALUE\)"):
+        read(yaml="canvas: Confidence")
+    with pytest.raises(UserError, match=r"^inner.a: keys and values stand there \(as inner.a.KEY=VALUE\), got 'Confidence'"):
+        read("inner.a=Confidence")
+
+
+def test_a_module_that_a_name_in_place_of_a_component_is_of_belongs_to_the_config(tmp_path):
+    (tmp_path / "pens.py").write_text("")
+    (tmp_path / "c.yaml").write_text("sampler: pens.Own\nname: a.txt")
+    assert names_modules(tmp_path / "c.yaml", read_yaml(tmp_path / "c.yaml")) == [tmp_path / "pens.py"]
+
+
+WHOLE = {
+    "5M": 5_000_000, "1.5B": 1_500_000_000, "2G": 2_000_000_000, "3T": 3_000_000_000_000, "12k": 12_000, "12K": 12_000,
+    "5_000_000": 5_000_000, "5e6": 5_000_000, "1.5e3": 1500, "0.3k": 300, "-1k": -1000, "7": 7, "2.0": 2,
+    "123456789012345.678k": 123_456_789_012_345_678,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", WHOLE)
+def test_a_whole_number_may_be_written_in_short(read, typed):
+    assert read(f"number={typed}").number == read(yaml=f"number: {typed}").number == WHOLE[typed]
+    assert read(f"canvas.text={typed}").canvas == read(yaml=f"canvas: {{text: {typed}}}").canvas == {"text": WHOLE[typed]}
+    made = read("sampler=Confidence", f"sampler.num_steps={typed}").sampler
+    assert made == {"_component_": "Confidence", "num_steps": WHOLE[typed]}
+    assert read(f"name={typed}").name == typed  # words stay words
+
+
+@pytest.mark.parametrize("typed", ["1.5", "0.3333k", "5X", "5MM", "M", "k5", "1e-3", "1e99", ".inf", "1.5.2M", "words"])
+def test_what_is_no_whole_number_is_one_sentence(read, typed):
+    for where in ({"yaml": f"number: {typed}"}, {}):
+        with pytest.raises(UserError, match=r"^number: .* is no whole number; write it as 5000000, 5_000_000, 5e6 or 5M$"):
+            read(*([] if where else [f"number={typed}"]), **where)
 
 
 @pytest.mark.parametrize(("yaml", "key"), [("number: null", "number"), ("inner: {pen: null}", "inner.pen")])

@@ -14,6 +14,7 @@ from components.data.bad import BadSample
 from components.data.shards import INDEX, TokenShards
 from components.files import inside, read_inside, read_json, require
 from components.samplers import Ancestral, Blocks, Confidence, PerModality
+from components.schedules import Cosine
 from components.tokenizers.image import GreyPatchTokenizer
 from components.vocabulary import Vocabulary
 from mdm.config import UserError
@@ -300,6 +301,25 @@ def test_an_own_class_whose_file_is_elsewhere_is_asked_for(folder):
         load_model(folder, trust=True)
 
 
+def test_whose_tokenizer_it_is_and_what_file_is_sought_is_said_however_it_is_trusted(folder, tmp_path, monkeypatch):
+    """Not at all, by the run's own config, by the command; and where the file is there, and what it imports is not."""
+    node = {"_component_": "absenttiles.Tiles", "size": 8}
+    edit(folder / "processor.json", lambda p: p["tokenizers"].update(image=node))
+    whose = rf"{folder / 'processor.json'}: tokenizers\.image names 'absenttiles\.Tiles'"
+    with pytest.raises(UserError, match=rf"{whose}.* trust=true, and have absenttiles\.py in this folder or in PYTHONPATH="):
+        load_model(folder)
+    trust_run({"tokenizers": {"image": node}})
+    with pytest.raises(
+        UserError, match=rf"{whose}, and there is no absenttiles\.py here; .* beside the config, or set PYTHONPATH="
+    ):
+        load_model(folder)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "absenttiles.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(UserError, match=r"processor.json: .*absenttiles imports nowhere_to_be_found, which is not installed"):
+        load_model(folder, trust=True)
+    trust_run({})
+
+
 @pytest.mark.parametrize("named", ["owntiles.Tiles", "owntiles.Tiles.made"])
 def test_a_class_that_the_config_names_is_trusted_in_its_run(own, named, capsys):
     trust_run({"tokenizers": {"image": {"_component_": named, "size": 8}}})
@@ -459,7 +479,7 @@ def test_what_the_weights_say_of_the_other_files_may_be_anything(folder, files):
     [
         ("{_component_: Confidence, num_steps: 1000000000000}", "1000000000000 is beyond 1,000,000"),
         ("{_component_: Confidence, temperature: .nan}", "nan is beyond"),
-        ("{_component_: Ancestral, schedule: Linear}", "'Linear' is no schedule: it lacks complete"),
+        ("{_component_: Ancestral, schedule: 5}", "5 is no schedule: it lacks complete"),
         ("{_component_: Ancestral, schedule: null}", "None is no schedule"),
         ("{_component_: Linear}", "is no sampler: it lacks step"),
         ("{_component_: Blocks, sampler: 5, block_length: 4}", "5 is no sampler"),
@@ -469,6 +489,30 @@ def test_what_the_weights_say_of_the_other_files_may_be_anything(folder, files):
 def test_defaults_hold_what_can_sample(folder, sampler, message):
     (folder / "defaults.yaml").write_text(f"image: {{sampler: {sampler}}}\n")
     with pytest.raises(UserError, match=f"{message}|Type-check error"):  # the suite's own checks may be first
+        Defaults.beside(folder)
+
+
+def test_defaults_name_a_sampler_in_short_and_nothing_that_is_not_ours(folder, tmp_path, monkeypatch):
+    """Wherever a name stands in a component's place: it is looked up in the table before anything is imported."""
+    (folder / "defaults.yaml").write_text(
+        "image: {sampler: Confidence, guidance_scale: LinearScale}\n"
+        "text: {sampler: {_component_: Ancestral, num_steps: 1k, schedule: Cosine}}\n"
+    )
+    own = Defaults.beside(folder)
+    assert repr(own.of("text_to_image", ["text", "image"]).sampler).startswith("Confidence(")
+    assert own.of("text", ["text", "image"]).sampler == Ancestral(num_steps=1000, schedule=Cosine())
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it is run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for given in (
+        "sampler: theirs.Own",
+        "sampler: Confidence, guidance_scale: theirs.Own",
+        "sampler: {_component_: theirs.Own}",
+    ):
+        (folder / "defaults.yaml").write_text(f"image: {{{given}}}\n")
+        with pytest.raises(UserError, match="which is none of the library's own"):
+            Defaults.beside(folder)
+    (folder / "defaults.yaml").write_text("image: {sampler: {_component_: Ancestral, schedule: theirs.Own}}\n")
+    with pytest.raises(UserError, match="which is none of the library's own"):
         Defaults.beside(folder)
 
 

@@ -11,6 +11,7 @@ from mdm.config import UserError
 from mdm.data.pipeline import micro_batch
 from mdm.data.settings import LossSettings
 from mdm.hardware import Hardware
+from mdm.pages.report import loss_curves
 from mdm.training.history import History, NonFinite, read_history
 
 HERE = Hardware(torch.device("cpu"), 0, 1, False)
@@ -40,6 +41,77 @@ def test_a_line_holds_means_over_its_steps(tmp_path, vocabulary, micro):
     assert line["tokens_per_second"] == pytest.approx(50, rel=0.05)  # 100 in 2 seconds, and what the sums took
     assert line["train_bits/image"] == pytest.approx(1.5)
     assert "train_bits/text" not in line  # none was predicted
+
+
+class NotYet(torch.Tensor):
+    """A number that is still being computed: to ask for it would wait."""
+
+    asked = 0
+
+    def __float__(self):
+        NotYet.asked += 1
+        return float(self.as_subclass(torch.Tensor))
+
+    def item(self):
+        return float(self)
+
+
+def test_a_line_holds_what_the_recipe_logs(tmp_path, vocabulary, micro):
+    """Means over the steps since the last line; nothing is waited for before one is written."""
+    logger = Logger()
+    history, state = History(tmp_path / "history.jsonl", HERE, logger, 0), {"step": 0, "tokens": 0, "seconds": 0.0}
+    for values in ((1.0, 3.0), (10.0,)):
+        for value in values:
+            state |= {"step": state["step"] + 1, "tokens": state["tokens"] + 50}
+            history.accumulate(torch.zeros(len(vocabulary.ranges)), micro)
+            history.count(torch.tensor(1.0), torch.tensor(1.0), 50, 1.0)
+            history.log(confidence=torch.tensor(value, requires_grad=True).as_subclass(NotYet), **{"mine/steps": len(values)})
+        if values == (1.0, 3.0):
+            history.log(rare=math.nan)
+        assert NotYet.asked == len(logger.lines)
+        assert "confidence" in history.write(state, vocabulary, 0.1)
+    history.log(late=7)
+    history.validation(state, {"text": 1.0})
+    history.close()
+    first, second, held_out = read_history(tmp_path / "history.jsonl")
+    assert (first["confidence"], first["mine/steps"], first["rare"]) == (2.0, 2.0, None)
+    assert second["confidence"] == 10.0
+    assert "rare" not in second
+    assert held_out == {"step": 3, "tokens": 150, "bits/text": 1.0, "late": 7.0}
+    assert logger.lines[0]["confidence"] == 2.0
+    assert "rare" not in logger.lines[0]
+    assert len(loss_curves(read_history(tmp_path / "history.jsonl"))) > 1000  # a picture, with these too
+
+
+def test_what_the_ranks_log_is_their_mean(tmp_path, vocabulary):
+    class Two(Hardware):
+        def gather(self, values):
+            return [*values, ("a", 9.0, 2), ("theirs", 4.0, 1)]
+
+    history = History(tmp_path / "history.jsonl", Two(torch.device("cpu"), 0, 1, False), None, 0)
+    history.log(a=3)
+    history.validation({"step": 1, "tokens": 5}, {})
+    (line,) = read_history(tmp_path / "history.jsonl")
+    assert (line["a"], line["theirs"]) == (4.0, 4.0)
+
+
+def test_what_cannot_be_logged_is_said_by_name(tmp_path):
+    history = History(tmp_path / "history.jsonl", HERE, None, 0)
+    with pytest.raises(ValueError, match="'loss' is what the run itself calls one of its figures; choose another name"):
+        history.log(loss=1.0)
+    with pytest.raises(ValueError, match=r"mine has the shape \(2,\), and it is to be one number"):
+        history.log(mine=torch.zeros(2))
+
+
+class Logger:
+    def __init__(self):
+        self.lines = []
+
+    def log_dict(self, line, step):
+        self.lines.append(line)
+
+    def close(self):
+        pass
 
 
 def test_a_resume_keeps_the_lines_up_to_its_step(tmp_path):

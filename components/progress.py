@@ -1,0 +1,141 @@
+"""A progress bar that leaves what is printed meanwhile on lines of its own, and that moves while nothing is finished.
+
+    with Bar(total=100, desc="training") as bar:       tqdm's own arguments
+        print("a line of its own, above the bar")
+        bar.update()
+
+    with working("compiling"):                         a clock, where there is nothing to count; not shown for the first second
+
+While a bar is open, lines written to stdout and stderr go above it, and its clock is drawn anew every BEAT seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+BEAT = 5.0  # seconds
+
+
+class Bar(tqdm):
+    """tqdm's bar, as above. It writes to the stderr of when it was opened."""
+
+    _drawn = 0.0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        file = options.pop("file", None) or sys.stderr
+        super().__init__(*args, file=file.stream if isinstance(file, _Above) else file, **{"dynamic_ncols": True, **options})
+        if not self.disable:
+            _opened(self)
+
+    def close(self) -> None:
+        _closed(self)
+        super().close()
+
+    def beat(self) -> None:
+        """Draws the clock anew, where nothing else has drawn the bar of late."""
+        if self.due() and self._time() - max(self.last_print_t, self._drawn) >= min(BEAT, self.delay or BEAT):
+            self.refresh()
+
+    def due(self) -> bool:
+        """Whether it is to be seen already."""
+        return self._time() - self.start_t >= self.delay
+
+    def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
+        """Draws it now; what has been drawn is cleared when it is closed."""
+        self._drawn = self._time()
+        if self.delay:
+            self.last_print_t = self._drawn
+        super().refresh(nolock=nolock, lock_args=lock_args)
+
+
+class _Above:
+    """A stream whose lines are written above the open bars. What draws its own line (a carriage return) is left alone."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.kept = stream, ""
+
+    def write(self, text: str) -> int:
+        if "\r" in text:
+            self.stream.write(text)
+            return len(text)
+        with tqdm.get_lock():
+            lines, end, self.kept = (self.kept + text).rpartition("\n")
+            if end:
+                self._write(lines + end)
+        return len(text)
+
+    def _write(self, text: str) -> None:
+        shown = [bar for bar in list(_open) if bar.due()]
+        for bar in shown:
+            bar.clear(nolock=True)
+        self.stream.write(text)
+        self.stream.flush()
+        for bar in shown:
+            bar.refresh(nolock=True)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def finish(self) -> None:
+        """Writes what has no end of line."""
+        kept, self.kept = self.kept, ""
+        self.stream.write(kept)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+_open: weakref.WeakSet[Bar] = weakref.WeakSet()
+_any = threading.Event()
+_beating: threading.Thread | None = None
+
+
+def _opened(bar: Bar) -> None:
+    global _beating
+    with tqdm.get_lock():
+        _open.add(bar)
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and not isinstance(stream, _Above):
+                setattr(sys, name, _Above(stream))
+    _any.set()
+    if _beating is None or not _beating.is_alive():  # it is not, in a process that was forked
+        _beating = threading.Thread(target=_beat, daemon=True, name="progress bars")
+        _beating.start()
+
+
+def _closed(bar: Bar | None) -> None:
+    with tqdm.get_lock():
+        if bar is not None:
+            _open.discard(bar)
+        if len(_open):
+            return
+        _any.clear()
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if isinstance(stream, _Above):
+                setattr(sys, name, stream.stream)
+                stream.finish()
+
+
+def _beat() -> None:
+    while _any.wait():
+        time.sleep(min(BEAT, 1.0))
+        with contextlib.suppress(Exception):  # a stream that was closed
+            for bar in list(_open):
+                bar.beat()
+
+
+@contextlib.contextmanager
+def working(what: str, shown: bool = True) -> Iterator[Bar]:
+    """Shows a clock beside what is being done; nothing where that takes less than a second."""
+    with Bar(desc=what, bar_format="{desc}: {elapsed}", leave=False, delay=1.0, disable=not shown) as bar:
+        yield bar
