@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mdm.config import UserError
-from mdm.pages.media import drawn, image_grid, next_number, save_outputs
+from mdm.pages.media import next_number, save_outputs, sheet_name
 from mdm.training.reach import Trial
 
 
@@ -19,17 +19,15 @@ def write_look(folder: Path, trial: Trial) -> str:
     """
     processor = trial.processor
     known = [] if processor is None else list(processor.tokenizers)
-    drawn_samples = {key: samples for key, samples in trial.drawn.items() if any(m in s for s in samples for m in known)}
-    if not drawn_samples:
+    drawn = {key: samples for key, samples in trial.drawn.items() if any(m in s for s in samples for m in known)}
+    if processor is None or not drawn:
         raise UserError("--look: the config has no samples that its tokenizers take")
     told, first = [], next_number(folder)
-    for key, samples in drawn_samples.items():
+    for key, samples in drawn.items():
         own = [{m: s[m] for m in known if m in s} for s in samples]
         back = [{m: processor.decode(m, processor.encode(m, raw)) for m, raw in s.items()} for s in own]
         save_outputs(folder, processor, own, back, first)
-        above, below = ([picture for s in side for picture in drawn(processor, s)] for side in (own, back))
-        if above:
-            image_grid([*above, *below], len(above), scale=4).save(folder / f"{key}.png")
-        told.append(f"{key}.png" if above else f"{first:04d} to {first + len(own) - 1:04d} ({key})")
+        seen = sheet_name(first)
+        told.append(f"{seen} ({key})" if (folder / seen).is_file() else f"{first:04d} to {first + len(own) - 1:04d} ({key})")
         first += len(own)
-    return f"Look at {folder}: {', '.join(told)}; above (or NAME_given) as it is drawn, below (NAME) as its codes say it"
+    return f"Look at {folder}: {', '.join(told)}; first (or NAME_given) as it is drawn, then (NAME) as its codes say it"
