@@ -20,7 +20,7 @@ def write_look(folder: Path, trial: Trial) -> str:
     processor = trial.processor
     known = [] if processor is None else list(processor.tokenizers)
     drawn_samples = {key: samples for key, samples in trial.drawn.items() if any(m in s for s in samples for m in known)}
-    if not drawn_samples:
+    if processor is None or not drawn_samples:
         raise UserError("--look: the config has no samples that its tokenizers take")
     told, first = [], next_number(folder)
     for key, samples in drawn_samples.items():
