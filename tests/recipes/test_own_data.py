@@ -54,7 +54,7 @@ def test_a_newcomer_gets_from_files_to_samples_by_the_pages_own_commands(run, tm
     said = [run(*shortened(words), cwd=tmp_path, timeout=600).stdout for words in commands(first)]
     assert "seen: data.speech.train: text " in said[2]
     assert (tmp_path / "look/samples.png").is_file()
-    assert (tmp_path / "look/0042_given.wav").is_file()
+    assert (tmp_path / "look/0014_given.wav").is_file()
     made = tmp_path / "runs/generate"
     with Image.open(made / "0000.png") as image:
         assert (image.size, image.mode) == ((48, 48), "RGB")
