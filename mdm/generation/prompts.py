@@ -82,7 +82,9 @@ def check_prompt(prompt: Mapping[str, str], task: str, files: Mapping[str, str |
     for modality in spec.given:
         if modality not in prompt:
             kind = "a text" if files[modality] is None else "the path of a file"
-            raise UserError(f"{where}: task {task} is given {modality} ({kind}), and there is none")
+            key = "prompt" if len(spec.given) == 1 else f"prompt.{modality}"
+            how = f"; write {key}=..." if where == "prompt" else ""
+            raise UserError(f"{where}: task {task} is given {modality} ({kind}), and there is none{how}")
     if "region" in prompt and "edit" not in prompt:
         raise UserError(f"{where}: a region needs an edit: the file that it is a part of")
     if "edit" in prompt:

@@ -169,9 +169,8 @@ def build(own: Model, name: str, captions: Mapping[str, str]) -> Any:
         return gr.Audio((rate, (np.clip(wave, -1, 1) * 32767).astype(np.int16)), visible=True)
 
     def pictures(tokenizer: Drawn, modality: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Finished samples, whole and numbered; as many in a row as there are."""
-        shown = [(fitted(tokenizer.draw(o[modality]), PICTURE), str(i)) for i, o in enumerate(outputs, 1)]
-        return gr.Gallery(shown, columns=min(4, len(shown)))
+        """Finished samples, whole and numbered."""
+        return [(fitted(tokenizer.draw(o[modality]), PICTURE), str(i)) for i, o in enumerate(outputs, 1)]
 
     making, editing = tabs(processor, own.record.learned)
     with gr.Blocks(title="Masked diffusion", fill_width=True) as page:

@@ -19,7 +19,7 @@ from mdm.data.processor import Processor
 from mdm.generation.editing import Edit
 
 MOST = 100  # samples of a sheet
-WIDTH = 1400  # pixels across, at the most
+WIDTH = 1440  # pixels across, at the most: ten small pictures
 SIDE = 128  # of a part that is small
 FRAME, INK, PALE = "#b0b0b0", "#222222", "#777777"
 GAP, LETTERS = 12, 13  # pixels between parts; size of what is written

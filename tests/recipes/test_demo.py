@@ -115,7 +115,8 @@ def test_a_user_generates_and_edits_in_a_browser(page):
         view.goto(page, wait_until="domcontentloaded", timeout=60_000)
         for tab, task in (("Text to image", "text_to_image"), ("Text to speech", "text_to_speech"), ("Text", "text")):
             view.get_by_role("tab", name=tab, exact=True).click(timeout=60_000)
-            view.locator(f"#go-{task}").click()
+            if task != "text_to_image":  # that has been made as the page was opened
+                view.locator(f"#go-{task}").click()
             shown = view.locator(".live:visible")
             shown.get_by_text("Done in").wait_for(timeout=60_000)
             assert shown.locator("[title^='confidence']").count() > 0

@@ -226,7 +226,11 @@ MISTAKES = {
     "an arrow without quotes": (["task=text-"], "task: 'text-' is no task: write an arrow in quotes (\"text->image\")"),
     "a modality that the model lacks": (["task=text_to_smell"], "the model has no smell, only text, image, audio"),
     "a task that it was made without": (["task=audio->text,image", "prompt=a"], "the model was made before that task, or"),
-    "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none"),
+    "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none; write prompt=..."),
+    "one part of two": (
+        ["task=text_image_to_speech", "prompt.text=a"],
+        "is given image (the path of a file), and there is none; write prompt.image=...",
+    ),
     "no file": (["task=image_to_text", "prompt=absent.png"], "image file not found: absent.png"),
     "one prompt for two parts": (["task=text_image_to_speech", "prompt=a"], "write prompt.text=... prompt.image=..."),
     "a part that is not given": (

@@ -283,7 +283,7 @@ def test_samples_on_the_page_are_numbered_and_their_codes_lie_without_gaps(model
     assert "border:0!important" in live.STYLE
     again = Replay(seen[-1][0], [step for _, step in seen])
     assert again.page(processor, 0).count('class="masked"') == 3 * 16
-    assert "Pass 0 of 16" in again.page(processor, 0)
+    assert f"Pass 0 of {len(seen) - 1}" in again.page(processor, 0)
     assert again.page(processor, 99).startswith(page)  # the last one
 
 
