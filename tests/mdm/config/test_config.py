@@ -78,7 +78,7 @@ def test_a_name_that_a_file_of_ones_own_does_not_have_is_said_as_such(tmp_path, 
             locate("absent.Mine", key)
     with pytest.raises(UserError, match=r"beside the config, in this folder \(.*\), and in PYTHONPATH=FOLDER$"):
         locate("absent.Mine", "masker")
-    with pytest.raises(UserError, match="own_needy imports nowhere_to_be_found, which is not installed$"):
+    with pytest.raises(UserError, match=r"own_needy imports nowhere_to_be_found, which is not installed$"):
         locate("own_needy.Mine", "masker")
     with pytest.raises(UserError, match=r"unknown component 'own_broken.f'.*: invalid syntax \(own_broken.py, line 1\)"):
         locate("own_broken.f", "masker")
