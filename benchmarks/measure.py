@@ -59,7 +59,7 @@ class Row:
 
 
 def unreadable(rows: Sequence[Row]) -> set[tuple[str, str]]:
-    """Group and variant of the rows that are not to be read: their repeats, or those of what they are compared with, differ too much."""
+    """Group and variant of what is not to be read: its repeats, or those of the first of its group, differ too much."""
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.group, row)
@@ -199,12 +199,8 @@ def plot(result: Result, path: Path) -> None:
             axis.barh(
                 place, row.rate, xerr=[[max(low, 0)], [max(high, 0)]], color="C0" if row is not own[0] else "0.6", capsize=3
             )
-            axis.annotate(
-                f" {row.ratio:.2f}x" + (" (too noisy)" if (row.group, row.variant) in noisy else ""),
-                (row.rate + high, place),
-                va="center",
-                fontsize=9,
-            )
+            mark = " (too noisy to read)" if (row.group, row.variant) in noisy else ""
+            axis.annotate(f" {row.ratio:.2f}x{mark}", (row.rate + high, place), va="center", fontsize=9)
         axis.set_yticks(range(len(own)), [row.variant for row in reversed(own)])
         axis.set_title(own[0].group, fontsize=10, loc="left")
         axis.margins(x=0.15)

@@ -49,6 +49,7 @@ def write_page(study: Path) -> Path:
     ]
     path = study.with_suffix(".html") if alone else folder / "study.html"
     of = f"made from {study.name} alone" if alone else "runs.parquet and summary.json lie beside this page"
+    lead = f"{len(rows):,} runs; {of}."
     report.write_report(path, _titled(title), lead, sections, script=f"const RUNS = {data};\n{SCRIPT.read_text()}")
     return path
 
