@@ -5,6 +5,7 @@ const every = [...new Set(RUNS.flatMap(r => Object.keys(r.row)))];
 const one = c => RUNS.length > 1 && c !== "cell" && new Set(RUNS.map(r => JSON.stringify(r.row[c]))).size === 1;
 const columns = every.filter(c => !one(c)), same = every.filter(one);
 const quantities = [...new Set(RUNS.flatMap(r => Object.keys(r.curves)))];
+const looks = RUNS.some(r => Object.keys(r.curves).length || r.samples.length); // is there anything to tick a run for?
 const shown = RUNS.map((r, i) => i), ticked = new Set();
 let order = null, down = false;
 const text = v => v === undefined ? "" : typeof v === "number" && !Number.isInteger(v) ? v.toPrecision(4) : String(v);
@@ -30,15 +31,15 @@ function matching() {
 function drawTable() {
   const found = matching();
   $("count").textContent = `${found.length} of ${RUNS.length} runs`;
-  const head = make("tr", {}, make("th"), ...columns.map(c => make("th", {style: "cursor:pointer;overflow-wrap:anywhere;min-width:4rem;vertical-align:bottom", onclick: () => {
-    down = order === c && !down; order = c; drawTable(); }}, c + (order === c ? (down ? " \u25be" : " \u25b4") : ""))));
+  const head = make("tr", {}, ...(looks ? [make("th")] : []), ...columns.map(c => make("th", {style: "cursor:pointer;vertical-align:bottom;padding:.25rem .4rem", onclick: () => {
+    down = order === c && !down; order = c; drawTable(); }}, c.replace(/[._/]/g, "$&\u200b") + (order === c ? (down ? " \u25be" : " \u25b4") : ""))));
   $("runs").replaceChildren(head, ...found.map(i => {
     const box = make("input", {type: "checkbox", "aria-label": "show " + RUNS[i].row.cell, onchange: e => {
       e.target.checked ? ticked.add(i) : ticked.delete(i); draw(); }});
     box.checked = ticked.has(i);
-    return make("tr", {}, make("td", {}, box), ...columns.map(c => make("td", {
+    return make("tr", {}, ...(looks ? [make("td", {}, box)] : []), ...columns.map(c => make("td", {
       class: typeof RUNS[i].row[c] === "number" ? "n" : "", title: text(RUNS[i].row[c]),
-      style: "white-space:nowrap;max-width:16rem;overflow:hidden;text-overflow:ellipsis"}, text(RUNS[i].row[c]))));
+      style: "white-space:nowrap;max-width:10rem;padding:.25rem .4rem;overflow:hidden;text-overflow:ellipsis"}, text(RUNS[i].row[c]))));
   }));
 }
 function look(k) { return {stroke: COLORS[k % 6], "stroke-dasharray": DASHES[Math.floor(k / 6 + k) % 4]}; }
@@ -79,9 +80,10 @@ function drawCurves(own) {
   });
   $("plot").append(svg);
 }
+if (!looks) for (const id of ["all", "none"]) $(id).remove();
 $("filter").addEventListener("input", drawTable);
-$("all").addEventListener("click", () => { matching().forEach(i => ticked.add(i)); drawTable(); draw(); });
-$("none").addEventListener("click", () => { ticked.clear(); drawTable(); draw(); });
+$("all")?.addEventListener("click", () => { matching().forEach(i => ticked.add(i)); drawTable(); draw(); });
+$("none")?.addEventListener("click", () => { ticked.clear(); drawTable(); draw(); });
 if ($("quantity")) {
   $("quantity").replaceChildren(...quantities.map(q => make("option", {value: q}, q)));
   for (const id of ["quantity", "log"]) $(id).addEventListener("change", draw);
