@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.progress import working
 from mdm.config import UserError
 from mdm.config.names import close
 from mdm.recipe import Parser, exit_on_user_error
@@ -31,7 +32,9 @@ def main(words: Sequence[str], prog: str) -> None:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("suite", metavar="SUITE", help=f"what to measure: {', '.join(SUITES)}")
     parser.add_argument(
-        "--preset", default="cpu", help="smoke (seconds), cpu (two cores, under five minutes: the default) or gpu"
+        "--preset",
+        default="cpu",
+        help="smoke (tiny models: little is measured, and compiling still takes minutes), cpu (two cores: the default) or gpu",
     )
     parser.add_argument("--output", metavar="FILE.json", help="write it there, and FILE.png beside it")
     parser.add_argument("--checkpoint", metavar="DIR", help="quantize: a trained quickstart, whose quality is measured too")
@@ -50,7 +53,11 @@ def main(words: Sequence[str], prog: str) -> None:
     for key in given:
         if key not in own:
             raise UserError(f"--{key}: {arguments.suite} does not take one")
-    result = suite.run(arguments.preset, **given)
+    print(
+        f"{arguments.suite}, preset {arguments.preset}: variants that are compiled take up to a minute each first", flush=True
+    )
+    with working("building the variants"):
+        result = suite.run(arguments.preset, **given)
     print(importlib.import_module(".measure", __package__).table(result))
     if arguments.output:
         result.write(Path(arguments.output))

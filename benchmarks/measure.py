@@ -10,7 +10,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class Timing:
         return (self.slowest - self.fastest) / self.median
 
 
+NOISY = 0.5  # a spread above which a median of so few repeats says little
+
+
 @dataclass
 class Row:
     """A variant: how much work a second (in the result's unit), against the first row of its group; further figures by name.
@@ -48,6 +51,19 @@ class Row:
     timing: Timing
     more: dict[str, float] = field(default_factory=dict)
     group: str = ""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether its repeats differ too much for its rate to be read."""
+        return self.timing.spread > NOISY
+
+
+def unreadable(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Group and variant of what is not to be read: its repeats, or those of the first of its group, differ too much."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.group, row)
+    return {(row.group, row.variant) for row in rows if row.noisy or first[row.group].noisy}
 
 
 @dataclass
@@ -70,7 +86,9 @@ class Result:
     def write(self, path: Path) -> None:
         """JSON with the machine beside the figures, and the rows as a plot of the same name."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**self.figures, **asdict(self), "machine": machine()}, indent=1))
+        noisy = [": ".join(filter(None, of)) for of in sorted(unreadable(self.rows))]
+        rows = {"too_noisy": noisy, "machine": machine()}
+        path.write_text(json.dumps({**self.figures, **asdict(self), **rows}, indent=1))
         plot(self, path.with_suffix(".png"))
 
 
@@ -144,6 +162,7 @@ def table(result: Result) -> str:
     """The rows as a terminal shows them."""
     more = list(dict.fromkeys(key for row in result.rows for key in row.more))
     width = max(len(row.variant) for row in result.rows) + 2
+    noisy = unreadable(result.rows)
     lines = [f"{'variant':<{width}}{result.unit:>14}{'ratio':>9}{'spread':>9}" + "".join(f"  {key:>12}" for key in more)]
     group = ""
     for row in result.rows:
@@ -151,8 +170,11 @@ def table(result: Result) -> str:
             group = row.group
             lines += [f"-- {group}"]
         extra = "".join(f"  {row.more[key]:>12.4g}" if key in row.more else " " * 14 for key in more)
-        lines.append(f"{row.variant:<{width}}{row.rate:>14,.1f}{row.ratio:>8.2f}x{row.timing.spread:>8.0%}{extra}")
+        mark = "~" if (row.group, row.variant) in noisy else " "
+        lines.append(f"{row.variant:<{width}}{row.rate:>14,.1f}{mark}{row.ratio:>7.2f}x{row.timing.spread:>8.0%}{extra}")
     lines += [f"{name}: {value:.4g}" for name, value in result.figures.items()]
+    if noisy:
+        lines.append(f"~ too noisy to read: its repeats, or those of the first of its group, spread by more than {NOISY:.0%}")
     lines += [f"not measured: {what}" for what in result.unmeasured]
     return "\n".join(lines)
 
@@ -164,6 +186,7 @@ def plot(result: Result, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    noisy = unreadable(result.rows)
     groups = [list(own) for _, own in itertools.groupby(result.rows, key=lambda row: row.group)]
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(7, 0.45 * len(result.rows) + len(groups)), squeeze=False,
@@ -176,7 +199,8 @@ def plot(result: Result, path: Path) -> None:
             axis.barh(
                 place, row.rate, xerr=[[max(low, 0)], [max(high, 0)]], color="C0" if row is not own[0] else "0.6", capsize=3
             )
-            axis.annotate(f" {row.ratio:.2f}x", (row.rate + high, place), va="center", fontsize=9)
+            mark = " (too noisy to read)" if (row.group, row.variant) in noisy else ""
+            axis.annotate(f" {row.ratio:.2f}x{mark}", (row.rate + high, place), va="center", fontsize=9)
         axis.set_yticks(range(len(own)), [row.variant for row in reversed(own)])
         axis.set_title(own[0].group, fontsize=10, loc="left")
         axis.margins(x=0.15)

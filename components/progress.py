@@ -85,9 +85,10 @@ class _Above:
         self.stream.flush()
 
     def finish(self) -> None:
-        """Writes what has no end of line."""
+        """Writes what has no end of line yet, with one."""
         kept, self.kept = self.kept, ""
-        self.stream.write(kept)
+        if kept:
+            self._write(f"{kept}\n")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -112,18 +113,19 @@ def _opened(bar: Bar) -> None:
         _beating.start()
 
 
-def _closed(bar: Bar | None) -> None:
+def _closed(bar: Bar) -> None:
     with tqdm.get_lock():
-        if bar is not None:
+        if any(other is not bar for other in list(_open)):
             _open.discard(bar)
-        if len(_open):
             return
-        _any.clear()
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if isinstance(stream, _Above):
                 setattr(sys, name, stream.stream)
-                stream.finish()
+                with contextlib.suppress(ValueError):  # it has been closed
+                    stream.finish()
+        _open.discard(bar)
+        _any.clear()
 
 
 def _beat() -> None:

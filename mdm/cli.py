@@ -238,7 +238,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     plan.add_argument("--gpu", dest="options", action="append", type="gpu={}".format, metavar="CARD:COUNT", help=card)
 
     study = command("study", _study, "write a page of a study's runs, curves and samples")
-    study.add_argument("folder", metavar="FOLDER", help="output_dir of a study (mdm run study --help explains how to run one)")
+    what = "output_dir of a study (mdm run study --help explains how to run one), or its table alone: QUESTION.parquet"
+    study.add_argument("folder", metavar="FOLDER", help=what)
     command("bench", _bench, "measure a part of the library", add_help=False)
     return top, below.choices
 

@@ -149,10 +149,12 @@ def _allowed(name: Any, key: str, file: Path, table: Mapping[str, str], trust: b
     try:
         found = inspect.getmodule(locate(path, key))
     except UserError as error:
-        if f"No module named {module!r}" not in str(error):
+        if f"No module named {module!r}" in str(error):
+            hint = f"run this in the folder of {module}.py, put it beside the config, or set PYTHONPATH=FOLDER"
+            raise UserError(f"{file}: {key} names {path!r}, and there is no {module}.py here; {hint}") from error
+        if not known:  # else it is said where it is built
             raise UserError(f"{file}: {error}") from error
-        hint = f"run this in the folder of {module}.py, put it beside the config, or set PYTHONPATH=FOLDER"
-        raise UserError(f"{file}: {key} names {path!r}, and there is no {module}.py here; {hint}") from error
+        return path
     if known:
         return path
     where = getattr(found, "__file__", None)

@@ -99,7 +99,9 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     left.axvline(base, color="0.6", linewidth=1, linestyle=":", label=f"base batch {base}")
     critical = summary["critical_batch"]
     if critical and critical["reached"]:
-        left.axvspan(critical["low"], critical["high"], color="0.85", label=f"critical batch {critical['batch']:.0f} (90 %)")
+        left.axvspan(
+            critical["low"], critical["high"], color="0.85", label=f"critical batch {critical['batch']:.0f} (90 % interval)"
+        )
     left.set_xscale("log", base=2)
     left.set_xticks([int(b) for b in summary["sde"]], list(summary["sde"]))  # the fixed settings have no others
     left.set(xlabel="batch (sequences)", ylabel="validation NELBO (bits per token)", title="Equal tokens at every batch size")
@@ -128,7 +130,8 @@ def finding(s: Mapping[str, Any]) -> str:
     c = s["critical_batch"]
     if c and c["reached"]:
         lines.append(
-            f"The critical batch is {c['batch']:.0f} sequences (90 %: {c['low']:.0f} to {c['high']:.0f}), or {c['steps']:.0f} "
+            f"The critical batch is {c['batch']:.0f} sequences (90 % interval: {c['low']:.0f} to {c['high']:.0f}), or "
+            f"{c['steps']:.0f} "
             f"steps: there the loss is {100 * c['tolerance']:.0f} % over its floor of {c['floor']:.3f}."
         )
     elif c:

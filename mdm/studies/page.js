@@ -1,11 +1,15 @@
 // The study page: a table to filter and sort, curves of the ticked runs, their samples. RUNS is set before this.
 const $ = id => document.getElementById(id), SVG = "http://www.w3.org/2000/svg";
 const COLORS = ["#000000", "#0072b2", "#d55e00", "#009e73", "#8a8a8a", "#cc79a7"], DASHES = ["", "7 3", "2 3", "9 3 2 3"];
-const columns = [...new Set(RUNS.flatMap(r => Object.keys(r.row)))];
+const every = [...new Set(RUNS.flatMap(r => Object.keys(r.row)))];
+const one = c => RUNS.length > 1 && c !== "cell" && new Set(RUNS.map(r => JSON.stringify(r.row[c]))).size === 1;
+const columns = every.filter(c => !one(c)), same = every.filter(one);
+const quantities = [...new Set(RUNS.flatMap(r => Object.keys(r.curves)))];
+const looks = RUNS.some(r => Object.keys(r.curves).length || r.samples.length); // is there anything to tick a run for?
 const shown = RUNS.map((r, i) => i), ticked = new Set();
 let order = null, down = false;
 const text = v => v === undefined ? "" : typeof v === "number" && !Number.isInteger(v) ? v.toPrecision(4) : String(v);
-const words = RUNS.map(r => columns.map(c => c + " " + text(r.row[c])).join(" ").toLowerCase());
+const words = RUNS.map(r => every.map(c => c + " " + text(r.row[c])).join(" ").toLowerCase());
 
 function make(tag, attributes, ...children) {
   const node = tag in {svg: 1, path: 1, line: 1, text: 1, circle: 1} ? document.createElementNS(SVG, tag) : document.createElement(tag);
@@ -27,23 +31,22 @@ function matching() {
 function drawTable() {
   const found = matching();
   $("count").textContent = `${found.length} of ${RUNS.length} runs`;
-  const head = make("tr", {}, make("th"), ...columns.map(c => make("th", {style: "cursor:pointer;white-space:nowrap", onclick: () => {
-    down = order === c && !down; order = c; drawTable(); }}, c + (order === c ? (down ? " \u25be" : " \u25b4") : ""))));
+  const head = make("tr", {}, ...(looks ? [make("th")] : []), ...columns.map(c => make("th", {style: "cursor:pointer;vertical-align:bottom;padding:.25rem .4rem", onclick: () => {
+    down = order === c && !down; order = c; drawTable(); }}, c.replace(/[._/]/g, "$&\u200b") + (order === c ? (down ? " \u25be" : " \u25b4") : ""))));
   $("runs").replaceChildren(head, ...found.map(i => {
     const box = make("input", {type: "checkbox", "aria-label": "show " + RUNS[i].row.cell, onchange: e => {
       e.target.checked ? ticked.add(i) : ticked.delete(i); draw(); }});
     box.checked = ticked.has(i);
-    return make("tr", {}, make("td", {}, box), ...columns.map(c => make("td", {
-      class: typeof RUNS[i].row[c] === "number" ? "n" : "", style: "white-space:nowrap"}, text(RUNS[i].row[c]))));
+    return make("tr", {}, ...(looks ? [make("td", {}, box)] : []), ...columns.map(c => make("td", {
+      class: typeof RUNS[i].row[c] === "number" ? "n" : "", title: text(RUNS[i].row[c]),
+      style: "white-space:nowrap;max-width:10rem;padding:.25rem .4rem;overflow:hidden;text-overflow:ellipsis"}, text(RUNS[i].row[c]))));
   }));
 }
 function look(k) { return {stroke: COLORS[k % 6], "stroke-dasharray": DASHES[Math.floor(k / 6 + k) % 4]}; }
 function draw() {
-  const own = [...ticked], quantities = [...new Set(own.flatMap(i => Object.keys(RUNS[i].curves)))];
-  const before = $("quantity").value;
-  $("quantity").replaceChildren(...quantities.map(q => make("option", {value: q}, q)));
-  if (quantities.includes(before)) $("quantity").value = before;
-  drawCurves(own.filter(i => RUNS[i].curves[$("quantity").value]));
+  const own = [...ticked];
+  if ($("quantity")) drawCurves(own.filter(i => RUNS[i].curves[$("quantity").value]));
+  if (!$("samples")) return;
   const kept = own.filter(i => RUNS[i].samples.length);
   $("samples").replaceChildren(...(kept.length ? kept.map(i => {
     const box = make("div", {}); box.innerHTML = RUNS[i].samples.join("");
@@ -52,7 +55,7 @@ function draw() {
 }
 function drawCurves(own) {
   $("plot").replaceChildren(); $("legend").replaceChildren();
-  if (!own.length) { $("plot").append(ticked.size ? "The ticked runs have no curves." : "Tick runs above."); return; }
+  if (!own.length) { $("plot").append(ticked.size ? "The ticked runs have no curves of this quantity." : "Tick runs above."); return; }
   const W = 960, H = 380, L = 70, B = 46, q = $("quantity").value, all = own.flatMap(i => RUNS[i].curves[q]);
   const f = $("log").checked ? v => Math.log10(Math.max(v, 1)) : v => v;
   const xs = all.map(p => f(p[0])), ys = all.map(p => p[1]);
@@ -77,10 +80,15 @@ function drawCurves(own) {
   });
   $("plot").append(svg);
 }
+if (!looks) for (const id of ["all", "none"]) $(id).remove();
 $("filter").addEventListener("input", drawTable);
-$("all").addEventListener("click", () => { matching().forEach(i => ticked.add(i)); drawTable(); draw(); });
-$("none").addEventListener("click", () => { ticked.clear(); drawTable(); draw(); });
-$("quantity").addEventListener("change", draw);
-$("log").addEventListener("change", draw);
-if (RUNS.length) ticked.add(0);
+$("all")?.addEventListener("click", () => { matching().forEach(i => ticked.add(i)); drawTable(); draw(); });
+$("none")?.addEventListener("click", () => { ticked.clear(); drawTable(); draw(); });
+if ($("quantity")) {
+  $("quantity").replaceChildren(...quantities.map(q => make("option", {value: q}, q)));
+  for (const id of ["quantity", "log"]) $(id).addEventListener("change", draw);
+}
+$("same").textContent = same.length ? "The same in every run: " + same.map(c => `${c} ${text(RUNS[0].row[c])}`).join(", ") : "";
+const first = RUNS.findIndex(r => !quantities.length || Object.keys(r.curves).length);
+if (first >= 0) ticked.add(first);
 drawTable(); draw();

@@ -66,7 +66,8 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     for task, own in summary["tasks"].items():
         low, high = own["interval_90"]
         lines.append(
-            f"For {task.replace('_', ' ')} the mixture's tokens grow as N^{own['exponent']:.2f} ({low:.2f} to {high:.2f}), "
+            f"For {task.replace('_', ' ')} the mixture's tokens grow as "
+            f"N^{own['exponent']:.2f} (90 %: {low:.2f} to {high:.2f}), "
             f"root mean square error {100 * own['fit_error']:.1f} %."
         )
     pair = _pair(rows)
@@ -172,7 +173,7 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     left.legend(frameon=False, fontsize="small")
     n = np.geomspace(min(r["parameters"] for r in grid), max(r["parameters"] for r in grid), 50)
     low, high = np.quantile(np.array([ScalingLaw(**d).optimal_tokens(n) for d in summary["draws"]]), [0.05, 0.95], axis=0)
-    right.fill_between(n, low, high, color="0.85", label="90 % interval")
+    right.fill_between(n, low, high, color="0.85", label="90 % bootstrap interval")
     right.plot(n, law.optimal_tokens(n), "k-", label=f"D*(N), here: N^{law.exponent:.2f}")
     for i, (task, own) in enumerate(summary["tasks"].items()):
         label = f"{task.replace('_', ' ')}: N^{own['exponent']:.2f}"

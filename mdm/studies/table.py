@@ -29,7 +29,7 @@ import torch
 from components.files import in_one_line
 from components.progress import Bar
 from mdm.config import UserError
-from mdm.config.names import up_to_date
+from mdm.config.names import close_file, up_to_date
 from mdm.studies.grid import Cell
 from mdm.studies.measures import Finished
 from mdm.studies.runs import Runs, run_one, status_of, write_atomically
@@ -142,7 +142,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     if not path.is_file():
-        raise UserError(f"{path}: no table of a study; mdm run study writes one")
+        near = close_file(path.parent if path.name == "runs.parquet" else path)
+        raise UserError(f"{path}: no table of a study; mdm run study writes one{near}")
     try:
         return parquet.read_table(path).to_pylist()
     except Exception as error:  # a damaged file, two columns of one name, a date beyond the calendar

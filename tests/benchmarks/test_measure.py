@@ -41,6 +41,18 @@ def test_a_result_is_written_with_its_machine_and_a_plot(tmp_path):
     assert "not measured: float8: no GPU" in shown
 
 
+def test_what_is_too_noisy_to_read_is_marked_with_what_is_compared_with_it(tmp_path):
+    still, shaken = Timing(1.0, 0.9, 1.1), Timing(1.0, 0.5, 2.1)
+    found = rows({"a": still, "b": shaken, "c": still}, 10, group="one") + rows({"d": shaken, "e": still}, 10, group="two")
+    result = Result("train", "smoke", "tokens/s", {}, found)
+    marked = {line.split()[0]: "~" in line for line in table(result).splitlines() if line[:1] in "abcde"}
+    assert marked == {"a": False, "b": True, "c": False, "d": True, "e": True}
+    assert "~ too noisy to read: its repeats" in table(result)
+    assert "~" not in table(Result("train", "smoke", "tokens/s", {}, found[:1]))
+    result.write(tmp_path / "noisy.json")
+    assert json.loads((tmp_path / "noisy.json").read_text())["too_noisy"] == ["one: b", "two: d", "two: e"]
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_has_a_preset_for_two_cores_and_for_a_gpu(suite):
     assert {"smoke", "cpu", "gpu"} <= set(importlib.import_module(f"benchmarks.{suite}").PRESETS)

@@ -313,11 +313,11 @@ def test_whose_tokenizer_it_is_and_what_file_is_sought_is_said_however_it_is_tru
         UserError, match=rf"{whose}, and there is no absenttiles\.py here; .* beside the config, or set PYTHONPATH="
     ):
         load_model(folder)
+    trust_run({})
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "absenttiles.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(UserError, match=r"processor.json: .*absenttiles imports nowhere_to_be_found, which is not installed"):
         load_model(folder, trust=True)
-    trust_run({})
 
 
 @pytest.mark.parametrize("named", ["owntiles.Tiles", "owntiles.Tiles.made"])
