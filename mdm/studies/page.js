@@ -8,7 +8,7 @@ const quantities = [...new Set(RUNS.flatMap(r => Object.keys(r.curves)))];
 const looks = RUNS.some(r => Object.keys(r.curves).length || r.samples.length); // is there anything to tick a run for?
 const shown = RUNS.map((r, i) => i), ticked = new Set();
 let order = null, down = false;
-const text = v => v === undefined ? "" : typeof v === "number" && !Number.isInteger(v) ? v.toPrecision(4) : String(v);
+const text = v => v === undefined ? "" : typeof v === "number" && !(Number.isInteger(v) && Math.abs(v) < 1e9) ? v.toPrecision(4) : String(v);
 const words = RUNS.map(r => every.map(c => c + " " + text(r.row[c])).join(" ").toLowerCase());
 
 function make(tag, attributes, ...children) {
