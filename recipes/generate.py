@@ -35,7 +35,16 @@ from mdm.data.processor import Processor
 from mdm.data.settings import canonical
 from mdm.generation.defaults import Defaults, build_scale
 from mdm.generation.generate import check_settings, generate
-from mdm.generation.prompts import check_prompt, check_task, check_template, read_jsonl, read_prompt, spelled_out, suffixes
+from mdm.generation.prompts import (
+    check_prompt,
+    check_task,
+    check_template,
+    easiest,
+    read_jsonl,
+    read_prompt,
+    spelled_out,
+    suffixes,
+)
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, load_processor
 from mdm.pages import film
@@ -55,7 +64,7 @@ class Settings:
 
     checkpoint: str = MISSING
     trust: bool = False
-    task: str = MISSING
+    task: str = ""
     output_dir: str = MISSING
     prompt: Any = field(default=None, metadata=WORDS)
     edit: str | None = None
@@ -83,9 +92,16 @@ def validate(cfg: Settings) -> None:
     check_hardware(cfg.device, cfg.precision)
     check_compile(cfg.compile, cfg.device)
     cfg.cache = "off" if cfg.cache.lower() == "false" else cfg.cache  # YAML reads a bare `off` so
+    processor, learned = load_processor(cfg.checkpoint), record.of(cfg.checkpoint).learned
+    if not cfg.task:
+        known = (
+            f"the model learned {', '.join(learned)}"
+            if learned
+            else f"it has {', '.join(processor.vocabulary.tasks) or 'text'}"
+        )
+        raise UserError(f"task: name one, e.g. task={easiest(learned or processor.vocabulary.tasks or ['text'])}; {known}")
     cfg.task = canonical(cfg.task, "task")
-    processor = load_processor(cfg.checkpoint)
-    check_task(cfg.task, processor.vocabulary)
+    check_task(cfg.task, processor.vocabulary, learned)
     at_least_one(cfg, "count", "batch_size", "length", "refresh_every")
     at_least(0, cfg, "seed")
     if cfg.sampler is not None:

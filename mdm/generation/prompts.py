@@ -29,6 +29,7 @@ from components.tokenizers.modality import Filed, suffix
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, found_beside
 from mdm.config.errors import said
+from mdm.config.names import close
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, edit, infill
 
@@ -105,14 +106,18 @@ def check_edit(prompt: Mapping[str, str], spec: Task, files: Mapping[str, str | 
         raise UserError(f"{where}: edit: file not found: {prompt['edit']}")
 
 
-def check_task(task: str, vocabulary: Vocabulary) -> None:
-    """Raises UserError for a task of a modality that the model lacks, or one that it was made without."""
+def check_task(task: str, vocabulary: Vocabulary, learned: Sequence[str] | None = None) -> None:
+    """Raises UserError for a task of a modality that the model lacks, or one that it was made without.
+
+    learned: tasks that the model was trained on, to be named in place of all that it has a token for
+    """
     missing = [m for m in find_task(task).modalities if m not in vocabulary.modalities]
     if missing:
-        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(vocabulary.modalities)}")
+        hint = close(task, learned or vocabulary.tasks)
+        raise UserError(f"task {task}: the model has no {missing[0]}, only {', '.join(vocabulary.modalities)}{hint}")
     if task not in vocabulary.tasks and (task != "text" or vocabulary.has("begin:text")):
-        known = ", ".join(vocabulary.tasks)
-        raise UserError(f"task {task}: the model was made before that task, or without it; it has {known}")
+        known = f"learned {', '.join(learned)}" if learned else f"has {', '.join(vocabulary.tasks)}"
+        raise UserError(f"task {task}: the model was made before that task, or without it; it {known}")
 
 
 def check_template(template: str | None, task: str) -> None:

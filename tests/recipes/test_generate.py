@@ -224,6 +224,8 @@ def test_defaults_beside_the_model_are_used(untrained, tmp_path, capsys):
 
 MISTAKES = {
     "an arrow without quotes": (["task=text-"], "task: 'text-' is no task: write an arrow in quotes (\"text->image\")"),
+    "no task": ([], "task: name one, e.g. task=text_to_image; it has text, text_to_image"),
+    "a task misspelt": (["task=text_to_speach", "prompt=a"], "the model has no speach, only text, image, audio (did you mean"),
     "a modality that the model lacks": (["task=text_to_smell"], "the model has no smell, only text, image, audio"),
     "a task that it was made without": (["task=audio->text,image", "prompt=a"], "the model was made before that task, or"),
     "no prompt": (["task=text_to_image"], "task text_to_image is given text (a text), and there is none; write prompt=..."),
