@@ -41,16 +41,16 @@ class Bar(tqdm):
 
     def beat(self) -> None:
         """Draws the clock anew, where nothing else has drawn the bar of late."""
-        if self.due() and self._time() - max(self.last_print_t, self._drawn) >= min(BEAT, self.delay or BEAT):
+        if self.due() and time.time() - max(self.last_print_t, self._drawn) >= min(BEAT, self.delay or BEAT):
             self.refresh()
 
     def due(self) -> bool:
         """Whether it is to be seen already."""
-        return self._time() - self.start_t >= self.delay
+        return time.time() - self.start_t >= self.delay
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
         """Draws it now; what has been drawn is cleared when it is closed."""
-        self._drawn = self._time()
+        self._drawn = time.time()
         if self.delay:
             self.last_print_t = self._drawn
         super().refresh(nolock=nolock, lock_args=lock_args)
