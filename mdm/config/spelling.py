@@ -84,9 +84,8 @@ def takes_component(hint: Any, argument: bool = False) -> bool:
 
 def hint_at(schema: Any, config: DictConfig, key: str) -> tuple[Any, bool]:
     """What a dotted key is annotated with, in the schema or by the component whose argument it is; and whether it is one."""
-    hint: Any = schema
+    hint, argument = schema, False
     node: Any = config
-    argument = False
     for name in key.split("."):
         hint, argument = _of_key(hint, node, name, argument)
         known = isinstance(node, DictConfig) and not node._is_none() and name in list(node.keys())

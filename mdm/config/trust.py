@@ -96,12 +96,12 @@ def _checked(node: Any, key: str, file: Path, table: Mapping[str, str], trust: b
         raise UserError(f"{file}: {key} must be plain, got {type(node).__name__}")
     if not all(isinstance(name, str) for name in node):
         raise UserError(f"{file}: {key}: keys must be words")
-    allowed = ""
+    allowed = None
     if "_component_" in node:
         allowed = _allowed(node["_component_"], key, file, table, trust)
         node = {**node, **_spelled(node, allowed, key)} if allowed in table.values() else node
     out = {name: _checked(value, f"{key}.{name}", file, table, trust, left) for name, value in node.items()}
-    if "_component_" in out:
+    if allowed is not None:
         out["_component_"] = allowed
         for name in FILES:
             if out.get(name) is not None:
