@@ -50,6 +50,8 @@ class Bar(tqdm):
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> None:
         """Draws it now; what has been drawn is cleared when it is closed."""
+        if self.disable:
+            return
         self._drawn = time.time()
         if self.delay:
             self.last_print_t = self._drawn

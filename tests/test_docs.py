@@ -16,8 +16,9 @@ import pytest
 from mdm import cli
 from mdm.config import check, find_config, load, recipe_root
 from mdm.config.protocols import members
+from mdm.config.recipes import config_of, find_recipe, recipe_of
 from mdm.data.settings import MASKER_SUPPLIED
-from mdm.recipe import config_of, find_recipe, load_module, load_recipe, recipe_of
+from mdm.recipe import load_module, load_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -95,6 +95,11 @@ class Folder(Indexed[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def files(self) -> list[Path]:
+        """The file of each sample: what it is known by where the folder changes later."""
+        return [file for file, _ in self.samples]
+
     def name_of(self, index: int) -> str:
         return str(self.samples[index][0])
 

@@ -121,7 +121,7 @@ def test_a_refused_sample_and_broken_weights_are_one_sentence(untrained, tmp_pat
 
     config, out = "recipes/configs/evaluate.yaml", f"output_dir={tmp_path / 'out'}"
     with pytest.raises(UserError, match=r"^data\.speech\.validation: .*: its audio of \d+ tokens does not fit canvas\.audio"):
-        in_process("evaluate", config, out, f"checkpoint={untrained}")
+        in_process("evaluate", config, out, f"checkpoint={untrained}", "data.digits=null")
     broken = tmp_path / "broken"
     shutil.copytree(untrained, broken)
     file = next(broken.rglob("model.safetensors"))

@@ -283,6 +283,8 @@ def test_the_inference_sweep_is_a_study(tmp_path, untrained, capsys):
     one = "[{sampler: {_component_: components.samplers.FirstHitting}}]"
     few = "{sampler: {_component_: components.samplers.Ancestral, num_steps: [2, 3]}}"
     changes = f"modalities.audio: null, modalities.text: null, modalities.image.one_per_step: {one}"
+    changes += ", modalities.image.test: {_component_: digits, split: test}"
+    changes += ", modalities.image.judge.samples: {_component_: digits, split: judge}"
     changes += f", modalities.image.grid: [{few}], samples: 20, checkpoint: '{untrained}', install: false, compile: 'false'"
     words = [f"output_dir={tmp_path}", f"checkpoint={untrained}", f"set={{{changes}}}"]
     in_process("study", find_config("inference_cpu"), *words)

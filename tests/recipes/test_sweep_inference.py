@@ -8,6 +8,8 @@ base: sweep_inference
 samples: 20
 modalities:
   image:
+    judge: {samples: {_component_: components.data.digits.digits, split: judge}}
+    test: {_component_: components.data.digits.digits, split: test}
     one_per_step:
       - sampler: {_component_: components.samplers.FirstHitting, top_p: [0.9, 1.0]}
         guidance_scale: 0.5

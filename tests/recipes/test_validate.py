@@ -209,7 +209,7 @@ def test_other_recipes_are_tried_by_the_same_function(untrained, folder):
     other("train_tokenizer", "train={_component_: mine.asked}", f"validation={digits}", message="it has no image")
     checkpoint = f"checkpoint={untrained}"
     data = ["data.speech=null", "data.text=null", f"data.digits.validation={digits}"]
-    other("evaluate", checkpoint, message="its audio of 24 tokens does not fit canvas.audio = 16")
+    other("evaluate", checkpoint, "data.digits=null", message="its audio of 24 tokens does not fit canvas.audio = 16")
     assert "8 of 359 samples of data.digits.validation" in other("evaluate", checkpoint, *data, "judged={}", "crossed={}")
     judge = "judged={image: {judge: {_component_: mine.NoJudge, samples: " + digits + "}, test: " + digits
     judge += ", caption: '{}', write: text_to_image, read: image_to_text}}"

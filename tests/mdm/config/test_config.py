@@ -117,7 +117,7 @@ def test_a_component_goes_by_its_short_name(read):
 
 
 FAMILIES = {  # a key of each kind: a setting, one by name, one of a stream, an argument, one of a table of no type
-    "pretrain": ["masker", "tokenizers.pen", "data.text.masker", "metric_logger", "masker.schedule"],
+    "pretrain": ["masker", "tokenizers.pen", "data.text.masker", "metric_logger", "masker.times"],
     "quickstart": ["judged.image.judge", "inference.image.sampler"],
     "generate": ["sampler", "guidance_scale"],
     "harness": ["sampler"],
@@ -143,7 +143,7 @@ def test_a_component_is_named_alone_by_any_recipe_wherever_one_stands(recipe, ke
             found = found[part] if isinstance(found, dict) else getattr(found, part)
         return found
 
-    name = "Cosine" if key.endswith("schedule") else "Confidence"
+    name = "UniformTimes" if key.endswith("times") else "Confidence"
     node = {"_component_": name, "given": 8}
     assert at(base, f"{key}={name}", f"{key}.given=8") == at(base, f"{key}.given=8", f"{key}={name}") == node
     if key.startswith(("inference", "modalities", "set")) or "guidance" in key:

@@ -53,9 +53,9 @@ def test_whether_a_canvas_may_end_is_asked_of_its_tokenizer():
     assert [vocabulary.may_end(m) for m in ("image", "audio")] == [False, True]
 
 
-def test_the_vocabulary_of_the_quickstart_is_byte_for_byte_what_it_was(tmp_path):
+def test_a_vocabulary_is_byte_for_byte_what_it_was(tmp_path):
     """As it was written when the twelve tasks were a closed table: the ids of a checkpoint mean what they meant."""
-    cfg = load(load_recipe("quickstart").Settings, find_config("quickstart"))
+    cfg = load(load_recipe("pretrain").Settings, find_config("pretrain"))
     image = instantiate(cfg.tokenizers["image"], "tokenizers.image")
     tokenizers = {"text": Pen(codebooks=(1024,)), "image": image, "audio": Codec2Tokenizer()}
     Processor.build(tokenizers, {}, tasks_of(cfg)).vocabulary.save(tmp_path / "vocabulary.json")
