@@ -91,7 +91,7 @@ def test_a_modality_of_the_user_s_own_goes_all_the_way(tmp_path, monkeypatch):
     assert len((tmp_path / "made" / "outputs.jsonl").read_text().splitlines()) == 2
     run("generate", *common, "task=pen_to_text", "prompt=a0 b1")
     why = one_line(run("generate", *common, "task=pen", check=False))
-    assert "task pen: the model was made before that task, or without it; it has text, pen_to_text, text_to_pen" in why
+    assert "task pen: the model was made before that task, or without it; it learned pen_to_text, text_to_pen" in why
 
     tuned = [
         "checkpoint=out",
