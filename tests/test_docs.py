@@ -102,13 +102,15 @@ def test_a_snippet_prints_what_it_says(folder, page, line, title, code):
 
 @pytest.mark.parametrize(("page", "line", "title", "text"), all_blocks("yaml"))
 def test_a_configs_keys_exist(folder, page, line, title, text):
-    """A config that is shown is whole with its `base`, or a part of one that builds on `pretrain`."""
+    """A config that is shown is whole with its `base`, or a part of what its page copies, or else of `pretrain`."""
     if title:
         return  # of a recipe that the page shows: its command reads it
     base = re.search(r"^base: (\w+)", text, re.M)
     config = folder / "shown.yaml"
-    config.write_text(text if base else f"base: pretrain\n{text}")
-    filled = load(load_recipe(recipe_of(find_config(base[1] if base else "pretrain"))).Settings, config)
+    copied = re.search(r"^mdm cp (\w+) my\.yaml", page.read_text(), re.M)
+    below = base[1] if base else copied[1] if copied else "pretrain"
+    config.write_text(text if base else f"base: {below}\n{text}")
+    filled = load(load_recipe(recipe_of(find_config(below))).Settings, config)
     for key, node in components(dataclasses.asdict(filled)):
         check(node, key, Anything())
 
@@ -174,8 +176,8 @@ def recipe_and_config(words: list[str], copied: dict[str, str]) -> tuple[str, st
         if word == "--config":
             config = words.pop(0)
         elif word.startswith("--"):
-            assert word in ("--help", "--film", "--gpu"), word
-            words = words[1:] if word == "--gpu" else words
+            assert word in ("--help", "--film", "--gpu", "--look"), word
+            words = words[1:] if word in ("--gpu", "--look") else words
         else:
             rest.append(word)
     return recipe, config, rest

@@ -104,8 +104,8 @@ def _say(said: dict[str, Any], key: str, value: str) -> bool:
 def _override(schema: type, config: DictConfig, arguments: Sequence[str], said: dict[str, Any]) -> DictConfig:
     """The config with `key=value` arguments merged in.
 
-    A whole `_component_` node, its short name, or {}, replaces what stood there; null takes an entry out of a table, and
-    empties a table. A value of a key that holds text is that text, and not YAML: 007, no, 12:30.
+    A whole `_component_` node, its short name, or {}, replaces what stood there, deeper ones too; null takes an entry out of a
+    table, and empties a table. A value of a key that holds text is that text, and not YAML: 007, no, 12:30.
 
     said: the settings that are words, filled in place
     """
@@ -139,8 +139,21 @@ def _override(schema: type, config: DictConfig, arguments: Sequence[str], said: 
                 value = value or None
             if value is None:
                 continue
+            _make_way(config, key, value)
         config = _merged(config, one)
     return config
+
+
+def _make_way(config: DictConfig, key: str, value: Any) -> None:
+    """Empties what stands where a value has a node of another `_component_`, however deep: the arguments were the other's."""
+    stood = _node_at(config, key)
+    if not (OmegaConf.is_dict(value) and isinstance(stood, DictConfig)) or stood._is_none():
+        return
+    if "_component_" in stood and value.get("_component_", stood["_component_"]) != stood["_component_"]:
+        OmegaConf.update(config, key, {}, merge=False)
+        return
+    for name in value:
+        _make_way(config, f"{key}.{name}", value._get_node(name))
 
 
 def _plain(value: Any) -> Any:

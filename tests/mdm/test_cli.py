@@ -11,7 +11,7 @@ import pytest
 
 from mdm import cli
 from mdm.config import UserError, find_config, layers, load, recipe_root
-from mdm.config.recipes import about, find_recipe, recipe_names
+from mdm.config.recipes import about, find_recipe, recipe_names, recipe_of
 from mdm.recipe import Parser, load_recipe
 from tests.recipes.conftest import CONFIG, ROOT, _here, mdm
 from tests.recipes.test_bad_input import one_line
@@ -393,3 +393,8 @@ def test_a_module_of_the_librarys_own_configs_is_found_by_those_that_name_it_alo
         with contextlib.suppress(UserError):  # the keys are those of no recipe
             load(dataclasses.make_dataclass("Nothing", []), configs / f"{name}.yaml")
         assert (str(configs) in sys.path) == found, name
+
+
+def test_every_config_says_which_recipe_it_is_for():
+    configs = sorted((recipe_root() / "configs").glob("*.yaml"))
+    assert not [c.stem for c in configs if recipe_of(c) not in recipe_names()]

@@ -210,3 +210,11 @@ def test_what_is_no_whole_number_is_one_sentence(read, typed):
 def test_a_null_where_none_may_be_is_said_by_its_key(read, yaml, key):
     with pytest.raises(UserError, match=rf"^{key}: null is no value of it"):
         read(yaml=yaml)
+
+
+def test_a_deeper_node_of_another_component_keeps_no_argument_of_the_one_that_stood_there():
+    samples = "judged={image: {judge: {samples: {_component_: digits, split: judge}}}}"
+    cfg = load(load_recipe("evaluate").Settings, find_config("evaluate"), ["checkpoint=x", samples])
+    assert cfg.judged["image"].judge["samples"] == {"_component_": "digits", "split": "judge"}  # and no `warped`
+    assert cfg.judged["image"].judge["_component_"].endswith("ImageJudge")
+    assert cfg.judged["speech"].judge["samples"]["split"] == "judge"
