@@ -158,18 +158,20 @@ def main(cfg: Settings) -> None:
     empty = sum(hasattr(v, "__len__") and not isinstance(v, str) and len(v) == 0 for o in made.outputs for v in o.values())
     if empty:
         print(f"{empty} of {len(made.outputs)} samples are empty: the model ended them at once")
+    look = [sheet_name(first)]
     if cfg.film:
         shown = min(10, len(made.steps[0].tokens))
         try:
             frames = [film.frame(processor, made.batch, step.tokens[:shown]) for step in made.steps]
         except Exception as error:  # of a tokenizer of the user's own
             raise UserError(f"film: the samples are written, and no film is: {said(error)}") from error
-        (folder / (f"film_{first:04d}.gif" if first else "film.gif")).write_bytes(film.gif(frames))
+        look.append(f"film_{first:04d}.gif" if first else "film.gif")
+        (folder / look[-1]).write_bytes(film.gif(frames))
     before = f", as {first:04d} and on: what was there stays" if first else ""
-    look = folder / sheet_name(first)
+    there = [str(folder / name) for name in look if (folder / name).is_file()]
     print(
         f"{made.forwards.double().mean():.1f} forward passes a sample. Written to {cfg.output_dir}{before}"
-        + (f"\nLook at {look}" if look.is_file() else "")
+        + (f"\nLook at {' and '.join(there)}" if there else "")
     )
 
 

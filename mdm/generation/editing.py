@@ -1,6 +1,6 @@
 """Any-order editing: a part of a sample is generated anew, the rest is given and stays to the token.
 
-    edit(processor, "image", image, "4,0,8,8")         a box of an image in pixels: left, top, right, bottom
+    edit(processor, "image", image, "16,0,32,32")         a box of an image in pixels: left, top, right, bottom
     edit(processor, "audio", audio, "0.1-0.3")         a span of a clip in seconds; "0.1-" goes on to a new end
     infill(processor, "the [mask:2] statement")        text, two tokens of it
 

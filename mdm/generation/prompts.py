@@ -2,7 +2,7 @@
 
     {"text": "a handwritten seven"}                                      what a task is given: words, or the path of a file
     {"text": "a handwritten seven", "image": "seven.png"}                several
-    {"text": "a handwritten seven", "edit": "seven.png", "region": "4,0,8,8"}    and a part of what it generates
+    {"text": "a handwritten seven", "edit": "seven.png", "region": "16,0,32,32"}    and a part of what it generates
     {"prompt": "a handwritten seven"}            the one thing that a task is given; of the task `text`, what it goes on with
 
 A line of a file and the same keys on the command line are one thing. A part is the path of a file where the modality's

@@ -117,7 +117,9 @@ def test_what_an_earlier_command_wrote_stays(untrained, tmp_path, capsys):
     assert set(before) == {"0000.png", "0001.png", "film.gif", "samples.png", "outputs.jsonl"}
     assert "what was there stays" not in capsys.readouterr().out
     lines = make(untrained, tmp_path, *arguments, "seed=1")
-    assert "as 0002 and on: what was there stays" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "as 0002 and on: what was there stays" in said
+    assert f"Look at {tmp_path / 'samples_0002.png'} and {tmp_path / 'film_0002.gif'}\n" in said
     assert [line["image"] for line in lines] == ["0000.png", "0001.png", "0002.png", "0003.png"]
     after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert set(after) - set(before) == {"0002.png", "0003.png", "film_0002.gif", "samples_0002.png"}
