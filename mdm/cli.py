@@ -218,7 +218,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     run = command("run", _run, "run a recipe, in one process or in several", usage=usage, epilog=TORCHRUN)
     usage, trial = f"mdm validate {own}", "check a config: its keys, its tokenizers, a few of its samples; nothing is trained"
     more = " --look FOLDER writes those samples, and what their codes say of them."
-    check = command("validate", _validate, trial, more, usage=usage.replace("CONFIG] ", "CONFIG] [--look FOLDER] "))
+    check = command("validate", _validate, trial, more, usage=f"{usage} [--look FOLDER]")
     for made in (run, check):
         made.add_argument("recipe", metavar="RECIPE", help="name of a recipe (mdm ls), or the path of a .py file")
         config = "name of a config or path of a YAML file; if absent, my.yaml beside my.py, else the recipe's own"

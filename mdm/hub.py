@@ -23,6 +23,8 @@ from mdm.hardware import hardware
 from mdm.models.builtin import FOLDER, PREFIX
 from mdm.models.folder import export, load_model, model_folder
 from mdm.models.quantization import in_dtype
+from mdm.pages import examples
+from mdm.training import record
 from mdm.training.history import read_history
 
 PICTURES = ("overview.png", "film.png")
@@ -132,7 +134,10 @@ def push(
 
 
 def pack(run: str | Path, name: str, license: str = "apache-2.0", about: str = "") -> Path:
-    """Writes a run's model to where `checkpoint=builtin:NAME` looks for it: in bfloat16, with its card and its defaults."""
+    """Writes a run's model to where `checkpoint=builtin:NAME` looks for it: in bfloat16, with its card and its defaults.
+
+    An example of each stream comes along (see mdm/pages/examples.py): the demo opens with it.
+    """
     folder, source = FOLDER / name.removeprefix(PREFIX), model_folder(run)
     card = model_card(source.parent if source.name == "model" else source, name, license, about)
     with hardware("cpu", "fp32") as hw:
@@ -142,4 +147,7 @@ def pack(run: str | Path, name: str, license: str = "apache-2.0", about: str = "
     (folder / "README.md").write_text(card)
     if (source / FILE).is_file():
         shutil.copy(source / FILE, folder)
+    record.carry(source, folder)
+    if (source.parent / examples.FOLDER).is_dir():
+        shutil.copytree(source.parent / examples.FOLDER, folder / examples.FOLDER)
     return folder

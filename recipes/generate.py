@@ -3,7 +3,7 @@
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" count=10
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" --film
     mdm generate checkpoint=runs/quickstart task=image_to_text prompt=seven.png
-    mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten nine" edit=seven.png region=0,4,8,8
+    mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten nine" edit=seven.png region=0,16,32,32
     mdm generate checkpoint=runs/quickstart task=text edit="The [mask:6] statement is"
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
     mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32

@@ -40,8 +40,7 @@ def test_it_reads_digits_that_it_never_saw(quickstart):
 
 def test_it_is_small_and_its_card_says_what_it_is():
     folder = FOLDER / "quickstart"
-    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 6e6 + 1e6  # weights, and the tokenizers' files
-    assert (folder / "model.safetensors").stat().st_size <= 6e6
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 6e6
     card = (folder / "README.md").read_text()
     for part in ("license: apache-2.0", "checkpoint=builtin:quickstart", "## Data", "## Training", "## Figures", "## Settings"):
         assert part in card

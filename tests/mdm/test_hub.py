@@ -92,7 +92,8 @@ def test_a_run_is_written_into_the_library_and_opened_from_there(trained, tmp_pa
         assert torch.equal(model.state_dict()[name], kept), name
     assert processor.vocabulary.digest() == load_model(trained)[1].vocabulary.digest()
     assert "mdm generate checkpoint=builtin:mine task=" in (tmp_path / "mine" / "README.md").read_text()
-    assert (tmp_path / "mine" / "defaults.yaml").is_file()
+    for name in ("defaults.yaml", "training.json", "examples/examples.jsonl"):
+        assert (tmp_path / "mine" / name).is_file(), name
     with pytest.raises(UserError, match="checkpoint=builtin:other: the library has no such model; it has builtin:mine"):
         load_model("builtin:other")
     with pytest.raises(UserError, match="repo: builtin:a/b takes a run's model, under a name like builtin:quickstart"):
