@@ -31,6 +31,7 @@ class Bar(tqdm):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         file = options.pop("file", None) or sys.stderr
+        options["disable"] = options.get("disable", False) or file is None
         super().__init__(*args, file=file.stream if isinstance(file, _Above) else file, **{"dynamic_ncols": True, **options})
         if not self.disable:
             _opened(self)
@@ -55,7 +56,8 @@ class Bar(tqdm):
         self._drawn = time.time()
         if self.delay:
             self.last_print_t = self._drawn
-        super().refresh(nolock=nolock, lock_args=lock_args)
+        with contextlib.nullcontext() if nolock else self.get_lock():  # which tqdm keeps where a pipe is broken: others hang
+            super().refresh(nolock=True)
 
 
 class _Above:

@@ -72,7 +72,7 @@ class Folder(Indexed[dict[str, Any]]):
         self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
         files, found = listed(root, kind)
         every = captioned(root, files, captions if kind != "text" else None, columns)
-        here = part([file.relative_to(root).as_posix() for file, _ in every], split, held_out)
+        here = part([_within(root, file) for file, _ in every], split, held_out)
         self.samples: list[tuple[Path, Caption]] = [every[i] for i in here]
         count = len(self) if on_corrupt == "refuse" else min(len(self), LOOKED_AT)
         corrupt: list[BadSample] = []
@@ -251,6 +251,11 @@ class Jsonl(Indexed[dict[str, Any]]):
         except BadSample as bad:
             raise BadSample(f"{file}, line {number}", f"{Path(bad.name).name}: {bad.why}") from bad
         return sample
+
+
+def _within(root: Path, file: Path) -> str:
+    """A file by its path from the folder; one that a table has elsewhere, by all of it."""
+    return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
 def _shown(row: Mapping[str, str] | BadSample) -> str:

@@ -14,14 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import AnyNode, DictConfig, OmegaConf, StringNode
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from components.files import in_one_line
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
 from mdm.config.files import is_ours, laid, layers, names_modules
 from mdm.config.names import NAMES, close
-from mdm.config.spelling import component_name, hint_at, is_name, spelled, takes_component
+from mdm.config.spelling import component_name, hint_at, is_name, spelled, takes_component, takes_keys
 
 T = TypeVar("T")
 
@@ -121,27 +123,39 @@ def _override(schema: type, config: DictConfig, arguments: Sequence[str], said: 
             continue
         _opened(config, key)
         (hint, of_component), stood = hint_at(schema, config, key), _node_at(config, key)
-        if is_name(typed) and _names_component(hint, of_component, stood, typed):
+        if is_name(typed) and not key.endswith("._component_") and _names_component(hint, of_component, stood, typed):
             one = OmegaConf.create({})
             OmegaConf.update(one, key, {"_component_": component_name(key, typed)})
         elif _holds_text(config, key, stood) and not (typed == "null" and _may_be_null(stood)):
             one = OmegaConf.create({})
             OmegaConf.update(one, key, typed)
         else:
-            one = OmegaConf.from_dotlist([argument])
-            OmegaConf.update(one, key, spelled(_plain(OmegaConf.select(one, key)), hint, key, of_component), merge=False)
+            one = _parsed(argument)
+            full = spelled(_plain(OmegaConf.select(one, key)), hint, key, of_component, _plain(stood))
+            OmegaConf.update(one, key, full, merge=False)
         value = OmegaConf.select(one, key)
         if OmegaConf.is_dict(OmegaConf.select(config, key)):
             if value is None and _take_out(config, key):
                 continue
-            if value is None or not value or "_component_" in value:
+            keys, empty = OmegaConf.is_dict(value), value in (None, "", {})
+            if not (keys or empty) and (takes_component(hint, of_component) or takes_keys(hint)):
+                raise UserError(f"{key}: keys and values stand there (as {key}.KEY=VALUE), got {typed!r}")
+            if empty or not keys or "_component_" in value:
                 OmegaConf.update(config, key, {}, merge=False)
-                value = value or None
-            if value is None:
+            if empty:
                 continue
             _make_way(config, key, value)
         config = _merged(config, one)
     return config
+
+
+def _parsed(argument: str) -> DictConfig:
+    """A `key=value` whose value is YAML. Raises UserError where it is none."""
+    try:
+        return OmegaConf.from_dotlist([argument])
+    except yaml.YAMLError as error:
+        key, _, typed = argument.partition("=")
+        raise UserError(f"{key}: {typed!r} is not valid YAML: {in_one_line(error)}") from error
 
 
 def _make_way(config: DictConfig, key: str, value: Any) -> None:

@@ -28,16 +28,18 @@ _PLAIN = {*sys.stdlib_module_names, "torch", "numpy"}
 """Packages of classes that a word may stand for as it is: a path, a dtype."""
 
 
-def spelled(value: Any, hint: Any, key: str = "", argument: bool = False) -> Any:
+def spelled(value: Any, hint: Any, key: str = "", argument: bool = False, stood: Any = None) -> Any:
     """A value with all that is written in short in full.
 
-    hint: what it is annotated with: a setting of a recipe, or an `argument` of a component
+    hint:  what it is annotated with: a setting of a recipe, or an `argument` of a component
+    stood: what it is laid upon, which may name the component that its keys are arguments of
 
     Raises UserError for a name that is none, or a number that is not whole.
     """
     if isinstance(value, Mapping):
-        below = {k: (v, *_of_key(hint, value, k, argument)) for k, v in value.items()}
-        return {k: spelled(v, of, f"{key}.{k}" if key else str(k), own) for k, (v, of, own) in below.items()}
+        under = stood if isinstance(stood, Mapping) and "_component_" not in value else {}
+        below = {k: (v, *_of_key(hint, under or value, k, argument)) for k, v in value.items()}
+        return {k: spelled(v, of, f"{key}.{k}" if key else str(k), own, under.get(k)) for k, (v, of, own) in below.items()}
     if isinstance(value, list):
         of = next((typing.get_args(arm)[0] for arm in _arms(hint) if _is_sequence(arm)), Any)
         return [spelled(v, of, f"{key}[{i}]", argument) for i, v in enumerate(value)]
@@ -45,7 +47,7 @@ def spelled(value: Any, hint: Any, key: str = "", argument: bool = False) -> Any
         return value
     if isinstance(value, str) and is_name(value) and takes_component(hint, argument):
         return {"_component_": component_name(key, value)}
-    if isinstance(value, str) and not argument and any(map(_is_settings, _arms(hint))):
+    if value is not None and not argument and any(map(_is_settings, _arms(hint))) and not dataclasses.is_dataclass(value):
         raise UserError(f"{key}: keys and values stand there (as {key}.KEY=VALUE), got {value!r}")
     if isinstance(value, (str, float)) and _arms(hint) & {int, float, str, Any} == {int}:
         return whole(value, key)
@@ -80,6 +82,11 @@ def takes_component(hint: Any, argument: bool = False) -> bool:
     """Whether a word can only be a component's name: a table of anything stands there, or, as an argument, an object."""
     arms = _arms(hint)
     return not arms & {str, Any} and any(_is_node(arm) or (argument and _is_class(arm)) for arm in arms)
+
+
+def takes_keys(hint: Any) -> bool:
+    """Whether nothing but keys and values can stand there."""
+    return all(arm is type(None) or _is_settings(arm) or typing.get_origin(arm) in (dict, Mapping) for arm in _arms(hint))
 
 
 def hint_at(schema: Any, config: DictConfig, key: str) -> tuple[Any, bool]:

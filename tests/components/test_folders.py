@@ -155,3 +155,39 @@ def test_captions_of_one_image_are_on_one_side(tmp_path):
         sides.append({s["text"].split()[0] for s in lines})
     assert [len(side) for side in sides] == [8, 2]
     assert not sides[0] & sides[1]
+
+
+def test_a_line_of_a_table_ends_at_its_end_alone(pictures):
+    """U+2028 and the like stand in captions that come from the web."""
+    for name, mark in (("x.csv", ","), ("x.tsv", "\t")):
+        (pictures / name).write_text(f"file{mark}text\na.png{mark}one\u2028more\nb.jpg{mark}two\x85\x0bmore\nc{mark}three\n")
+        assert texts(Folder(str(pictures), "image", captions=name)) == {
+            "a.png": "one\u2028more",
+            "b.jpg": "two\x85\x0bmore",
+            "c.png": "three",
+        }
+
+
+@pytest.mark.parametrize(("row", "line"), [('a.png,"one', 4), (f"a.png,{'x' * 200_000}", 2)])
+def test_a_table_that_cannot_be_parted_names_its_line(pictures, row, line):
+    """A quote that does not close would swallow all rows behind it."""
+    (pictures / "x.csv").write_text(f"file,text\n{row}\nb.jpg,two\nc.png,three\n")
+    with pytest.raises(ValueError, match=rf"x\.csv, line {line}: "):
+        Folder(str(pictures), "image", captions="x.csv")
+
+
+def test_a_file_is_found_however_its_accents_are_written(pictures):
+    Image.new("L", (4, 4)).save(pictures / "cafe\u0301.png")  # as a Mac unpacks it
+    (pictures / "x.csv").write_text("file,text\ncaf\u00e9.png,one\na,two\n")
+    assert list(texts(Folder(str(pictures), "image", captions="x.csv")).values()) == ["one", "two"]
+
+
+def test_a_table_may_name_a_file_elsewhere(pictures, tmp_path_factory):
+    other = tmp_path_factory.mktemp("elsewhere") / "o.png"
+    Image.new("L", (4, 4)).save(other)
+    (pictures / "x.csv").write_text(f"file,text\n{other},one\na.png,two\n/none.png,three\n")
+    assert texts(Folder(str(pictures), "image", captions="x.csv")) == {
+        "o.png": "one",
+        "a.png": "two",
+        "none.png": "file not found",
+    }

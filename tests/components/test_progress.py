@@ -4,10 +4,12 @@ import contextlib
 import functools
 import io
 import sys
+import threading
 import time
 import warnings
 
 import pytest
+from tqdm import tqdm
 
 from components import progress
 from components.progress import Bar, working
@@ -121,3 +123,42 @@ def test_a_beat_leaves_the_measured_rate_alone(streams, monkeypatch):
         bar.beat()
         bar.update(5)
         assert bar.format_dict["rate"] == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_stream_that_breaks_stops_nobody_else():
+    """`mdm run ... 2>&1 | head`: whoever draws the bar when the pipe breaks leaves the lock to the others."""
+
+    class Pipe(io.StringIO):
+        broken = False
+
+        def write(self, text):
+            if self.broken:
+                raise BrokenPipeError
+            return super().write(text)
+
+    def draw(bar):
+        with contextlib.suppress(BrokenPipeError):
+            bar.refresh()
+
+    pipe = Pipe()
+    with one_terminal(), Bar(total=2, file=pipe) as bar:
+        pipe.broken = True
+        drawing = threading.Thread(target=draw, args=(bar,))
+        drawing.start()
+        drawing.join()
+        pipe.broken = False
+        other = threading.Thread(target=draw, args=(bar,), daemon=True)
+        other.start()
+        other.join(5)
+        if other.is_alive():
+            tqdm.set_lock(threading.RLock())  # or what comes after would hang
+    assert not other.is_alive()
+
+
+def test_without_a_stderr_nothing_is_drawn(monkeypatch):
+    with one_terminal() as shown, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        with Bar(total=2) as bar:
+            bar.update()
+            print("said")
+    assert shown.getvalue() == "said\n"

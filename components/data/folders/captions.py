@@ -10,6 +10,8 @@ A caption is a string, or the path of the text file that holds it; None is no ca
 from __future__ import annotations
 
 import csv
+import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -104,8 +106,12 @@ def _rows(table: Path, columns: Mapping[str, str]) -> list[tuple[str, str]]:
     if mark is None:
         raise ValueError(f"{table}: its first line has one column ({first[:60]!r}); it needs a file and a text")
     quoting = csv.QUOTE_NONE if mark in "\t|" else csv.QUOTE_MINIMAL
-    lines = text.splitlines() if quoting == csv.QUOTE_NONE else text.splitlines(keepends=True)
-    rows = [row for row in csv.reader(lines, delimiter=mark, quoting=quoting) if any(cell.strip() for cell in row)]
+    written = io.StringIO(text)  # whose lines end at \n alone: U+2028 and the like are of a caption
+    lines = csv.reader(written, delimiter=mark, quoting=quoting, strict=True)
+    try:
+        rows = [row for row in lines if any(cell.strip() for cell in row)]
+    except csv.Error as error:  # quotes that do not close, a cell of more than 131,072 characters
+        raise ValueError(f"{table}, line {lines.line_num}: {error}; a quote in quotes is written twice") from error
     file, caption, header = _columns(table, [cell.strip() for cell in rows[0]], columns)
     own = [(row + [""] * (max(file, caption) + 1 - len(row))) for row in rows[1 if header else 0 :]]
     if not own:
@@ -135,7 +141,10 @@ def _columns(table: Path, first: list[str], named: Mapping[str, str]) -> tuple[i
 
 
 def _places(root: Path, files: Sequence[Path]) -> dict[str, Path | None]:
-    """Files by their path from the folder, their name, and their name without its ending; None for several of one name."""
+    """Files by their path from the folder, their name, and their name without its ending; None for several of one name.
+
+    An accent is one character in the keys: some systems write it as two.
+    """
     found: dict[str, Path | None] = {}
     for key in (lambda f: f.stem, lambda f: f.name):
         own: dict[str, Path | None] = {}
@@ -145,10 +154,11 @@ def _places(root: Path, files: Sequence[Path]) -> dict[str, Path | None]:
     for file in files:
         path = file.relative_to(root)
         found |= {path.as_posix(): file, path.with_suffix("").as_posix(): file}
-    return found
+    return {unicodedata.normalize("NFC", key): file for key, file in found.items()}
 
 
 def _found(root: Path, places: Mapping[str, Path | None], name: str) -> Path:
     """The file that a table means."""
     name = PureWindowsPath(name).as_posix().removeprefix("./")
-    return places.get(name) or places.get(name.rpartition("/")[2]) or root / name
+    key = unicodedata.normalize("NFC", name)
+    return places.get(key) or places.get(key.rpartition("/")[2]) or root / name

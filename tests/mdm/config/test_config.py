@@ -218,3 +218,33 @@ def test_a_deeper_node_of_another_component_keeps_no_argument_of_the_one_that_st
     assert cfg.judged["image"].judge["samples"] == {"_component_": "digits", "split": "judge"}  # and no `warped`
     assert cfg.judged["image"].judge["_component_"].endswith("ImageJudge")
     assert cfg.judged["speech"].judge["samples"]["split"] == "judge"
+
+
+MASKER = "sampler: {_component_: FixedCountMasker, times: {_component_: LowDiscrepancyTimes, group: 32}}"
+
+
+@pytest.mark.parametrize("typed", ["5", "0", "true", "[Confidence]", "1.5"])
+def test_what_takes_keys_and_values_is_told_so(read, typed):
+    for key in ("sampler", "sampler.times", "canvas", "inner.a"):
+        with pytest.raises(UserError, match=rf"^{key}: keys and values stand there \(as {key}.KEY=VALUE\), got"):
+            read(f"{key}={typed}", yaml=MASKER + "\ncanvas: {text: 4}\ninner: {a: {caption: x}}")
+    assert [read(f"anything={n}", yaml="anything: {a: 1}").anything for n in (5, 0)] == [5, 0]
+
+
+@pytest.mark.parametrize("typed", ["[", "{", "*a", "!!python/object:os.system 5"])
+def test_a_value_that_is_no_yaml_is_told_by_its_key(read, typed):
+    with pytest.raises(UserError, match=r"^number: .* is not valid YAML: "):
+        read(f"number={typed}")
+
+
+def test_a_component_may_be_named_as_torchtune_does(read):
+    """`masker._component_=X`: the node keeps its other keys."""
+    found = read("sampler._component_=BernoulliMasker", "sampler.schedule=Linear", yaml=MASKER).sampler
+    assert {"_component_", "schedule", "times"} <= set(found)
+    assert (found["_component_"], found["schedule"]) == ("BernoulliMasker", {"_component_": "Linear"})
+
+
+def test_a_table_of_arguments_is_spelled_by_the_component_that_stands_there(read):
+    found = read("sampler={times: UniformTimes, pairs: true}", yaml=MASKER).sampler
+    assert (found["times"], found["_component_"]) == ({"_component_": "UniformTimes"}, "FixedCountMasker")
+    assert read("sampler={times: {group: 1k}}", yaml=MASKER).sampler["times"]["group"] == 1000
