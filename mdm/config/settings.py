@@ -137,10 +137,10 @@ def _override(schema: type, config: DictConfig, arguments: Sequence[str], said: 
         if OmegaConf.is_dict(OmegaConf.select(config, key)):
             if value is None and _take_out(config, key):
                 continue
-            keys, empty = OmegaConf.is_dict(value), value in (None, "", {})
-            if not (keys or empty) and (takes_component(hint, of_component) or takes_keys(hint)):
+            empty = value in (None, "", {})
+            if not (isinstance(value, DictConfig) or empty) and (takes_component(hint, of_component) or takes_keys(hint)):
                 raise UserError(f"{key}: keys and values stand there (as {key}.KEY=VALUE), got {typed!r}")
-            if empty or not keys or "_component_" in value:
+            if empty or not isinstance(value, DictConfig) or "_component_" in value:
                 OmegaConf.update(config, key, {}, merge=False)
             if empty:
                 continue
