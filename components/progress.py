@@ -17,15 +17,23 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 BEAT = 5.0  # seconds
 
 
-class Bar(tqdm):
+if TYPE_CHECKING:
+    _Tqdm = tqdm[Any]
+else:
+    _Tqdm = tqdm  # generic for its types alone
+
+
+class Bar(_Tqdm):
     """tqdm's bar, as above. It writes to the stderr of when it was opened."""
+
+    last_print_t: float
 
     _drawn = 0.0
 
