@@ -1020,8 +1020,8 @@ MUTATIONS = [
         ("config: text is YAML", "elif _holds_text(config, key, stood) and", "elif False and", "mdm/config/test_config.py"),
         (
             "config: a whole node is merged",
-            'if empty or not keys or "_component_" in value:',
-            "if empty or not keys:",
+            'if empty or not isinstance(value, DictConfig) or "_component_" in value:',
+            "if empty or not isinstance(value, DictConfig):",
             "mdm/config/test_config.py",
         ),
     ),

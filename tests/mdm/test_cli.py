@@ -60,7 +60,7 @@ def test_every_command_is_listed_and_explained():
     for command, takes in {
         "cp": ["RECIPE", "PATH", "--force"],
         "run": ["[TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]", "--nproc_per_node 8"],
-        "validate": ["RECIPE [--config CONFIG] [--look FOLDER] [key=value ...]"],
+        "validate": ["RECIPE [--config CONFIG] [key=value ...] [--look FOLDER]"],
         "study": ["FOLDER"],
         "generate": ["--film", "--config", "edit: null # an image or a clip", "batch_size: 100"],
         "demo": ["port: 7860", "0.0.0.0 lets other machines in"],
