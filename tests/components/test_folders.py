@@ -176,10 +176,24 @@ def test_a_table_that_cannot_be_parted_names_its_line(pictures, row, line):
         Folder(str(pictures), "image", captions="x.csv")
 
 
-def test_a_file_is_found_however_its_accents_are_written(pictures):
-    Image.new("L", (4, 4)).save(pictures / "cafe\u0301.png")  # as a Mac unpacks it
-    (pictures / "x.csv").write_text("file,text\ncaf\u00e9.png,one\na,two\n")
+@pytest.mark.parametrize(
+    ("file", "named"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")]
+)  # as a Mac writes it, and not
+def test_a_file_is_found_however_its_accents_are_written(pictures, file, named):
+    Image.new("L", (4, 4)).save(pictures / f"{file}.png")
+    (pictures / "x.csv").write_text(f"file,text\n{named}.png,one\na,two\n")
     assert list(texts(Folder(str(pictures), "image", captions="x.csv")).values()) == ["one", "two"]
+
+
+def test_a_name_that_two_folders_have_is_none_of_their_files(pictures):
+    for folder in ("one", "two"):
+        (pictures / folder).mkdir()
+        Image.new("L", (4, 4)).save(pictures / folder / "same.png")
+    (pictures / "x.csv").write_text("file,text\nsame.png,which\ntwo/same.png,this\na.png,two\n")
+    found = Folder(str(pictures), "image", captions="x.csv")
+    assert {file.relative_to(pictures).as_posix() for file in found.files} == {"same.png", "two/same.png", "a.png"}
+    with pytest.raises(BadSample, match=r"same\.png: file not found"):
+        found[found.files.index(pictures / "same.png")]
 
 
 def test_a_table_may_name_a_file_elsewhere(pictures, tmp_path_factory):
@@ -191,3 +205,11 @@ def test_a_table_may_name_a_file_elsewhere(pictures, tmp_path_factory):
         "a.png": "two",
         "none.png": "file not found",
     }
+
+
+def test_what_is_held_out_is_drawn_and_not_the_first_of_its_kind():
+    names = [f"{kind}/{i:02d}.png" for kind in ("cat", "dog") for i in range(50)]
+    held = [names[i] for i in part(names, "validation", 0.2)]
+    assert len(held) == 20
+    assert {name.partition("/")[0] for name in held} == {"cat", "dog"}
+    assert held != sorted(names)[:20]
