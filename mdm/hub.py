@@ -30,12 +30,18 @@ from mdm.training.history import read_history
 PICTURES = ("overview.png", "film.png")
 
 
-def model_card(run: Path, name: str, license: str, about: str = "") -> str:
+def run_of(model: Path) -> Path:
+    """Where what is told of a model lies: the run that holds it as `model/`, or its own folder."""
+    return model.parent if model.name == "model" else model
+
+
+def model_card(run: str | Path, name: str, license: str, about: str = "") -> str:
     """The README of a model, from what its run left behind: config.yaml, metrics.json, history.jsonl (each may be absent).
 
     about: a paragraph of yours, e.g. whose data it is and under which licence
     """
     folder = model_folder(run)
+    run = run_of(folder)
     shape = json.loads((folder / "config.json").read_text())
     modalities = list(json.loads((folder / "processor.json").read_text())["tokenizers"])
     settings: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
@@ -116,9 +122,8 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    run, api = Path(run), api or HfApi()
-    folder = model_folder(run)
-    run = folder.parent if folder.name == "model" else folder
+    folder, api = model_folder(run), api or HfApi()
+    run = run_of(folder)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(shutil.copytree(folder, Path(scratch) / "model"))
         (staged / "README.md").write_text(model_card(run, name, license, about))
@@ -139,7 +144,7 @@ def pack(run: str | Path, name: str, license: str = "apache-2.0", about: str = "
     An example of each stream comes along (see mdm/pages/examples.py): the demo opens with it.
     """
     folder, source = FOLDER / name.removeprefix(PREFIX), model_folder(run)
-    card = model_card(source.parent if source.name == "model" else source, name, license, about)
+    card = model_card(run, name, license, about)
     with hardware("cpu", "fp32") as hw:
         model, processor = load_model(source)
         shutil.rmtree(folder, ignore_errors=True)

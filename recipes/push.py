@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -46,8 +45,7 @@ def validate(cfg: Settings) -> None:
 
 def main(cfg: Settings) -> None:
     if cfg.card:
-        folder = model_folder(cfg.checkpoint)
-        print(model_card(folder.parent if folder.name == "model" else Path(folder), cfg.repo, cfg.license, cfg.about))
+        print(model_card(cfg.checkpoint, cfg.repo, cfg.license, cfg.about))
     elif cfg.repo.startswith(PREFIX):
         print(f"Written to {pack(cfg.checkpoint, cfg.repo, cfg.license, cfg.about)}")
     else:
