@@ -88,18 +88,13 @@ def copy(name: str, path: str, force: bool = False) -> list[str]:
     recipe = None if alone or is_config(name) else find_recipe(name)
     target = _target(path, Path(name).stem, ".py" if recipe is not None else ".yaml")
     copies, config = _copies(name, recipe, target)
-    said = []
-    for source, to in copies:
-        try:
-            _write(source, to, force, dry=True)
-        except OSError as error:
-            raise _refused(to, error) from error
-    for source, to in copies:
-        try:
-            _write(source, to, force)
-        except OSError as error:
-            raise _refused(to, error) from error
-        said.append(f"{source.name} -> {to}")
+    for act in (_check, _write):  # all is copied, or nothing is
+        for source, to in copies:
+            try:
+                act(source, to, force)
+            except OSError as error:
+                raise UserError(f"{to} cannot be written ({error.strerror or error}); choose another path") from error
+    said = [f"{source.name} -> {to}" for source, to in copies]
     of = str(target) if recipe is not None else recipe_of(find_config(name))
     if recipe is not None or of in recipe_names():
         with_config = ["--config", str(target.with_suffix(".yaml") if recipe is not None else target)] if config else []
@@ -143,20 +138,17 @@ def _is_there(source: Path, to: Path) -> bool:
     return to.is_file() and to.read_bytes() == source.read_bytes()
 
 
-def _write(source: Path, to: Path, force: bool, dry: bool = False) -> None:
-    """dry: only looks whether it may be written, so that all is copied or nothing is"""
-    if dry:
-        if to.exists() and not force:
-            raise UserError(f"{to} exists; choose another path, or --force to replace it")
-        above = next(parent for parent in to.parents if parent.exists())
-        if not above.is_dir():
-            raise UserError(f"{to} cannot be written ({above} is a file, no folder); choose another path")
-        if not os.access(to if to.exists() else above, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
-    else:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
+def _check(source: Path, to: Path, force: bool) -> None:
+    """Raises UserError, or PermissionError, where a file may not be written."""
+    if to.exists() and not force:
+        raise UserError(f"{to} exists; choose another path, or --force to replace it")
+    above = next(parent for parent in to.parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"{to} cannot be written ({above} is a file, no folder); choose another path")
+    if not os.access(to if to.exists() else above, os.W_OK):
+        raise PermissionError(13, os.strerror(13))
 
 
-def _refused(to: Path, error: OSError) -> UserError:
-    return UserError(f"{to} cannot be written ({error.strerror or error}); choose another path")
+def _write(source: Path, to: Path, force: bool) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, to)
