@@ -41,15 +41,14 @@ def read_inside(folder: str | Path, name: Any) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
-    """The object of a JSON file. Raises FileNotFoundError, and ValueError that names the file where it holds none."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
-    if path.stat().st_size > max_bytes:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} that are read")
+def read_json(path: Any, max_bytes: int = MAX_JSON, content: bytes | None = None) -> dict[str, Any]:
+    """The object of a JSON file. Raises FileNotFoundError, and ValueError that names the file where it holds none.
+
+    content: of the file, where it was read before
+    """
+    content = _content(Path(path), max_bytes) if content is None else content
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
     except ValueError as error:  # no JSON, no UTF-8, or a number of more digits than Python converts
@@ -59,7 +58,15 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON) -> dict[str, Any]:
     return found
 
 
-def require(found: dict[str, Any], path: str | Path, **kinds: Any) -> None:
+def _content(path: Path, max_bytes: int) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} that are read")
+    return path.read_bytes()
+
+
+def require(found: dict[str, Any], path: Any, **kinds: Any) -> None:
     """Raises ValueError, naming file and key, where a key is absent or its value not of its kind (a type, or several)."""
     for key, kind in kinds.items():
         if key not in found:

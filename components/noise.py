@@ -4,9 +4,16 @@ Every random decision about a sample (its time, its mask, its task, whether its 
 keyed by (seed, stream, index). So gradient accumulation, a resume and another number of devices all see the same noise.
 """
 
+import hashlib
+
 import numpy as np
 
-STREAMS = ("time", "mask", "group", "task", "order", "mix", "sample")
+STREAMS = ("time", "mask", "group", "task", "order", "mix", "sample", "window")
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of one stream of data, of 63 bits: so that its row r and row r of another have nothing in common."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()) >> 1
 
 
 def sample_rng(seed: int, stream: str, index: int) -> np.random.Generator:

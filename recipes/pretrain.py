@@ -35,6 +35,7 @@ from mdm.config import UserError, check, instantiate
 from mdm.config.names import TOKENIZERS
 from mdm.config.trust import is_listed
 from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.position import whole_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
 from mdm.data.validation import validation_batches
@@ -66,6 +67,8 @@ class Settings:
     tokenizers: dict[str, dict[str, Any]] = MISSING
     canvas: dict[str, int | None] = MISSING
     data: dict[str, StreamSettings] = MISSING
+    lanes: int = 64
+    data_workers: int = 0
     prompt_dropout: float = 0.1
     masker: dict[str, Any] = MISSING
     loss: LossSettings = field(default_factory=LossSettings)
@@ -126,9 +129,8 @@ class Pretrain:
         torch.manual_seed(cfg.seed)
 
         # Data: sources, one vocabulary over their modalities, and an endless loader of optimizer steps.
-        sources = {name: open_source(s.train or {}, f"data.{name}.train", endless=True) for name, s in cfg.data.items()}
-        self.lengths = {name: len(source) for name, source in sources.items() if hasattr(source, "__len__")}
-        self.sources = sources
+        sources = {n: open_source(s.train or {}, f"data.{n}.train", endless=True) for n, s in cfg.data.items()}
+        self.sources, self.lengths = sources, {n: len(s) for n, s in sources.items() if hasattr(s, "__len__")}
         self.held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
         try:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
@@ -136,8 +138,10 @@ class Pretrain:
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
-            mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, self.model.config.max_length)
-            glance(cfg, sources, self.processor, masker, self.model.config.max_length)
+            longest = self.model.config.max_length
+            drawn = (longest, cfg.lanes, cfg.data_workers)
+            mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, *drawn)
+            glance(cfg, sources, self.processor, masker, longest)
             self.loader = training_loader(
                 mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
             )  # fmt: skip
@@ -239,11 +243,11 @@ class Pretrain:
     def step(self, micros: list) -> int:
         """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
         hw, started = self.hw, time.perf_counter()
-        counts = torch.tensor([[m.denominator, m.num_tokens, 0.0] for m in micros], dtype=torch.float64).sum(0)
-        counts[2] = self.stop.asked
-        denominator, seen, asked = hw.sum(counts).tolist()  # made on the CPU: nothing waits for the device
+        counts = torch.tensor([[m.denominator, m.num_tokens, m.num_rows, 0.0] for m in micros], dtype=torch.float64).sum(0)
+        counts[3] = self.stop.asked
+        denominator, seen, rows, asked = hw.sum(counts).tolist()  # made on the CPU: nothing waits for the device
         denominator, seen, self.stopping = max(denominator, 1.0), int(seen), asked > 0
-        self.follow_batch(seen)
+        self.follow_batch(int(rows), seen)
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
             sync_gradients(self.model, i == len(micros) - 1, hw)
@@ -268,15 +272,14 @@ class Pretrain:
         """Sequences of the step that begins after `seen` tokens."""
         return self.cfg.batch.at(seen / self.cfg.tokens)
 
-    def follow_batch(self, step_tokens: int) -> None:
+    def follow_batch(self, physical: int, step_tokens: int) -> None:
         """Carries the optimizer over to another physical batch: one of the ramp, or of a resume with other settings."""
-        physical, state = self.physical(self.state["tokens"]), self.state
         if self.scaled_to == physical:
             return
-        if state.setdefault("physical", physical) != physical:
-            rescale_moments(self.optimizer, physical / state["physical"])
-            self.hw.say(f"The physical batch goes from {state['physical']} to {physical} sequences, and AdamW with it.")
-        state["physical"] = self.scaled_to = physical
+        if (before := self.state.get("physical", physical)) != physical:
+            rescale_moments(self.optimizer, physical / before)
+            self.hw.say(f"The physical batch goes from {before} to {physical} sequences, and AdamW with it.")
+        self.state["physical"] = self.scaled_to = physical
         self.scaler = replace(self.scaler, physical=physical)
         for warning in batch_warnings(self.scaler, step_tokens, self.cfg.optimizer.critical_steps):
             self.hw.say(f"Warning: {warning}")
@@ -307,7 +310,7 @@ class Pretrain:
         """A checkpoint to resume from."""
         self.finite.check(self.folder)
         self.history.notes.gather(self.state["step"])
-        state = {**self.state, "data": self.loader.state_dict(), "vocabulary": self.vocabulary.to_dict()}
+        state = {**self.state, "data": whole_state(self.loader, self.hw.gather), "vocabulary": self.vocabulary.to_dict()}
         return checkpoint.save(
             self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw
         )

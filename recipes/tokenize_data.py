@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+from components.places import AnyPath, exists, place, publish, read_bytes
 from components.progress import Bar, working
 from mdm.config import UserError, at_least_one, check
 from mdm.data.pipeline import corpus, open_source, tokenizers
 from mdm.data.processor import Processor
 from mdm.data.settings import check_tokenizers
-from mdm.data.tokenizing import Planned, ShardWriter, ray_shards, record_of, stream_shards, write_index
+from mdm.data.tokenizing import Planned, ShardWriter, ray_shards, records, stream_shards, write_index
 from mdm.recipe import run_recipe
-from mdm.training.run import check_output_dir, output_folder
+from mdm.training.run import check_output_dir
 
 CONFIG = "tokenize_data"
 
@@ -44,7 +44,7 @@ class Settings:
 
 def validate(cfg: Settings) -> None:
     """Everything that can be known to be wrong before data loads. Raises UserError."""
-    check_output_dir(cfg.output_dir)
+    check_output_dir(cfg.output_dir, far=True)
     check(cfg.source, "source")
     if not cfg.tokenizers:
         raise UserError("tokenizers: name at least one")
@@ -53,50 +53,50 @@ def validate(cfg: Settings) -> None:
 
 
 def main(cfg: Settings) -> None:
-    folder = output_folder(cfg.output_dir)
+    folder = place(cfg.output_dir)
     same_work(cfg, folder)
     try:
-        records, processor = write_records(cfg, folder)
+        written, processor = write_records(cfg, folder)
     except ValueError as error:  # a sample that is refused, a stream that ends in its midst
         raise UserError(str(error)) from error
-    index = write_index(folder, records, processor)
+    index = write_index(folder, written, processor)
     print(f"{index['samples']:,} samples in {len(index['shards'])} shards, {len(index['corrupt'])} corrupt ones left out")
-    for place, why in index["corrupt"][:10]:
-        print(f"  sample {place}: {why}")
+    for number, why in index["corrupt"][:10]:
+        print(f"  sample {number}: {why}")
     print(f"Written to {folder}. Train on it with a source of components.data.shards.TokenShards, path: {folder}")
 
 
-def write_records(cfg: Settings, folder: Path) -> tuple[list[dict[str, Any]], Processor]:
+def write_records(cfg: Settings, folder: AnyPath) -> tuple[list[dict[str, Any]], Processor]:
     """The records of all shards, and the tokenizers that they are of."""
     with working("reading the source, building the tokenizers"):
         source = open_source(cfg.source, "source")
         processor = kept_tokenizers(cfg, source, folder)
-    records = []
+    written = []
     total = len(source) if hasattr(source, "__len__") else None
     with Bar(total=total, desc="tokenizing", unit="sample") as bar:
         for record in write_shards(cfg, source, processor, folder):
-            records.append(record)
+            written.append(record)
             bar.update(record["count"] + len(record["corrupt"]))
-    return records, processor
+    return written, processor
 
 
-def same_work(cfg: Settings, folder: Path) -> None:
+def same_work(cfg: Settings, folder: AnyPath) -> None:
     """Raises UserError where the folder holds shards of another source, other tokenizers or another size."""
     header = folder / "tokenize.json"
     work = {"source": cfg.source, "tokenizers": cfg.tokenizers, "shard_size": cfg.shard_size}
-    if header.is_file() and json.loads(header.read_text()) != json.loads(json.dumps(work)):
+    if exists(header) and json.loads(read_bytes(header)) != json.loads(json.dumps(work)):
         raise UserError(f"output_dir {folder} holds shards of other settings; choose another, or delete it")
-    header.write_text(json.dumps(work, indent=1))
+    publish(header, json.dumps(work, indent=1))
 
 
-def kept_tokenizers(cfg: Settings, source: Any, folder: Path) -> Processor:
+def kept_tokenizers(cfg: Settings, source: Any, folder: AnyPath) -> Processor:
     """Those of the config, saved beside the shards; of an earlier start, as they were saved then (one may be trained)."""
-    if not (folder / "processor.json").is_file():
+    if not exists(folder / "processor.json"):
         Processor.build(tokenizers(cfg.tokenizers, lambda modality: corpus({"source": source}, modality)), {}).save(folder)
     return Processor.load(folder)
 
 
-def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path) -> Iterator[dict[str, Any]]:
+def write_shards(cfg: Settings, source: Any, processor: Processor, folder: AnyPath) -> Iterator[dict[str, Any]]:
     """The records of all shards, as they are finished or found."""
     if not hasattr(source, "__len__"):
         if cfg.ray_workers is not None:
@@ -104,9 +104,9 @@ def write_shards(cfg: Settings, source: Any, processor: Processor, folder: Path)
         yield from stream_shards(folder, source, cfg.shard_size, processor)
         return
     numbers = range(-(-len(Planned(folder, source)) // cfg.shard_size))
-    found = {n: record_of(folder, n) for n in numbers}
-    yield from (record for record in found.values() if record is not None)
-    missing = [n for n, record in found.items() if record is None]
+    found = records(folder, numbers)
+    yield from found.values()
+    missing = [n for n in numbers if n not in found]
     if missing and cfg.ray_workers is not None:
         yield from ray_shards(folder, cfg.source, cfg.shard_size, missing, cfg.ray_workers, cfg.ray_address)
     elif missing:

@@ -12,7 +12,7 @@ FORBIDDEN = {"components": {"mdm", "recipes", "benchmarks", "tests"}, "mdm": {"r
 HEAVY = {"torchtune", "torchdata", "tiktoken", "tokenizers", "datasets", "sklearn", "pycodec2", "matplotlib", "transformers"}
 MAY_IMPORT = {
     "components.blocks": {"torchtune"},
-    **{f"components.data.{name}": {"torchdata"} for name in ("endless", "nodes")},
+    **{f"components.data.{name}": {"torchdata"} for name in ("draws.endless", "draws.workers", "nodes", "packing")},
     "components.tokenizers.text": {"tiktoken"},
 }
 

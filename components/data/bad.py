@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex
 
 from components.files import in_one_line
+from components.places import Unreachable
 
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
 """Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""
@@ -97,6 +98,8 @@ def _tried(make: Callable[[], Any], name: str) -> Any:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a decoder's, a tokenizer's (a panic in Rust is no Exception), the user's own source's
+        if isinstance(error, Unreachable):
+            raise Refused(in_one_line(error)) from error
         if isinstance(error, OSError) and error.errno in MACHINE:
             raise Refused(f"{name}: {reason(error)}") from error
         return BadSample(name, reason(error))

@@ -13,6 +13,8 @@ from components.data.images import read_image
 from components.data.reading import checked_text
 from components.files import in_one_line
 
+PARTS = 1024  # of a dataset on the disk that is read as a stream: as many lanes can share it
+
 
 def load_split(
     path: str, split: str, name: str | None, streaming: bool, data_files: str | None, wanted: Mapping[str, str]
@@ -27,7 +29,7 @@ def load_split(
             if split not in loaded:
                 raise ValueError(f"{path} has no split {split!r}; it has {', '.join(map(str, loaded))}")
             loaded = loaded[split]
-        return loaded.to_iterable_dataset() if streaming else loaded
+        return loaded.to_iterable_dataset(num_shards=max(1, min(len(loaded), PARTS))) if streaming else loaded
     ask = {"path": path, "name": name, "split": split, "streaming": streaming, "data_files": data_files}
     try:
         try:

@@ -97,8 +97,8 @@ class Iterated:
         self.count = count
         self._begun = self._row = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
-        """Raises Refused where a bad row is, or the dataset cannot be read on."""
+    def rows(self) -> Iterator[tuple[Any, str]]:
+        """The rows as they lie there, and what each is called. Raises Refused where the dataset cannot be read on."""
         self._row, rows = self._begun, iter(self.dataset)
         while self.count is None or self._row < self.count:
             name = f"{self.name}, sample {self._row}"
@@ -109,13 +109,31 @@ class Iterated:
             except Exception as error:  # of a reader of many formats: its generator is over
                 raise Refused(f"{name} and what follows cannot be read: {in_one_line(error)}") from error
             self._row += 1
-            try:
-                sample = row if isinstance(row, BadSample) else self.convert(row, name)
-            except BadSample as bad:
-                sample = bad
-            if isinstance(sample, BadSample) and self.on_corrupt == "refuse":
-                raise refused(sample)
-            yield sample
+            yield row, name
+
+    def made(self, row: tuple[Any, str]) -> dict[str, Any] | BadSample:
+        """The sample of a row. Raises Refused for a bad one."""
+        try:
+            sample = row[0] if isinstance(row[0], BadSample) else self.convert(*row)
+        except BadSample as bad:
+            sample = bad
+        if isinstance(sample, BadSample) and self.on_corrupt == "refuse":
+            raise refused(sample)
+        return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadSample]:
+        """Raises Refused where a bad row is, or the dataset cannot be read on."""
+        return map(self.made, self.rows())
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many parts it can be cut, each read without the others."""
+        return getattr(self.dataset, "num_shards", 1) if self.count is None else 1
+
+    def shard(self, num_shards: int, index: int) -> Iterated:
+        """One of so many parts."""
+        own = self.dataset.shard(num_shards=num_shards, index=index)
+        return Iterated(own, self.convert, f"{self.name}, part {index} of {num_shards}", self.on_corrupt)
 
     def state_dict(self) -> dict[str, Any]:
         return {"row": self._row, "dataset": self.dataset.state_dict()}

@@ -1,21 +1,21 @@
 """Nodes of the data pipeline, on `torchdata.nodes`: each has a state, so a run resumes at the very next sample.
 
-    Shuffled | Streamed (endless.py)  ->  Packed (text)  ->  Mix  ->  MicroBatches  ->  masker  ->  prefetch
+    Placed | Draws | Streamed (endless.py)  ->  Packed (packing.py)  ->  MicroBatches  ->  masker  ->  prefetch
 
-What a node yields is a function of (seed, position) alone: never of a rank, a worker or a micro-batch.
+Rows are planned, then made: which rows of which stream are in a step is a closed form of the mix, and a rank makes its own
+alone. What a row holds is a function of (seed, stream, row): never of a rank, a worker or a micro-batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
-from components.data.bad import BadSample, Note, Noted
+from components.data.bad import Note, Noted
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate
 from components.types import Batch
@@ -39,111 +39,82 @@ else:
 
     Node = BaseNode
 
+IN_A_ROW = 40
+"""Bits of a noise index that count the rows of a stream; above them stands a document's place in its row."""
 
-class Packed(Node[list[TokenSequence] | Noted]):
-    """Rows of documents back to back: a document that does not fit goes on in the next row.
 
-    A bad document is passed over, and those behind it move up; the row in which it would have begun tells of it (`Noted`).
+@dataclass(frozen=True)
+class Lanes:
+    """Rows that come one after the other: row r is the next of lane r mod `lanes`. A rank opens its own lanes alone.
 
-    source:   yields the token ids of documents, end token included
-    sequence: a span of ids -> its TokenSequence, `overhead` positions longer
-    length:   positions of a row; what is left at its end (under `overhead + shortest`) stays empty
+    The number belongs to the settings of a run, and not to the machines that it happens to have: a lane's rows are the same
+    whoever makes them. Lanes change hands where a run goes on with another number of ranks.
+
+    open: lane -> its rows without end; items that cannot be used are passed over
     """
 
-    def __init__(
-        self,
-        source: Node[Any],
-        sequence: Callable[[torch.Tensor], TokenSequence],
-        length: int,
-        overhead: int = 3,
-        shortest: int = 8,
-    ) -> None:
-        super().__init__()
-        if length < overhead + shortest:
-            raise ValueError(f"data: rows of {length} positions are too short to pack text; at least {overhead + shortest}")
-        self.source = source
-        self.sequence = sequence
-        self.length = length
-        self.overhead = overhead
-        self.shortest = shortest
-
-    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        super().reset(initial_state)
-        self._notes: list[Note] = []
-        self.source.reset(None if initial_state is None else initial_state["before"])
-        self._before = self.source.state_dict()
-        self._document = torch.zeros(0, dtype=torch.long)
-        self.offset: int = 0
-        self._resumed: int = 0 if initial_state is None else initial_state["offset"]
-
-    def _load(self) -> None:
-        """Opens the next document that can be used, remembering the source's state before it."""
-        while True:
-            self._before = self.source.state_dict()
-            document = next(self.source)
-            if not isinstance(document, BadSample):
-                break
-            self._notes.append(Note(document.name, document.why))
-            self._resumed = 0
-        self._document, self.offset, self._resumed = document, self._resumed, 0
-
-    def next(self) -> list[TokenSequence] | Noted:
-        """The documents of one row, the last one cut where the row ends."""
-        row: list[TokenSequence] = []
-        room = self.length
-        while room >= self.overhead + self.shortest:
-            while self.offset >= len(self._document):
-                self._load()
-            span = self._document[self.offset : self.offset + room - self.overhead]
-            row.append(self.sequence(span))
-            self.offset += len(span)
-            room -= len(span) + self.overhead
-        notes, self._notes = self._notes, []
-        return Noted(row, notes) if notes else row
-
-    def get_state(self) -> dict[str, Any]:
-        return {"before": self._before, "offset": self.offset or self._resumed}
+    lanes: int
+    open: Callable[[int], Node[Any]]
 
 
 @dataclass(frozen=True)
 class Stream:
     """One source in the mix.
 
+    rows:   row -> its item (`Placed`), or the lanes that rows come from; where it has `lanes`, those are dealt to ranks
     weight: its rows among every sum-of-weights rows of the mix, exactly
-    build:  (item of the node, the row's generator) -> the row's sequences: where tasks are chosen and prompts dropped
+    build:  (item, the row's generator) -> the row's sequences: where tasks are chosen and prompts dropped
     length: positions of its rows, or None for those of the longest row of the batch
     pairs:  anti-masking: each of its rows comes twice, with documents of indices 2j and of 2j + 1
+    seed:   of the tasks of its rows
+    positions: of a row, on the average
     """
 
     name: str
-    node: Node[Any]
+    rows: Callable[[int], Any] | Lanes
     weight: int
     build: Callable[[Any, np.random.Generator], list[TokenSequence]]
     length: int | None = None
     pairs: bool = False
+    seed: int = 0
+    positions: float = 0.0
+
+    @property
+    def lanes(self) -> int | None:
+        """How many lanes its rows are of; None where every row stands alone."""
+        return getattr(self.rows, "lanes", None)
+
+    def own(self, rows: range, rank: int, world_size: int) -> list[int]:
+        """Those of these consecutive rows that a rank makes: of every world_size-th lane."""
+        count = self.lanes or world_size
+        lanes = range(rank, count, world_size)
+        return sorted(r for lane in lanes for r in range(rows.start + (lane - rows.start) % count, rows.stop, count))
+
+    def most(self, rows: range, world_size: int) -> int:
+        """Of these consecutive rows, as many as the rank makes that makes most."""
+        count = self.lanes or world_size
+        lanes = np.arange(count)
+        each, more = divmod(len(rows), count)
+        return int(np.bincount(lanes % world_size, each + ((lanes - rows.start) % count < more), minlength=world_size).max())
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the mix: the stream it is from, its sequences and the global sample index of each, and what is told of samples.
+    """A row of a batch: its sequences, the noise index of each, and what is told. Without sequences it is padding."""
 
-    The row of a bad sample has no sequence: it takes its index and its place, and trains nothing.
-    """
-
-    stream: str
-    sequences: list[TokenSequence]
-    indices: list[int]
-    notes: list[Note]
+    sequences: list[TokenSequence] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
-class Mix(Node[list[Row]]):
-    """Rows of several streams in exact proportion, in an order that is a function of (seed, row).
+class Mix:
+    """Rows of several streams in exact proportion, in an order that is a function of (seed, row of the mix).
 
-    Yields one row, or where any stream wants pairs two: the same one twice, or two of a stream that wants none.
+    Where any stream wants pairs, each row of the mix is two of the batch: the same one twice, or two of a stream that wants
+    none.
     """
 
     def __init__(self, streams: Sequence[Stream], seed: int) -> None:
-        super().__init__()
         if not streams:
             raise ValueError("data: there is no stream to mix")
         for s in streams:
@@ -153,59 +124,39 @@ class Mix(Node[list[Row]]):
         self.seed = seed
         self.copies: int = 1 + any(s.pairs for s in streams)
         divisor = math.gcd(*(s.weight for s in streams))
-        self._window = np.repeat(np.arange(len(streams)), [s.weight // divisor for s in streams])
+        self._weights = [s.weight // divisor for s in streams]
+        self._window = np.repeat(np.arange(len(streams)), self._weights)
 
     @property
     def window(self) -> int:
         """Sequences after which the shares are exact: a batch of a multiple of it always has the same make-up."""
         return len(self._window) * self.copies
 
-    def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        super().reset(initial_state)
-        state = initial_state or {}
-        self.row: int = state.get("row", 0)
-        self.index: int = state.get("index", 0)
-        for s in self.streams:
-            s.node.reset(state["streams"][s.name] if state else None)
-
-    def next(self) -> list[Row]:
-        """The next row of the mix, or two."""
-        window, place = divmod(self.row, len(self._window))
-        stream = self.streams[sample_rng(self.seed, "mix", window).permutation(self._window)[place]]
-        self.row += 1
-        together = self.copies if stream.pairs else 1
-        return [row for _ in range(self.copies // together) for row in self._draw(stream, together)]
-
-    def _draw(self, stream: Stream, copies: int) -> list[Row]:
-        """One row of a stream, `copies` times. Raises ValueError, naming the stream, for a sample that ends the run."""
-        try:
-            item = next(stream.node)
-        except ValueError as error:
-            raise ValueError(f"data.{stream.name}: {error}") from error
-        sequences, places, notes = [], 1, []
-        if isinstance(item, BadSample):
-            notes = [Note(item.name, item.why)]
-        else:
-            sample, notes = (item.sample, item.notes) if isinstance(item, Noted) else (item, [])
-            sequences = stream.build(sample, sample_rng(self.seed, "task", self.index))
-            places = len(sequences)
-        first = -(-self.index // copies) * copies  # 2j, so that 2j + 1 is the other of a pair
-        self.index = first + copies * places
-        notes = [replace(note, stream=stream.name) for note in notes]
+    def before(self, row: int) -> list[int]:
+        """Rows of each stream among the first `row` of the mix (a pair counts once, as it does in the mix)."""
+        window, place = divmod(row, len(self._window))
+        begun = sample_rng(self.seed, "mix", window).permutation(self._window)[:place]
+        own = np.bincount(begun, minlength=len(self.streams)).tolist()
         return [
-            Row(stream.name, sequences, [first + copies * k + c for k in range(len(sequences))], notes) for c in range(copies)
+            (window * weight + more) * (1 if s.pairs else self.copies)
+            for s, weight, more in zip(self.streams, self._weights, own, strict=True)
         ]
 
-    def get_state(self) -> dict[str, Any]:
-        return {"row": self.row, "index": self.index, "streams": {s.name: s.node.state_dict() for s in self.streams}}
+    def between(self, first: int, last: int) -> list[range]:
+        """The rows of each stream that rows first to last - 1 of the mix are of."""
+        return [range(a, b) for a, b in zip(self.before(first), self.before(last), strict=True)]
 
 
 class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
     """The next sequences of the mix as micro-batches: each of one stream, at that stream's own length.
 
-    batch_size: tokens of all rows before -> sequences of the next step (so it may change on the way); or one number
+    batch_size: rows of the batch before -> sequences of the next step (so it may change on the way); or one number
     micro_size: rows of a micro-batch at the most, on each rank
-    rank, world_size: every rank reads the whole mix and keeps each world_size-th row of every micro-batch
+    ahead:      steps whose samples are announced to workers, if there are any
+    rank, world_size: a rank makes its own rows. It may have fewer than another, or none, and then has rows of padding: every
+                rank has as many micro-batches, and as many rows in each
+
+    Its state has the lanes of this rank; those of all ranks together (`gathered`) are the state of the whole.
     """
 
     def __init__(
@@ -216,15 +167,20 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
         pad_id: int,
         rank: int = 0,
         world_size: int = 1,
+        ahead: int = 1,
     ) -> None:
         super().__init__()
         self.mix = mix
-        self.micro_size: int = micro_size * world_size
+        self.micro_size = micro_size
         self.pad_id = pad_id
-        self.batch_size: Callable[[int], int] = batch_size if callable(batch_size) else lambda tokens: batch_size
+        self.batch_size: Callable[[int], int] = batch_size if callable(batch_size) else lambda rows: batch_size
         self.rank = rank
         self.world_size = world_size
+        self.ahead = ahead
         self._checked(self.batch_size(0))
+        for s in mix.streams:
+            if s.lanes is not None and s.lanes < world_size:
+                raise ValueError(f"data.{s.name} has {s.lanes} lanes, fewer than the {world_size} ranks that share them")
 
     def _checked(self, size: int) -> int:
         if size % self.mix.copies:
@@ -233,42 +189,72 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
-        state = initial_state or {"mix": None, "tokens": 0}
-        self.tokens: int = state["tokens"]
-        self.mix.reset(state["mix"])
+        state = initial_state or {"row": 0, "lanes": {}}
+        self.row: int = state["row"]
+        self.lanes: dict[str, dict[int, Node[Any]]] = {s.name: {} for s in self.mix.streams if isinstance(s.rows, Lanes)}
+        self._saved = {name: state["lanes"].get(name, {}) for name in self.lanes}
 
     def next(self) -> list[tuple[str, Batch, list[Note]]]:
         """The micro-batches of one optimizer step, stream by stream, each with its stream's name and the notes of its rows.
 
-        The row of a bad sample is one of padding: every rank has as many micro-batches as if all samples were good, and as
-        many rows in each.
+        Raises ValueError, naming the stream, for a sample that ends the run.
         """
-        size = self._checked(self.batch_size(self.tokens))
-        rows, before = self._rows(size), []
-        while not any(r.sequences for r in rows):  # nothing to train on: no step
-            before += [note for r in rows for note in r.notes]
-            rows = self._rows(size)
-        self.tokens += sum(len(s) for r in rows for s in r.sequences)
+        last = self.row + self._checked(self.batch_size(self.row * self.mix.copies)) // self.mix.copies
+        planned = self.mix.between(self.row, last)
+        self._announce(last + (last - self.row) * self.ahead)
+        self.row = last
         batches = []
-        for stream in self.mix.streams:
-            own = [r for r in rows if r.stream == stream.name]
-            for part in np.array_split(np.arange(len(own)), math.ceil(len(own) / self.micro_size)) if own else ():
-                kept = [own[i] for i in part[self.rank :: self.world_size]]
-                if not kept:
-                    raise ValueError(
-                        f"data.{stream.name}: {len(part)} rows of a micro-batch cannot be shared by {self.world_size} ranks; "
-                        "raise batch.physical or the stream's weight"
-                    )
+        for stream, rows in zip(self.mix.streams, planned, strict=True):
+            own = [row for r in stream.own(rows, self.rank, self.world_size) for row in self._made(stream, r)]
+            slots = stream.most(rows, self.world_size) * (1 + stream.pairs)
+            own += [Row()] * (slots - len(own))
+            for part in np.array_split(np.arange(slots), math.ceil(slots / self.micro_size)) if slots else ():
+                kept = [own[i] for i in part]
                 batch = collate([r.sequences for r in kept], [r.indices for r in kept], self.pad_id, stream.length)
-                batches.append((stream.name, batch, before + [note for r in kept for note in r.notes]))
-                before = []
+                batches.append((stream.name, batch, [note for r in kept for note in r.notes]))
         return batches
 
-    def _rows(self, size: int) -> list[Row]:
-        rows: list[Row] = []
-        while len(rows) < size:
-            rows += next(self.mix)
-        return rows
+    def _announce(self, until: int) -> None:
+        """Says which rows come up to a row of the mix, to those whose samples may be prepared meanwhile."""
+        for stream, rows in zip(self.mix.streams, self.mix.between(self.row, until), strict=True):
+            if announce := getattr(stream.rows, "ahead", None):
+                announce(stream.own(rows, self.rank, self.world_size))
+
+    def _made(self, stream: Stream, row: int) -> list[Row]:
+        """A row of a stream; of one that wants pairs, twice."""
+        try:
+            item = next(self._lane(stream, stream.rows, row)) if isinstance(stream.rows, Lanes) else stream.rows(row)
+        except ValueError as error:
+            raise ValueError(f"data.{stream.name}: {error}") from error
+        sample, notes = (item.sample, list(item.notes)) if isinstance(item, Noted) else (item, [])
+        sequences = stream.build(sample, sample_rng(stream.seed, "task", row))
+        notes = [replace(note, stream=stream.name) for note in notes]
+        copies = 1 + stream.pairs
+        return [
+            Row(sequences, [(place << IN_A_ROW | row) * copies + c for place in range(len(sequences))], notes)
+            for c in range(copies)
+        ]
+
+    def _lane(self, stream: Stream, lanes: Lanes, row: int) -> Node[Any]:
+        """The lane that a row is the next of, opened where it was left."""
+        opened, lane = self.lanes[stream.name], row % lanes.lanes
+        if lane not in opened:
+            opened[lane] = lanes.open(lane)
+            opened[lane].reset(self._saved[stream.name].get(str(lane)))
+        return opened[lane]
 
     def get_state(self) -> dict[str, Any]:
-        return {"mix": self.mix.state_dict(), "tokens": self.tokens}
+        lanes = {}
+        for name, opened in self.lanes.items():
+            own = {lane: state for lane, state in self._saved[name].items() if int(lane) % self.world_size == self.rank}
+            lanes[name] = own | {str(lane): node.state_dict() for lane, node in opened.items()}
+        return {"row": self.row, "lanes": lanes}
+
+
+def gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of the whole, from those of all ranks after one step: each has the lanes of its own."""
+    lanes: dict[str, dict[str, Any]] = {}
+    for state in states:
+        for name, own in state["lanes"].items():
+            lanes.setdefault(name, {}).update(own)
+    return {"row": states[0]["row"], "lanes": lanes}

@@ -16,8 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from components.data.bad import MACHINE, BadSample
 from components.files import in_one_line
+from components.places import AnyPath, Unreachable, fetched, place, read_bytes
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -41,7 +44,10 @@ def decoded(data: bytes, name: str) -> str:
     return text
 
 
-def read_text(path: str | Path) -> str:
+NOT_FOUND = "file not found"
+
+
+def read_text(path: str | AnyPath) -> str:
     """A text file, each of its line ends as \\n. Raises BadSample."""
     name = str(path)
     try:
@@ -67,13 +73,13 @@ def checked_text(value: Any, name: str, key: str = "text") -> str:
     return value
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+def json_lines(path: str | AnyPath) -> Iterator[tuple[int, Any]]:
     """The values of a JSONL file with the numbers of their lines, from 1; each that is none as a BadSample in its place.
 
     A record ends at \\n or \\r\\n and nowhere else: U+2028, U+0085 and the like may stand inside a string. Empty lines are left
     out. Raises OSError where the file cannot be opened.
     """
-    with Path(path).open("rb") as file:
+    with fetched(path).open("rb") as file:
         lines: Iterable[bytes] = file
         if file.peek(4).startswith(tuple(mark for mark, encoding in BOMS if encoding != "utf-8")):
             try:
@@ -103,7 +109,7 @@ def name_for(source: Any, kind: str) -> str:
     """What a source is called in a BadSample: its path, or what kind of thing it is."""
     if isinstance(source, Mapping):
         return str(source.get("path") or kind)
-    return str(source) if isinstance(source, (str, Path)) else kind
+    return str(source) if isinstance(source, (str, Path, UPath)) else kind
 
 
 def opened(source: Any, name: str) -> io.BufferedReader | io.BytesIO:
@@ -112,16 +118,12 @@ def opened(source: Any, name: str) -> io.BufferedReader | io.BytesIO:
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if isinstance(source, str) and "://" in source:  # of a streamed dataset
-        import fsspec
-
-        remote: Any = fsspec.open(source, "rb")  # a list of files for a pattern, which this is not
-        with remote as file:
-            return io.BytesIO(file.read())
-    if isinstance(source, (str, Path)):
-        if not Path(source).exists():
-            raise BadSample(name, "file not found")
-        return Path(source).open("rb")
+    if isinstance(source, (str, Path, UPath)):
+        try:
+            at = place(source)
+            return at.open("rb") if isinstance(at, Path) else io.BytesIO(read_bytes(at))
+        except FileNotFoundError as error:
+            raise BadSample(name, NOT_FOUND) from error
     if isinstance(source, io.BytesIO):
         return io.BytesIO(source.getvalue())
     raise BadSample(name, "it is missing" if source is None else f"expected a file, got {type(source).__name__}")
@@ -129,7 +131,7 @@ def opened(source: Any, name: str) -> io.BufferedReader | io.BytesIO:
 
 def unreadable(name: str, kind: str, error: Exception) -> Exception:
     """A decoder's error as a BadSample; one of the machine stays what it is."""
-    if isinstance(error, OSError) and error.errno in MACHINE:
+    if isinstance(error, Unreachable) or (isinstance(error, OSError) and error.errno in MACHINE):
         return error
     reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
     return BadSample(name, f"it cannot be read as {kind}: {in_one_line(reason)}")

@@ -8,7 +8,7 @@ Samples are dicts with any of `text` (str), `image` (PIL, L or RGB), `audio` (a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from components.data.hub import Convert, Shorter, labels_of, load_split, undecod
 from components.data.images import read_image
 from components.data.indexed import Indexed, Iterated, Mapped
 from components.data.reading import checked_text, json_lines, read_text
+from components.places import AT_START, AnyPath, exists, listing, place, within
 from components.progress import Bar
 from components.resampling import resample
 from components.templates import fill
@@ -65,15 +66,15 @@ class Folder(Indexed[dict[str, Any]]):
         held_out: float = 0.1,
         on_corrupt: OnCorrupt = "skip",
     ) -> None:
-        root = Path(path)
+        root = place(path)
         self.kind: Kind = kind
         self.size = size
         self.sample_rate = sample_rate
         self.on_corrupt: OnCorrupt = checked_policy(on_corrupt)
         files, found = listed(root, kind)
         every = captioned(root, files, captions if kind != "text" else None, columns)
-        here = part([_within(root, file) for file, _ in every], split, held_out)
-        self.samples: list[tuple[Path, Caption]] = [every[i] for i in here]
+        here = part([within(root, file).as_posix() for file, _ in every], split, held_out)
+        self.samples: list[tuple[AnyPath, Caption]] = [every[i] for i in here]
         count = len(self) if on_corrupt == "refuse" else min(len(self), LOOKED_AT)
         corrupt: list[BadSample] = []
         for i in Bar(np.linspace(0, len(self) - 1, count), desc=f"checking {path}", disable=count < 1000):
@@ -83,7 +84,7 @@ class Folder(Indexed[dict[str, Any]]):
                 corrupt.append(bad)
         looked_at = f"{count} files" if count == len(self) else f"{count} files looked at"
         if len(corrupt) == count:
-            how = kind != "text" and captions == "beside" and not any(isinstance(c, Path) and c.is_file() for _, c in every)
+            how = kind != "text" and captions == "beside" and not ({c for _, c in every} & set(found))
             help_ = f"; {other_captions(root, found)}" if how else ""
             raise ValueError(f"all {looked_at} in {path} are corrupt as {kind}, the first is {corrupt[0]}{help_}")
         if corrupt:
@@ -96,7 +97,7 @@ class Folder(Indexed[dict[str, Any]]):
         return len(self.samples)
 
     @property
-    def files(self) -> list[Path]:
+    def files(self) -> list[AnyPath]:
         """The file of each sample: what it is known by where the folder changes later."""
         return [file for file, _ in self.samples]
 
@@ -185,9 +186,12 @@ class Jsonl(Indexed[dict[str, Any]]):
         held_out: float = 0.1,
         on_corrupt: OnCorrupt = "skip",
     ) -> None:
-        root = Path(path)
-        files = sorted(root.rglob("*.jsonl")) if root.is_dir() else [root]
-        if not files or not files[0].is_file():
+        root = place(path)
+        try:
+            files = [root] if exists(root, AT_START) else [f for f in listing(root, AT_START) if f.name.endswith(".jsonl")]
+        except FileNotFoundError:
+            files = []
+        if not files:
             raise FileNotFoundError(f"no JSONL file at {path}")
         self.fields: dict[str, str] = fields or {}
         self.template = template
@@ -202,7 +206,7 @@ class Jsonl(Indexed[dict[str, Any]]):
         if not every:
             raise ValueError(f"{path} holds no line")
         here = part([_shown(row) for _, _, row in every], split, held_out)
-        self.rows: list[tuple[Path, int, dict[str, str] | BadSample]] = [every[i] for i in here]
+        self.rows: list[tuple[AnyPath, int, dict[str, str] | BadSample]] = [every[i] for i in here]
         corrupt = [row for _, _, row in self.rows if isinstance(row, BadSample)]
         if len(corrupt) == len(self.rows):
             raise ValueError(f"no line of {path} can be used; {corrupt[0]}")
@@ -249,13 +253,8 @@ class Jsonl(Indexed[dict[str, Any]]):
             if "audio" in row:
                 sample |= {"audio": read_audio(file.parent / row["audio"], self.sample_rate), "sample_rate": self.sample_rate}
         except BadSample as bad:
-            raise BadSample(f"{file}, line {number}", f"{Path(bad.name).name}: {bad.why}") from bad
+            raise BadSample(f"{file}, line {number}", f"{PurePath(bad.name).name}: {bad.why}") from bad
         return sample
-
-
-def _within(root: Path, file: Path) -> str:
-    """A file by its path from the folder; one that a table has elsewhere, by all of it."""
-    return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
 def _shown(row: Mapping[str, str] | BadSample) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -10,20 +11,27 @@ import torch
 import torchdata.nodes as tn
 
 from components.data.bad import BadSample, Note, Refused, attempt, name_of, usable
-from components.data.endless import Shuffled, Streamed
-from components.data.nodes import MicroBatches, Mix, Node, Packed, Stream
+from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed
+from components.data.draws.order import ShardOrder, WholeOrder
+from components.data.draws.workers import Workers
+from components.data.nodes import Lanes, MicroBatches, Mix, Stream
+from components.data.packing import Packed
 from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
+from components.noise import seed_of
 from components.sequences import content
 from components.tasks import INSTRUCT
 from components.tokenizers import Tokenizer
-from components.types import Batch, Movable, NoisyBatch
+from components.types import PAD_DOCUMENT, Batch, Movable, NoisyBatch
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
 from mdm.data.processor import Processor
-from mdm.data.rows import builder
-from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings, lacking
+from mdm.data.rows import Builder, builder
+from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings, lacking, row_length
+
+LANES = 64
+BLOCK = 1000  # samples of a streamed source that are drawn from in random order, over all its lanes
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class MicroBatch(Movable):
     positions: list[RangePositions]
     denominator: float
     num_tokens: int
+    num_rows: int  # but those of padding
     whole_rows: bool  # every row is one document and no padding, by its stream: attention needs no mask
     content: list[int]  # tokens per id range, each canvas up to its first end token: what bits per token count
     notes: Sequence[Note] = ()  # of the samples that were left out of its rows or cut
@@ -62,6 +71,7 @@ def micro_batch(
         positions=positions_by_range(batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight, vocabulary),
         denominator=denominator,
         num_tokens=batch.num_tokens,
+        num_rows=int((batch.document != PAD_DOCUMENT).any(dim=1).sum()),
         whole_rows=not packed and batch.one_document_per_row,
         content=torch.bincount(ranges, minlength=len(vocabulary.ranges)).tolist(),
         notes=notes,
@@ -92,13 +102,13 @@ def corpus(sources: Mapping[str, Any], modality: str, limit: int = 20_000_000) -
 def maskers(
     data: Mapping[str, StreamSettings], default: Mapping[str, Any], processor: Processor, seed: int
 ) -> dict[str, Masker]:
-    """What masks each stream's rows: its own masker, or that of the node `default`."""
-    supplied = dict(zip(MASKER_SUPPLIED, (processor.vocabulary.mask_id, processor.vocabulary.modalities, seed), strict=True))
-
-    of_run = conforming(default, "masker", Masker, **supplied)
-    masked = {name: s.masker for name, s in data.items() if s.masker is not None}
-    own = {name: conforming(node, f"data.{name}.masker", Masker, **supplied) for name, node in masked.items()}
-    return {name: own.get(name, of_run) for name in data}
+    """What masks each stream's rows, with a seed of its own: the stream's masker, or that of the node `default`."""
+    built = {}
+    for name, settings in data.items():
+        supplied = (processor.vocabulary.mask_id, processor.vocabulary.modalities, seed_of(seed, name))
+        node, key = (default, "masker") if settings.masker is None else (settings.masker, f"data.{name}.masker")
+        built[name] = conforming(node, key, Masker, **dict(zip(MASKER_SUPPLIED, supplied, strict=True)))
+    return built
 
 
 def tokenizers(nodes: Mapping[str, Mapping[str, Any]], words: Callable[[str], Iterator[str]]) -> dict[str, Tokenizer]:
@@ -114,26 +124,32 @@ def streams(
     seed: int,
     prompt_dropout: float,
     max_length: int | None = None,
+    lanes: int = LANES,
+    workers: int = 0,
 ) -> list[Stream]:
     """The streams of the mix. Samples that lie in memory are tokenized once, the others when they are drawn.
 
     max_length: of a row; null sets no limit
+    lanes:      of a stream whose rows come one after the other (`components.data.nodes.Lanes`)
+    workers:    processes that read and tokenize samples; 0: whoever draws them does
 
     Raises ValueError for a task whose modality has no tokenizer, and for samples in memory that end the run: where one is
     refused, or none can be used.
     """
-    built = []
-    for k, (name, settings) in enumerate(data.items()):
+    built, pool = [], Workers(workers) if workers else None
+    for name, settings in data.items():
         why = next(filter(None, (lacking(t, name, processor.tokenizers) for t in settings.tasks if t != INSTRUCT)), None)
         if why is not None:
             raise ValueError(why)
         check_codebooks(name, sources[name], processor)
         build = builder(name, settings, processor, prompt_dropout, max_length)
-        node, pairs = _endless(sources[name], seed + k, build.prepare, f"data.{name}"), masker[name].pairs
-        if settings.pack is not None:
-            overhead = settings.pack - processor.text_room(settings.pack)
-            node = Packed(node, processor.text_sequence, settings.pack, overhead)
-        built.append(Stream(name, node, settings.weight, build, settings.pack, pairs))
+        own = seed_of(seed, name)
+        rows = _rows(name, sources[name], settings, build, processor, own, lanes, pool)
+        length = sum(share * row_length(settings, task, processor.canvas) for task, share in settings.tasks.items())
+        average = length / sum(settings.tasks.values())
+        built.append(Stream(name, rows, settings.weight, build, settings.pack, masker[name].pairs, own, average))
+    if pool is not None:
+        pool.start()
     return built
 
 
@@ -149,19 +165,54 @@ def check_codebooks(name: str, source: Any, processor: Processor) -> None:
             )
 
 
-def _endless(source: Any, seed: int, prepare: Callable[[Any], Any], key: str) -> Node[Any]:
-    """The node of a source."""
+def _rows(
+    name: str,
+    source: Any,
+    settings: StreamSettings,
+    build: Builder,
+    processor: Processor,
+    seed: int,
+    lanes: int,
+    workers: Workers | None,
+) -> Placed | Lanes:
+    """What the rows of a stream come from."""
     if not hasattr(source, "__len__"):
-        return Streamed(source, seed, prepare=prepare)
+        lanes = min(lanes, getattr(source, "num_shards", 1))
+        begin = None if workers is None else workers.rows(name, source, build.prepare)
+        opened = functools.partial(_streamed, source, build.prepare, begin, seed, lanes)
+    else:
+        source = source.lazily() if settings.pack is not None and hasattr(source, "lazily") else source
+        prepared = _prepared(source, build.prepare, name, workers)
+        few = getattr(source, "open_shards", None)
+        order = WholeOrder(len(source), seed) if few is None else ShardOrder(source.shard_sizes, lanes, seed, few)
+        if settings.pack is None:
+            return Placed(prepared, order, None if few is None else lanes)
+        opened = functools.partial(Draws, prepared, order, lanes)
+    if settings.pack is None:
+        return Lanes(lanes, lambda lane: Passing(opened(lane)))
+    length, overhead = settings.pack, settings.pack - processor.text_room(settings.pack)
+    return Lanes(
+        lanes, lambda lane: Packed(opened(lane), processor.text_sequence, length, overhead, best_fit=settings.best_fit or 0)
+    )
+
+
+def _streamed(source: Any, prepare: Any, begin: Any, seed: int, lanes: int, lane: int) -> Streamed:
+    """A lane of a source that is only iterated over: every lanes-th of its shards."""
+    part = source.shard(lanes, lane) if lanes > 1 else source
+    return Streamed(part, seed + lane, max(BLOCK // lanes, 16), prepare, begin)
+
+
+def _prepared(source: Any, prepare: Callable[[Any], Any], name: str, workers: Workers | None) -> Prepared:
+    """The samples of an indexable source, tokenized; those that lie in memory at once."""
     if not isinstance(source, list):
-        return Shuffled(source, seed, prepare)
+        return Prepared(source, prepare) if workers is None else workers.prepared(name, source, prepare)
     try:
         samples = [attempt(lambda s=s: s, prepare, name_of(source, i)) for i, s in enumerate(source)]
     except Refused as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"data.{name}: {error}") from error
     if all(isinstance(s, BadSample) for s in samples):
-        raise ValueError(f"{key}: none of its samples can be used; the first is {samples[0]}")
-    return Shuffled(samples, seed)
+        raise ValueError(f"data.{name}: none of its samples can be used; the first is {samples[0]}")
+    return Prepared(samples)
 
 
 def training_loader(
@@ -178,12 +229,15 @@ def training_loader(
 ) -> tn.Loader:
     """An endless loader of optimizer steps (lists of micro-batches), with `state_dict` / `load_state_dict`.
 
-    physical: tokens seen -> sequences of the next step, over all ranks
+    physical: tokens seen -> sequences of the next step, over all ranks. A rank does not know how many tokens the others' rows
+              have: it is asked with those that rows have on the average, full canvases and packs
     micro:    sequences of one forward pass of one rank at the most
     prefetch: steps made ahead by a thread; 0: none, in the caller's own
     """
     vocabulary = processor.vocabulary
-    node = MicroBatches(Mix(built, seed), physical, micro, vocabulary.pad_id, rank, world_size)
+    average = sum(s.weight * s.positions for s in built) / sum(s.weight for s in built)
+    mix = Mix(built, seed)
+    node = MicroBatches(mix, lambda rows: physical(int(rows * average)), micro, vocabulary.pad_id, rank, world_size)
     packed = {s.name: s.length is not None for s in built}
     step = cast(tn.BaseNode[list[tuple[str, Batch, list[Note]]]], node)  # which it is: torchdata says no types of its own
     node = tn.Mapper(

@@ -6,6 +6,7 @@ It is saved beside the weights, so that a model can always be spoken to in the t
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from components.files import read_json, require
+from components.places import AnyPath, copied, is_remote, listing, place, publish, within
 from components.sequences import TokenSequence, overhead, response_sequence, task_sequence
 from components.tasks import find_task, formed
 from components.tokenizers import Tokenizer
@@ -154,9 +156,15 @@ class Processor:
         """The ids of a text sample with the end token, ready to be packed."""
         return torch.cat([self.encode("text", sample["text"]), torch.tensor([self.vocabulary.end_id])])
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | AnyPath) -> None:
         """Writes vocabulary.json, processor.json and the tokenizers' own files."""
-        folder = Path(folder)
+        if is_remote(folder):
+            with tempfile.TemporaryDirectory() as made:
+                self.save(made)
+                for file in listing(made):
+                    publish(place(folder) / str(within(Path(made), file)), file.read_bytes())
+            return
+        folder = Path(str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder / "vocabulary.json")
         nodes = {m: _saved(m, t, folder) for m, t in self.tokenizers.items()}
@@ -164,13 +172,13 @@ class Processor:
         (folder / PROCESSOR).write_text(json.dumps({"tokenizers": nodes, "canvas": dict(self.canvas)}, indent=1))
 
     @classmethod
-    def load(cls, folder: str | Path, trust: bool = False) -> Processor:
+    def load(cls, folder: str | AnyPath, trust: bool = False) -> Processor:
         """Reads what `save` wrote. trust: build what it names, whatever that is (see mdm/config/trust.py).
 
         Raises FileNotFoundError naming what is missing, ValueError for what does not fit together, UserError for a tokenizer
         that is not the library's own.
         """
-        folder = Path(folder)
+        folder = copied(folder)
         for name in ("vocabulary.json", PROCESSOR):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}: is it a recipe's output_dir, or its model/ folder?")
@@ -240,7 +248,8 @@ def saved_tokenizer(path: str, modality: str, trust: bool = False) -> Tokenizer:
 
     Raises FileNotFoundError, ValueError, and UserError for one that is not the library's own, unless `trust` is set.
     """
-    file = Path(path) / PROCESSOR
+    folder = copied(path)
+    file = folder / PROCESSOR
     if not file.is_file():
         raise FileNotFoundError(f"{path} holds no {PROCESSOR}: is it a recipe's output_dir, its model/, or token shards?")
     saved = read_json(file)

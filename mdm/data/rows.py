@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from components.data.bad import Note, Noted, Refused
+from components.data.packing import Document
+from components.data.shards import Codes
 from components.sequences import TokenSequence, response_sequence
 from components.tasks import INSTRUCT, find_task
 from mdm.data.processor import Processor
@@ -86,13 +89,29 @@ class TextBuilder:
 
     processor: Processor
 
-    def prepare(self, sample: Mapping[str, Any]) -> Tensor:
+    def prepare(self, sample: Mapping[str, Any]) -> Document:
         """The ids of a document with its end token."""
-        _part(sample, "text")
-        return self.processor.text_document(sample)
+        text = _part(sample, "text")
+        return Tokenized(text, self.processor) if isinstance(text, Codes) else self.processor.text_document(sample)
 
     def __call__(self, prepared: list[TokenSequence], rng: np.random.Generator) -> list[TokenSequence]:
         return prepared
+
+
+class Tokenized:
+    """A document of token shards with its end token, of which spans are read: rows are planned from lengths alone."""
+
+    def __init__(self, codes: Codes, processor: Processor) -> None:
+        self.codes, self.processor = codes, processor
+
+    def __len__(self) -> int:
+        return len(self.codes) + 1
+
+    def __getitem__(self, span: slice) -> Int[Tensor, " n"]:
+        """Raises BadSample."""
+        start, stop, _ = span.indices(len(self))
+        ids = self.processor.encode("text", self.codes[start:stop])
+        return torch.cat([ids, torch.tensor([self.processor.vocabulary.end_id])]) if stop == len(self) > start else ids
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ class StreamSettings:
     weight:  share in the mix: rows among the sum of all weights
     tasks:   share of each task among its samples
     pack:    row length for running text; absent for pairs, which stand on canvases
+    best_fit: documents that are packed together, each whole where it fits best; null: in their order, cut where a row ends
     masker:  `_component_` node of what masks its rows in training; absent, the run's `masker`
     on_long: what becomes of a sample that does not fit its canvas: "refuse" ends the run, "skip" leaves it out, "cut" shortens
              what may end early to the canvas, without an end token. A sample that is left out or cut is counted
@@ -39,6 +39,7 @@ class StreamSettings:
     validation: dict[str, Any] | None = None
     held_out: float | None = None
     pack: int | None = None
+    best_fit: int | None = None
     masker: dict[str, Any] | None = None
     on_long: str = "refuse"
 
@@ -49,7 +50,7 @@ class BatchSettings:
 
     logical:  where the optimizer's settings were tuned
     physical: of a step as it runs, over all processes; null is logical
-    micro:    of one forward pass of one process, at the most; a larger physical is a multiple of micro x processes
+    micro:    of one forward pass of one process, at the most
     ramp:     share of the horizon -> the physical batch from there on
     """
 
@@ -63,7 +64,7 @@ class BatchSettings:
         begun = [share for share in self.ramp if share <= progress]
         return self.ramp[max(begun)] if begun else self.physical or self.logical
 
-    def validate(self, processes: int) -> None:
+    def validate(self) -> None:
         """Raises UserError."""
         for key in ("logical", "physical", "micro"):
             value = getattr(self, key)
@@ -72,12 +73,8 @@ class BatchSettings:
         for share in self.ramp:
             if not 0 < share < 1:
                 raise UserError(f"batch.ramp: {share} is not a share of the horizon in (0, 1)")
-        first = "physical" if self.physical else "logical"
-        for key, size in {first: self.at(0.0), **{f"ramp.{share}": size for share, size in self.ramp.items()}}.items():
-            own = size // processes
-            if size < 1 or size % processes or (own > self.micro and own % self.micro):
-                ranks = f" x {processes} processes" if processes > 1 else ""
-                raise UserError(f"batch.{key} = {size} must be a multiple of batch.micro = {self.micro}{ranks} (or smaller)")
+            if self.ramp[share] < 1:
+                raise UserError(f"batch.ramp.{share} must be at least 1, got {self.ramp[share]}")
 
 
 @dataclass
@@ -166,6 +163,10 @@ def check_streams(data: Mapping[str, StreamSettings]) -> None:
             raise UserError(f"data.{name}: `pack` (a row length) goes with the one task `text`, and that task with `pack`")
         if s.on_long not in ON_LONG:
             raise UserError(f"data.{name}.on_long: {s.on_long!r} is not one of {', '.join(ON_LONG)}")
+        if s.best_fit is not None and (s.best_fit < 1 or s.pack is None):
+            raise UserError(
+                f"data.{name}.best_fit = {s.best_fit}: a number of documents, of a stream with `pack`; null is none"
+            )
         if s.pack is not None and s.on_long != "refuse":
             raise UserError(f"data.{name}.on_long: packed text has no canvas, and a long text goes on in the next row")
         if s.train is None:
@@ -181,6 +182,8 @@ def row_length(stream: StreamSettings, task: str, canvas: Mapping[str, int | Non
     """Positions of a row: of the pack, or of a pair's canvases with their boundaries and the task's token."""
     if stream.pack is not None:
         return stream.pack
+    if task == INSTRUCT:  # as long as its prompt
+        return canvas.get("text") or 0
     return len(structure(task)) + sum(canvas.get(m) or 0 for m in find_task(task).modalities)
 
 
@@ -218,7 +221,9 @@ def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], lo
     """All of a run's settings that are about its batches, before anything is built. Raises UserError."""
     check_streams(data)
     check(masker, "masker", supplied=MASKER_SUPPLIED)
-    batch.validate(int(os.environ.get("WORLD_SIZE", 1)))
+    batch.validate()
+    if batch.ramp and (name := next((n for n, s in data.items() if INSTRUCT in s.tasks), None)):
+        raise UserError(f"batch.ramp: rows of data.{name} are as long as their prompts, so the horizon's shares are not known")
     for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
         if getattr(loss, key) not in known:
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")

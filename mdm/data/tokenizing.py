@@ -13,16 +13,18 @@ import functools
 import itertools
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from components.data.bad import BadSample, as_it_is, attempt, name_of
 from components.data.shards import INDEX, write_shard
-from mdm.config import UserError, read_json
+from components.files import read_json
+from components.places import AnyPath, exists, place, publish, read_bytes, sizes
+from mdm.config import UserError
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
 
@@ -34,14 +36,18 @@ def shard_name(number: int) -> str:
     return f"shard_{number:05d}.safetensors"
 
 
-def record_of(folder: Path, number: int) -> dict[str, Any] | None:
-    """What is written about a finished shard; None if there is none."""
-    path = folder / f"shard_{number:05d}.json"
-    if not path.is_file() or not (folder / shard_name(number)).is_file():
-        return None
-    record = read_json(path)
-    size = (folder / shard_name(number)).stat().st_size
-    return record if record.get("bytes") == size else None
+def record_name(number: int) -> str:
+    return f"shard_{number:05d}.json"
+
+
+def records(folder: AnyPath, numbers: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """What is written about those of these shards that are finished."""
+    there = sizes(folder)
+    written = [n for n in numbers if record_name(n) in there and shard_name(n) in there]
+    with ThreadPoolExecutor(16) as readers:  # which may be far away
+        contents = readers.map(lambda n: read_bytes(folder / record_name(n)), written)
+        found = {n: read_json(folder / record_name(n), content=content) for n, content in zip(written, contents, strict=True)}
+    return {n: record for n, record in found.items() if record.get("bytes") == there[shard_name(n)]}
 
 
 class Planned:
@@ -54,17 +60,15 @@ class Planned:
     and finished shards would hold some twice and others not at all.
     """
 
-    def __init__(self, folder: Path, source: Any) -> None:
+    def __init__(self, folder: AnyPath, source: Any) -> None:
         self.source, self.place = source, None
         files = getattr(source, "files", None)
         names = [str(file) for file in files] if isinstance(files, list) and len(files) == len(source) else None
         path = folder / PLAN
-        if not path.is_file():
-            partial = folder / f"{PLAN}.partial"
+        if not exists(path):
             lines = [json.dumps(name) for name in names] if names is not None else [str(len(source))]
-            partial.write_text("\n".join(lines) + "\n")
-            os.replace(partial, path)
-        self.planned = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+            publish(path, "\n".join(lines) + "\n")
+        self.planned = [json.loads(line) for line in read_bytes(path).decode().split("\n")[:-1]]
         if names is None:
             if self.planned != [len(source)]:
                 raise UserError(
@@ -99,7 +103,7 @@ class ShardWriter:
     """Writes shards of a source with the tokenizers of a folder; called with a shard's number, it returns its record."""
 
     def __init__(self, folder: str, source: Mapping[str, Any], shard_size: int) -> None:
-        self.folder, self.shard_size = Path(folder), shard_size
+        self.folder, self.shard_size = place(folder), shard_size
         self.processor = Processor.load(folder)
         self.samples = Planned(self.folder, open_source(source, "source"))
 
@@ -111,9 +115,9 @@ class ShardWriter:
 
 
 def write(
-    folder: Path, number: int, processor: Processor, samples: Iterable[tuple[int, str, Callable[[], Any]]]
+    folder: AnyPath, number: int, processor: Processor, samples: Iterable[tuple[int, str, Callable[[], Any]]]
 ) -> dict[str, Any]:
-    """One shard and its record: {"shard", "file", "count", "bytes", "sha256", "corrupt": [[index, why], ...]}.
+    """One shard and its record: {"shard", "file", "count", "tokens", "bytes", "sha256", "corrupt": [[index, why], ...]}.
 
     samples: of each its index, its name, and what reads it
 
@@ -131,24 +135,22 @@ def write(
             corrupt.append([index, made.why if made.name == f"sample {index}" else str(made)])
         else:
             coded.append(made)
-    path = folder / shard_name(number)
-    digest = write_shard(path, coded, list(processor.tokenizers))
-    about = {"shard": number, "file": path.name, "count": len(coded), "bytes": path.stat().st_size, "sha256": digest}
-    record = {**about, "corrupt": corrupt}
-    partial = folder / f"shard_{number:05d}.json.partial"
-    partial.write_text(json.dumps(record))
-    os.replace(partial, folder / f"shard_{number:05d}.json")
+    digest, size = write_shard(folder / shard_name(number), coded, list(processor.tokenizers))
+    tokens = {m: sum(len(sample[m]) for sample in coded if m in sample) for m in processor.tokenizers}
+    about = {"shard": number, "file": shard_name(number), "count": len(coded), "tokens": tokens, "bytes": size}
+    record = {**about, "sha256": digest, "corrupt": corrupt}
+    publish(folder / record_name(number), json.dumps(record))
     return record
 
 
-def stream_shards(folder: Path, source: Any, shard_size: int, processor: Processor) -> Iterator[dict[str, Any]]:
+def stream_shards(folder: AnyPath, source: Any, shard_size: int, processor: Processor) -> Iterator[dict[str, Any]]:
     """The shards of a source that has no length, in its order; those that are there already are read over."""
     samples = ((i, f"sample {i}", functools.partial(as_it_is, sample)) for i, sample in enumerate(source))
     for number in itertools.count():
         block = list(itertools.islice(samples, shard_size))
         if not block:
             return
-        yield record_of(folder, number) or write(folder, number, processor, block)
+        yield records(folder, [number]).get(number) or write(folder, number, processor, block)
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,7 +168,7 @@ def _write_shard(folder: str, source: str, shard_size: int, places: tuple[str, .
 
 
 def ray_shards(
-    folder: Path, source: Mapping[str, Any], shard_size: int, numbers: list[int], workers: int, address: str | None
+    folder: AnyPath, source: Mapping[str, Any], shard_size: int, numbers: list[int], workers: int, address: str | None
 ) -> Iterator[dict[str, Any]]:
     """The records of these shards, written by `workers` processes of a Ray cluster that sees the same folder.
 
@@ -180,7 +182,8 @@ def ray_shards(
         raise UserError("ray_workers: Ray is not installed: pip install 'trimodal-mdm[scale]', or ray_workers=null") from error
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     task = ray.remote(num_cpus=1, max_retries=0)(_write_shard)  # Ray itself would try one that is out of memory for ever
-    arguments = (str(folder.resolve()), json.dumps(dict(source)), shard_size, tuple(sys.path))
+    where = str(folder.resolve() if isinstance(folder, Path) else folder)
+    arguments = (where, json.dumps(dict(source)), shard_size, tuple(sys.path))
     left, running, tries = iter(numbers), {}, Counter()
     try:
         running = {task.remote(*arguments, n): n for n in itertools.islice(left, workers)}
@@ -211,14 +214,12 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def write_index(folder: Path, records: list[dict[str, Any]], processor: Processor) -> dict[str, Any]:
+def write_index(folder: AnyPath, written: list[dict[str, Any]], processor: Processor) -> dict[str, Any]:
     """index.json, from the records of all shards; returns it."""
-    shards = [{k: v for k, v in r.items() if k not in ("shard", "corrupt")} for r in sorted(records, key=lambda r: r["shard"])]
-    corrupt = [list(entry) for r in sorted(records, key=lambda r: r["shard"]) for entry in r["corrupt"]]
+    shards = [{k: v for k, v in r.items() if k not in ("shard", "corrupt")} for r in sorted(written, key=lambda r: r["shard"])]
+    corrupt = [list(entry) for r in sorted(written, key=lambda r: r["shard"]) for entry in r["corrupt"]]
     codebooks = {modality: list(t.codebooks) for modality, t in processor.tokenizers.items()}
     samples = sum(s["count"] for s in shards)
     index = {"samples": samples, "codebooks": codebooks, "corrupt": corrupt, "shards": shards}
-    partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=1))
-    os.replace(partial, folder / INDEX)
+    publish(folder / INDEX, json.dumps(index, indent=1))
     return index

@@ -13,8 +13,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from components.places import AT_START, is_remote, place, publish, remove
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.config.names import up_to_date
+from mdm.data.position import load_state
 from mdm.data.processor import Processor
 from mdm.data.settings import check_data, check_tokenizers
 from mdm.hardware import Hardware, check_compile, check_hardware
@@ -30,6 +32,7 @@ FIXED = (
     "tokenizers",
     "canvas",
     "data",
+    "lanes",
     "prompt_dropout",
     "masker",
     "loss",
@@ -39,8 +42,21 @@ FIXED = (
 """Settings that a resumed run must share with the one it goes on from."""
 
 
-def check_output_dir(output_dir: str) -> None:
-    """Raises UserError where output_dir cannot be made or written to. A folder that was not there is not left behind."""
+def check_output_dir(output_dir: str, far: bool = False) -> None:
+    """Raises UserError where output_dir cannot be made or written to. A folder that was not there is not left behind.
+
+    far: it may be a URL
+    """
+    if is_remote(output_dir):
+        if not far:
+            raise UserError(f"output_dir={output_dir}: a run is written to a disk of this machine; name a folder of it")
+        try:
+            probe = place(output_dir) / ".writable"
+            publish(probe, b"", AT_START)
+            remove(probe)
+        except (OSError, ValueError) as error:
+            raise UserError(f"output_dir={output_dir} cannot be written to: {error}") from error
+        return
     folder = Path(output_dir)
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -70,16 +86,16 @@ def check_run(cfg: Any) -> None:
         check(cfg.metric_logger, "metric_logger")
     if not 0 <= cfg.prompt_dropout < 1:
         raise UserError(f"prompt_dropout must be in [0, 1), got {cfg.prompt_dropout}")
-    at_least(0, cfg, "seed")
+    at_least(0, cfg, "seed", "data_workers")
     at_least_one(
         cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
-        "sample_every_tokens",
+        "sample_every_tokens", "lanes",
     )  # fmt: skip
     check_held(Path(cfg.output_dir), asdict(cfg))
 
 
 def output_folder(output_dir: str) -> Path:
-    """The folder that a recipe writes to, made where there is none."""
+    """The folder of this machine that a recipe writes to, made where there is none."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -130,6 +146,8 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
 def check_same(folder: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises UserError where a checkpoint's run had other settings, of those that a resumed run must share."""
     for key in filter(config.__contains__, FIXED):
+        if key == "lanes" and key not in saved.get("fixed", {}):  # of a version that had none: see `restore_or_start`
+            continue
         if _compared(key, saved.get("fixed", {}).get(key, {})) != _compared(key, config[key]):
             raise UserError(
                 f"{folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
@@ -195,8 +213,11 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
         if run.resumed is None:
             keep_processor(run.folder, run.processor)
     if run.resumed is not None:
-        run.loader.load_state_dict(state.pop("data"))
+        known = load_state(run.loader, state.pop("data"))
         hw.say(f"Resuming from {run.resumed}, at {state['tokens'] / 1e6:.2f} M tokens.")
+        if not known:
+            hw.say("It was saved by an earlier version: samples come in another order from here on, and documents begin anew.")
+            state["fixed"] = fixed
         for name, count in run.lengths.items():
             before = state.setdefault("samples", run.lengths).get(name, count)
             if before != count:

@@ -12,8 +12,10 @@ from torchdata.nodes import Loader, Prefetcher
 from components.data.bad import BadSample, usable
 from components.data.clips import read_audio
 from components.data.digits import digits
-from components.data.endless import Shuffled, Streamed
-from components.data.nodes import MicroBatches, Mix, Packed, Stream
+from components.data.draws.endless import Draws, Placed, Prepared, Streamed
+from components.data.draws.order import WholeOrder
+from components.data.nodes import Lanes, MicroBatches, Mix, Stream
+from components.data.packing import Packed
 from components.data.reference import language_reference
 from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, hugging_face
@@ -31,12 +33,23 @@ def make_pipeline(vocabulary, pairs=(False, False), rank=0, world_size=1, batch_
         return [task_sequence(vocabulary, task, parts, {"text": 2, "image": 4})]
 
     documents = [torch.arange(n) % 7 for n in (5, 30, 11, 3)]
-    packed = Packed(Shuffled(documents, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24)
+
+    def packed(lane):
+        return Packed(draws(documents, 0, lane, 4), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24)
+
     streams = [
-        Stream("pairs", Shuffled(range(10), 1), 2, pair, pairs=pairs[0]),
-        Stream("text", packed, 1, lambda row, rng: row, length=24, pairs=pairs[1]),
+        Stream("pairs", placed(range(10), 1), 2, pair, pairs=pairs[0]),
+        Stream("text", Lanes(4, packed), 1, lambda row, rng: row, length=24, pairs=pairs[1]),
     ]
     return MicroBatches(Mix(streams, 0), batch_size, 6 // world_size, vocabulary.pad_id, rank, world_size)
+
+
+def placed(samples, seed):
+    return Placed(Prepared(samples), WholeOrder(len(samples), seed))
+
+
+def draws(samples, seed, lane=0, lanes=1):
+    return Draws(Prepared(samples), WholeOrder(len(samples), seed), lanes, lane)
 
 
 def flat(step):
@@ -72,10 +85,9 @@ def test_windows_of_the_mix_have_orders_of_their_own_from_the_seed():
     """Two of a, one of b a window: 3 orders. That 20 windows, or two seeds, have the same by chance: 3^-19."""
 
     def orders(seed):
-        streams = [Stream(name, Shuffled([0], 0), weight, lambda s, rng: []) for name, weight in (("a", 2), ("b", 1))]
-        mix = Mix(streams, seed)
-        mix.reset()
-        return ["".join(next(mix)[0].stream for _ in range(3)) for _ in range(20)]
+        mix = Mix([Stream(name, placed([0], 0), weight, lambda s, rng: []) for name, weight in (("a", 2), ("b", 1))], seed)
+        drawn = [next(name for name, rows in zip("ab", mix.between(r, r + 1), strict=True) if rows) for r in range(60)]
+        return ["".join(drawn[r : r + 3]) for r in range(0, 60, 3)]
 
     assert all(sorted(window) == ["a", "a", "b"] for window in orders(0))
     assert len(set(orders(0))) == 3
@@ -84,17 +96,19 @@ def test_windows_of_the_mix_have_orders_of_their_own_from_the_seed():
 
 def test_every_row_draws_its_task_for_itself(vocabulary):
     numbers, row = [], [task_sequence(vocabulary, "text", {"text": torch.tensor([1])}, {})]
-    stream = Stream("x", Shuffled([0], 0), 1, lambda s, rng: numbers.append(rng.random()) or row)
-    mix = Mix([stream], 0)
-    mix.reset()
-    [next(mix) for _ in range(16)]
+    stream = Stream("x", placed([0], 0), 1, lambda s, rng: numbers.append(rng.random()) or row)
+    next(MicroBatches(Mix([stream], 0), 16, 16, vocabulary.pad_id))
     assert len(set(numbers)) == 16
 
 
-def test_every_sample_index_is_given_once(vocabulary):
+def test_a_noise_index_is_given_once_in_a_stream_and_counts_its_rows(vocabulary):
     node = make_pipeline(vocabulary)
-    seen = torch.cat([b.document[b.document >= 0].unique() for _ in range(4) for _, b, _ in next(node)])
-    assert sorted(seen.tolist()) == list(range(len(seen)))
+    seen = [(name, b.document[b.document >= 0].unique().tolist()) for _ in range(4) for name, b, _ in next(node)]
+    pairs, text = ([i for name, indices in seen if name == own for i in indices] for own in ("pairs", "text"))
+    assert sorted(pairs) == list(range(32))
+    assert len(set(text)) == len(text)
+    assert sorted(i for i in text if i < 2**40) == list(range(16))  # the first document of each row
+    assert {i % 2**40 for i in text} == set(range(16))
 
 
 def test_pairs_are_the_same_sequence_twice(vocabulary):
@@ -116,18 +130,17 @@ def test_a_stream_without_pairs_beside_one_with_them_keeps_its_share_in_samples_
                 assert_close(first[0::2] % 2, torch.zeros(2, dtype=torch.long))
                 assert_close(first[0::2] + 1, first[1::2])
                 assert_close(batch.tokens[0::2], batch.tokens[1::2])
-            seen.append(batch.document[batch.document >= 0].unique())
-    indices = torch.cat(seen).tolist()
-    assert len(set(indices)) == len(indices)
+            seen.append((name, batch.document[batch.document >= 0].unique().tolist()))
+    assert len({(name, i) for name, own in seen for i in own}) == sum(len(own) for _, own in seen)
 
 
-def test_the_batch_may_change_with_the_tokens_seen(vocabulary):
+def test_the_batch_may_change_with_the_rows_seen(vocabulary):
     """The same samples in the same order, cut into other steps: also where it goes on from the state after two."""
     one = make_pipeline(vocabulary, batch_size=12)
-    grows = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
+    grows = make_pipeline(vocabulary, batch_size=lambda rows: 12 if rows < 24 else 24)
     expected = [b for _ in range(6) for _, b, _ in next(one)]
     steps = [next(grows) for _ in range(2)]
-    again = make_pipeline(vocabulary, batch_size=lambda tokens: 12 if tokens < 300 else 24)
+    again = make_pipeline(vocabulary, batch_size=lambda rows: 12 if rows < 24 else 24)
     again.reset(grows.state_dict())
     steps += [next(again) for _ in range(2)]
     assert [sum(len(b.tokens) for _, b, _ in step) for step in steps] == [12, 12, 24, 24]
@@ -140,17 +153,8 @@ def test_the_batch_may_change_with_the_tokens_seen(vocabulary):
         )
 
 
-def test_ranks_share_the_rows_of_one_process(vocabulary):
-    whole = next(make_pipeline(vocabulary))
-    parts = [next(make_pipeline(vocabulary, rank=r, world_size=2)) for r in range(2)]
-    for (_, batch, _), *halves in zip(whole, *parts, strict=True):
-        for r in range(2):
-            assert_close(halves[r][1].tokens, batch.tokens[r::2])
-            assert_close(halves[r][1].document, batch.document[r::2])
-
-
 def test_an_epoch_shows_every_sample_once_in_a_new_order():
-    node = Shuffled(range(20), seed=0)
+    node = draws(range(20), seed=0)
     first, second = ([next(node) for _ in range(20)] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
@@ -158,22 +162,22 @@ def test_an_epoch_shows_every_sample_once_in_a_new_order():
 
 def test_packing_loses_no_token(vocabulary):
     documents = [torch.arange(n) % 7 for n in (50, 9, 2, 31)]
-    node = Packed(Shuffled(documents, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), 24)
+    node = Packed(draws(documents, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), 24)
     rows = [next(node) for _ in range(12)]
     assert all(sum(len(s) for s in row) <= 24 for row in rows)
     packed = torch.cat([s.tokens[s.maskable] for row in rows for s in row])
-    source = Shuffled(documents, 0)
+    source = draws(documents, 0)
     stream = torch.cat([next(source) for _ in range(20)])
     assert_close(packed, stream[: len(packed)])
 
 
 def test_mistakes_are_named(vocabulary):
     with pytest.raises(ValueError, match="has no samples"):
-        Shuffled([], 0)
+        Prepared([])
     with pytest.raises(ValueError, match="too short to pack"):
-        Packed(Shuffled([1], 0), lambda d: d, 5)
+        Packed(draws([1], 0), lambda d: d, 5)
     with pytest.raises(ValueError, match=r"weight must be a positive integer, got 0"):
-        Mix([Stream("x", Shuffled([1], 0), 0, lambda s, r: [])], 0)
+        Mix([Stream("x", placed([1], 0), 0, lambda s, r: [])], 0)
     with pytest.raises(ValueError, match="must be even"):
         make_pipeline(vocabulary, pairs=(True, True), batch_size=13)
 
@@ -429,8 +433,8 @@ def test_token_shards_of_unequal_sizes_are_one_row_of_samples(tmp_path):
     shards, n = [], 0
     for k, count in enumerate((3, 0, 1, 2)):
         path = tmp_path / f"shard_{k}.safetensors"
-        digest = write_shard(path, [{"text": torch.full((i % 2 + 1,), i)} for i in range(n, n + count)], ["text"])
-        shards.append({"file": path.name, "count": count, "bytes": path.stat().st_size, "sha256": digest})
+        digest, size = write_shard(path, [{"text": torch.full((i % 2 + 1,), i)} for i in range(n, n + count)], ["text"])
+        shards.append({"file": path.name, "count": count, "bytes": size, "sha256": digest})
         n += count
     (tmp_path / "index.json").write_text(json.dumps({"codebooks": {"text": [6]}, "shards": shards}))
     found = TokenShards(str(tmp_path))

@@ -10,10 +10,11 @@ from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
 from components.data.bad import BadSample, Noted, Refused, attempt
-from components.data.endless import Shuffled, Streamed
-from components.data.nodes import MicroBatches, Mix, Packed, Stream
+from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed
+from components.data.draws.order import WholeOrder
+from components.data.nodes import Lanes, MicroBatches, Mix, Stream
+from components.data.packing import Packed
 from components.data.sources import hugging_face
-from components.losses import coefficients
 from components.maskers import BernoulliMasker
 from components.sequences import task_sequence
 from components.types import PAD_DOCUMENT
@@ -42,12 +43,20 @@ def pipeline(vocabulary, bad=(), bad_texts=(), pairs=False, rank=0, world_size=1
         return [task_sequence(vocabulary, task, parts, {"text": 2, "image": 4})]
 
     texts = Brought([torch.arange(n) % 7 for n in (5, 30, 11, 3, 9, 14)], bad_texts)
-    packed = Packed(Shuffled(texts, 0), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24)
+
+    def packed(lane):
+        return Packed(draws(texts, 0, lane, 4), lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), length=24)
+
+    samples = Brought(range(40), bad)
     streams = [
-        Stream("pairs", Shuffled(Brought(range(40), bad), 1), 2, pair, pairs=pairs),
-        Stream("text", packed, 1, lambda row, rng: row, length=24, pairs=pairs),
+        Stream("pairs", Placed(Prepared(samples), WholeOrder(40, 1)), 2, pair, pairs=pairs),
+        Stream("text", Lanes(4, packed), 1, lambda row, rng: row, length=24, pairs=pairs),
     ]
     return MicroBatches(Mix(streams, 0), size, micro // world_size, vocabulary.pad_id, rank, world_size)
+
+
+def draws(samples, seed, lane=0, lanes=1):
+    return Draws(Prepared(samples), WholeOrder(len(samples), seed), lanes, lane)
 
 
 def plain(steps):
@@ -62,29 +71,34 @@ def exhaust(node, most=2000):
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_bad_sample_leaves_all_others_their_index_their_order_and_their_mask(vocabulary, pairs, world_size):
-    """Over two epochs, on every rank: the same batches, but for rows of padding; and every rank has as many."""
-    bad, masker, named = (3, 17, 30), BernoulliMasker(vocabulary.mask_id, pairs=pairs), set()
+def test_a_bad_sample_is_replaced_by_the_next_and_all_others_keep_their_index_their_order_and_their_mask(
+    vocabulary, pairs, world_size
+):
+    """Over two epochs, on every rank: the same batches, but for the rows of three samples, which hold the ones behind them."""
+    bad, masker, named, replaced = (3, 17, 30), BernoulliMasker(vocabulary.mask_id, pairs=pairs), set(), 0
+    order = WholeOrder(40, 1)
     for rank in range(world_size):
         good, damaged = (pipeline(vocabulary, b, (), pairs, rank, world_size) for b in ((), bad))
-        padded = 0
         for _ in range(22 if pairs else 11):
             for (name, want, none), (other, found, notes) in zip(next(good), next(damaged), strict=True):
                 assert (name, none) == (other, [])
-                left_out = (found.document == PAD_DOCUMENT).all(1)
-                assert left_out.any() == bool(notes)
-                padded += int(left_out.sum())
+                rows = (want.document.max(dim=1).values // (1 + pairs)).tolist()
+                other_row = torch.tensor([name == "pairs" and order(r) in bad for r in rows])
+                assert other_row.any() == bool(notes)
+                replaced += int(other_row.sum())
                 named |= {(note.stream, note.name, note.cut) for note in notes}
                 want_noisy, noisy = masker(want), masker(found)
                 for field in ("tokens", "document", "maskable", "id_range", "position"):
-                    assert_close(getattr(found, field)[~left_out], getattr(want, field)[~left_out])
+                    assert_close(getattr(found, field)[~other_row], getattr(want, field)[~other_row])
                 for field in ("noisy", "mask", "weight"):
-                    assert_close(getattr(noisy, field)[~left_out], getattr(want_noisy, field)[~left_out])
-                documents = len(set(want.document[~left_out].flatten().tolist()) - {PAD_DOCUMENT})
-                assert coefficients(noisy)[1] == documents
-                assert not noisy.mask[left_out].any()
-        assert padded >= 3
+                    assert_close(getattr(noisy, field)[~other_row], getattr(want_noisy, field)[~other_row])
+                assert_close(found.document, want.document)
+                for r in other_row.nonzero()[:, 0].tolist():
+                    nearest = next(order(rows[r] + k) for k in itertools.count(1) if order(rows[r] + k) not in bad)
+                    text = found.tokens[r][found.modality[r] == vocabulary.modalities.index("text")]
+                    assert int(text[0]) == nearest % 7
     assert named == {("pairs", "3.png", False), ("pairs", "sample 17", False), ("pairs", "sample 30", False)}
+    assert replaced == 3 * 2 * (1 + pairs) + (2 if pairs else 1) * sum(order(r) in bad for r in range(80, 88))
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -111,10 +125,10 @@ def test_the_pipeline_resumes_at_the_very_next_sample_among_bad_ones(vocabulary,
 def test_packing_passes_over_a_bad_document_and_the_row_tells_of_it(vocabulary):
     texts = [torch.full((n,), i) for i, n in enumerate((9, 14, 11, 8, 9))]
     row = lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {})  # noqa: E731
-    node = Packed(Shuffled(Brought(texts, (2,)), 0), row, 24)
+    node = Packed(draws(Brought(texts, (2,)), 0), row, 24)
     rows = [next(node) for _ in range(8)]
     packed = torch.cat([s.tokens[s.maskable] for r in rows for s in (r.sample if isinstance(r, Noted) else r)])
-    source = Shuffled(texts, 0)
+    source = draws(texts, 0)
     expected = torch.cat([d for d in (next(source) for _ in range(20)) if d[0] != 2])
     assert_close(packed, expected[: len(packed)])
     assert {(n.name, n.why) for r in rows if isinstance(r, Noted) for n in r.notes} == {("2.png", "it is cut")}
@@ -129,20 +143,13 @@ def test_what_ranks_find_is_together_what_one_process_finds(vocabulary):
     assert len(found[0]) == 5
 
 
-def test_a_micro_batch_of_bad_samples_is_padding_and_a_step_of_them_is_none(vocabulary):
-    alone = pipeline(vocabulary, tuple(range(40)))
-    for name, batch, notes in next(alone):
-        if name == "pairs":
-            assert (batch.document == PAD_DOCUMENT).all()
-            assert batch.tokens.shape == (4, 8)
-            assert len(notes) == 4
+def test_where_no_sample_can_be_used_the_run_ends_by_the_first_ones_name(vocabulary):
     with pytest.raises(ValueError, match=r"^data\.pairs: 80 samples in a row cannot be used; the first is "):
-        exhaust(alone)
-    steps = pipeline(vocabulary, tuple(i for i in range(40) if i not in (2, 29)))
-    node = MicroBatches(Mix([steps.mix.streams[0]], 0), 2, 2, vocabulary.pad_id)
-    made = [next(node) for _ in range(4)]  # two good samples an epoch
-    assert all((b.document != PAD_DOCUMENT).any() for step in made for _, b, _ in step)
-    assert len({note.name for step in made for _, _, notes in step for note in notes}) > 20
+        next(pipeline(vocabulary, tuple(range(40))))
+    few = pipeline(vocabulary, tuple(i for i in range(40) if i not in (2, 29)))
+    made = [step for _ in range(4) for step in next(few)]
+    assert len({note.name for _, _, notes in made for note in notes}) > 20
+    assert all((b.document != PAD_DOCUMENT).any(1).all() for _, b, _ in made)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +226,8 @@ def test_a_streamed_sample_is_named_by_its_place_in_the_epoch_and_a_stream_that_
     seen = [next(node) for _ in range(36)]  # three epochs
     assert sorted(i for i in seen if not isinstance(i, BadSample)) == sorted([i for i in range(12) if i not in (2, 9)] * 3)
     assert {str(i) for i in seen if isinstance(i, BadSample)} == {"sample 2: no caption", "sample 9: no caption"}
-    broken = Mix([Stream("web", Streamed(Lines(samples, breaks_at=7), 0, block_size=5), 1, lambda s, rng: [])], 0)
+    lanes = Lanes(1, lambda lane: Passing(Streamed(Lines(samples, breaks_at=7), 0, block_size=5)))
+    broken = MicroBatches(Mix([Stream("web", lanes, 1, lambda s, rng: [])], 0), 1, 1, 0)
     with pytest.raises(ValueError, match=r"^data\.web: the stream ended at sample 7: ConnectionError: reset by peer"):
         exhaust(broken)
     never = Streamed(Lines([BadSample("x", "y")] * 3), 0)

@@ -270,13 +270,13 @@ def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp
 
 
 def test_a_record_of_half_a_shard_is_none(photos, run, tmp_path):
-    from mdm.data.tokenizing import record_of
+    from mdm.data.tokenizing import records
 
     run(*settings(photos, tmp_path / "out"))
     shard = tmp_path / "out" / "shard_00002.safetensors"
-    assert record_of(tmp_path / "out", 2)["count"] == 4
+    assert records(tmp_path / "out", [2])[2]["count"] == 4
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert record_of(tmp_path / "out", 2) is None
+    assert records(tmp_path / "out", [2]) == {}
 
 
 def test_a_streamed_dataset_is_tokenized_too(run, tmp_path):
@@ -300,13 +300,14 @@ def test_damaged_shards_are_named(photos, run, tmp_path):
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + b"\xff")
     with pytest.raises(ValueError, match=r"shard_00002\.safetensors has another checksum than index\.json says"):
-        TokenShards(str(out))
+        TokenShards(str(out))[8]
     shard.write_bytes(content[:-5])
     with pytest.raises(ValueError, match=r"shard_00002\.safetensors has \d+ bytes, and index\.json says"):
-        TokenShards(str(out), check=False)
+        TokenShards(str(out), check=False)[8]
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"token shard not found: .*shard_00002"):
-        TokenShards(str(out))
+    with pytest.raises(Refused, match=r"token shard not found: .*shard_00002"):
+        TokenShards(str(out))[8]
+    assert len(TokenShards(str(out))[:8]) == 8  # nobody opened it
     with pytest.raises(FileNotFoundError, match=r"holds no index\.json: `mdm run tokenize_data` has not finished there"):
         TokenShards(str(tmp_path))
     done = run(*settings(photos, out), "tokenizers.image.levels=4", check=False)

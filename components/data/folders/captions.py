@@ -13,18 +13,19 @@ import csv
 import io
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 
 from components.data.bad import BadSample
 from components.data.folders.listing import SUFFIXES, Kind
-from components.data.reading import checked_text, read_text
+from components.data.reading import NOT_FOUND, checked_text, read_text
+from components.places import AT_START, AnyPath, exists, within
 
 TABLES = (".csv", ".tsv", ".txt")
 FILE_COLUMNS = ("file_name", "file", "filename", "image", "audio", "path", "image_path", "audio_path", "clip", "id", "name")
 TEXT_COLUMNS = ("text", "caption", "transcript", "transcription", "sentence", "description", "prompt", "label", "title")
 """What the columns of a table may be called; the first that it has is taken."""
 
-Caption = str | Path | None
+Caption = str | AnyPath | None
 
 
 def spoken(name: str) -> str:
@@ -33,8 +34,8 @@ def spoken(name: str) -> str:
 
 
 def captioned(
-    root: Path, files: Sequence[Path], captions: str | None, columns: Mapping[str, str] | None = None
-) -> list[tuple[Path, Caption]]:
+    root: AnyPath, files: Sequence[AnyPath], captions: str | None, columns: Mapping[str, str] | None = None
+) -> list[tuple[AnyPath, Caption]]:
     """Samples of a folder: each a file and its caption.
 
     captions: beside, folder, None, or a table, its path from the folder; then a sample is a row, and its file may not be there
@@ -42,7 +43,7 @@ def captioned(
 
     Raises ValueError for a table that is none, and for a name that is none of these.
     """
-    if columns and (captions is None or Path(captions).suffix.lower() not in TABLES):
+    if columns and (captions is None or PureWindowsPath(captions).suffix.lower() not in TABLES):
         raise ValueError(f"columns are of a table, and captions is {captions!r}")
     if captions is None:
         return [(file, None) for file in files]
@@ -52,50 +53,51 @@ def captioned(
         if flat := next((file for file in files if file.parent == root), None):
             raise ValueError(f"captions: folder, and {flat.name} lies in none: in {root} there is a folder for each caption")
         return [(file, spoken(file.parent.name)) for file in files]
-    if Path(captions).suffix.lower() not in TABLES:
+    if PureWindowsPath(captions).suffix.lower() not in TABLES:
         own = "; of a .jsonl make a Jsonl source" if captions.endswith(".jsonl") else ""
         raise ValueError(f"captions {captions!r} is not beside, folder, null or a table ({', '.join(TABLES)}){own}")
     table = root / captions
-    if not table.is_file():
+    if not exists(table, AT_START):
         raise ValueError(f"captions: there is no {captions} in {root}")
     places = _places(root, files)
     return [(_found(root, places, name), text) for name, text in _rows(table, columns or {})]
 
 
-def read_caption(file: Path, caption: str | Path) -> str:
+def read_caption(file: AnyPath, caption: str | AnyPath) -> str:
     """The caption of a file. Raises BadSample."""
-    if isinstance(caption, Path) and not caption.is_file():
-        raise BadSample(str(file), f"its caption {caption.name} is missing")
+    beside = not isinstance(caption, str)
     try:
-        return checked_text(read_text(caption) if isinstance(caption, Path) else caption, str(file)).strip()
+        return checked_text(read_text(caption) if beside else caption, str(file)).strip()
     except BadSample as bad:
-        whose = f"its caption {caption.name}" if isinstance(caption, Path) else "its caption"
+        if beside and bad.why == NOT_FOUND:
+            raise BadSample(str(file), f"its caption {caption.name} is missing") from bad
+        whose = f"its caption {caption.name}" if beside else "its caption"
         raise BadSample(str(file), f"{whose}: {bad.why}") from bad
 
 
-def other_captions(root: Path, found: Sequence[Path]) -> str:
+def other_captions(root: AnyPath, found: Sequence[AnyPath]) -> str:
     """What `captions` may be, where there is none beside a file."""
     tables = [p.name for p in found if p.parent == root and p.suffix.lower() in (".csv", ".tsv")]
     return f"captions may also be {', '.join(tables) or 'a table (captions.csv)'}, folder (its name), or null for none"
 
 
 def say_alone(
-    root: Path, kind: Kind, files: Sequence[Path], found: Sequence[Path], samples: Sequence[tuple[Path, Caption]]
+    root: AnyPath, kind: Kind, files: Sequence[AnyPath], found: Sequence[AnyPath], samples: Sequence[tuple[AnyPath, Caption]]
 ) -> None:
     """Prints how many captions are beside no file, and how many files have no row in a table."""
     if kind == "text" or not samples:
         return
-    if isinstance(samples[0][1], Path):
+    if samples[0][1] is not None and not isinstance(samples[0][1], str):
         beside = {caption for _, caption in samples}
         if alone := [p for p in found if p.suffix == ".txt" and p not in beside]:
             taken = f"{kind} file ({', '.join(SUFFIXES[kind])})"
-            print(f"{root}: {len(alone)} caption(s) beside no {taken}, the first is {alone[0].relative_to(root)}")
+            print(f"{root}: {len(alone)} caption(s) beside no {taken}, the first is {within(root, alone[0])}")
     named = {file for file, _ in samples}
     if alone := [p for p in files if p not in named]:
-        print(f"{root}: {len(alone)} {kind} file(s) that the table does not name, the first is {alone[0].relative_to(root)}")
+        print(f"{root}: {len(alone)} {kind} file(s) that the table does not name, the first is {within(root, alone[0])}")
 
 
-def _rows(table: Path, columns: Mapping[str, str]) -> list[tuple[str, str]]:
+def _rows(table: AnyPath, columns: Mapping[str, str]) -> list[tuple[str, str]]:
     """File and caption of each row. What parts the columns is the first of tab, | ; and comma in the file.
 
     Raises ValueError.
@@ -119,7 +121,7 @@ def _rows(table: Path, columns: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(row[file].strip(), row[caption].strip()) for row in own]
 
 
-def _columns(table: Path, first: list[str], named: Mapping[str, str]) -> tuple[int, int, bool]:
+def _columns(table: AnyPath, first: list[str], named: Mapping[str, str]) -> tuple[int, int, bool]:
     """Places of the file and of the text, and whether the first row is the columns' names. Raises ValueError."""
     if unknown := set(named) - {"file", "text"}:
         raise ValueError(f"columns: {min(unknown)!r} is neither file nor text")
@@ -140,24 +142,24 @@ def _columns(table: Path, first: list[str], named: Mapping[str, str]) -> tuple[i
     return found["file"], found["text"], True  # pyright: ignore[reportReturnType] (neither is None)
 
 
-def _places(root: Path, files: Sequence[Path]) -> dict[str, Path | None]:
+def _places(root: AnyPath, files: Sequence[AnyPath]) -> dict[str, AnyPath | None]:
     """Files by their path from the folder, their name, and their name without its ending; None for several of one name.
 
     An accent is one character in the keys: some systems write it as two.
     """
-    found: dict[str, Path | None] = {}
+    found: dict[str, AnyPath | None] = {}
     for key in (lambda f: f.stem, lambda f: f.name):
-        own: dict[str, Path | None] = {}
+        own: dict[str, AnyPath | None] = {}
         for file in files:
             own[key(file)] = file if key(file) not in own else None
         found |= own
     for file in files:
-        path = file.relative_to(root)
+        path = within(root, file)
         found |= {path.as_posix(): file, path.with_suffix("").as_posix(): file}
     return {unicodedata.normalize("NFC", key): file for key, file in found.items()}
 
 
-def _found(root: Path, places: Mapping[str, Path | None], name: str) -> Path:
+def _found(root: AnyPath, places: Mapping[str, AnyPath | None], name: str) -> AnyPath:
     """The file that a table means."""
     name = PureWindowsPath(name).as_posix().removeprefix("./")
     key = unicodedata.normalize("NFC", name)

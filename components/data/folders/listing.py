@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
+
+from components.places import AT_START, AnyPath, listing, within
 
 Kind = Literal["text", "image", "audio"]
 
@@ -24,17 +25,14 @@ UNREAD: dict[str, tuple[str, ...]] = {
 """Files that somebody may well take for one of the kind, and that are not read."""
 
 
-def listed(root: Path, kind: Kind) -> tuple[list[Path], list[Path]]:
+def listed(root: AnyPath, kind: Kind) -> tuple[list[AnyPath], list[AnyPath]]:
     """Files of a kind in a folder and below, and all that lies there; nothing whose name starts with a dot.
 
     Raises FileNotFoundError where there is no folder, ValueError where it holds no such file.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"folder not found: {root}")
     if kind not in SUFFIXES:
         raise ValueError(f"kind {kind!r} is not one of {', '.join(SUFFIXES)}")
-    inside = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    found = sorted(p for p in inside if p.is_file())
+    found = listing(root, AT_START)
     files = [p for p in found if p.suffix.lower() in SUFFIXES[kind]]
     if not files:
         held = f"; it holds {by_ending(found)}" if found else ""
@@ -42,13 +40,13 @@ def listed(root: Path, kind: Kind) -> tuple[list[Path], list[Path]]:
     return files, found
 
 
-def say_unread(root: Path, kind: Kind, found: Iterable[Path]) -> None:
+def say_unread(root: AnyPath, kind: Kind, found: Iterable[AnyPath]) -> None:
     """Prints how many files may be of a kind and are not read."""
     if unread := [p for p in found if p.suffix.lower() in UNREAD[kind]]:
-        print(f"{root}: {by_ending(unread)} not read as {kind}, the first is {unread[0].relative_to(root)}; convert them")
+        print(f"{root}: {by_ending(unread)} not read as {kind}, the first is {within(root, unread[0])}; convert them")
 
 
-def by_ending(files: Iterable[Path]) -> str:
+def by_ending(files: Iterable[AnyPath]) -> str:
     """Numbers of files: "12 .heic, 1 .csv"."""
     counts = Counter(p.suffix.lower() or "without an ending" for p in files)
     return ", ".join(f"{count} {ending}" for ending, count in counts.most_common(4))

@@ -165,9 +165,8 @@ def shards(tmp_path):
 
     out = tmp_path / "shards"
     out.mkdir()
-    digest = write_shard(out / "shard_00000.safetensors", [{"image": torch.tensor([0, 4, 80])}], ["image"])
-    about = {"file": "shard_00000.safetensors", "count": 1, "sha256": digest}
-    about["bytes"] = (out / about["file"]).stat().st_size
+    digest, size = write_shard(out / "shard_00000.safetensors", [{"image": torch.tensor([0, 4, 80])}], ["image"])
+    about = {"file": "shard_00000.safetensors", "count": 1, "sha256": digest, "bytes": size}
     (out / INDEX).write_text(json.dumps({"samples": 1, "codebooks": {"image": [81]}, "corrupt": [], "shards": [about]}))
     return out
 

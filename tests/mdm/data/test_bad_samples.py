@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 
 from components.data.bad import BadSample, Note, Noted, Refused, attempt
+from components.data.draws.order import WholeOrder
 from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder
 from components.maskers import BernoulliMasker
+from components.noise import seed_of
 from components.sequences import collate, content
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
-from components.types import PAD_DOCUMENT
 from mdm.config import UserError
 from mdm.data.pipeline import micro_batch, next_step, streams, training_loader
 from mdm.data.processor import Processor
@@ -166,7 +167,7 @@ def test_on_long_is_one_mechanism_for_samples_in_memory_read_as_drawn_and_stream
         micros = [micro for _ in range(6) for micro in next(steps)]
         notes = {note for micro in micros for note in micro.notes}
         assert {(n.stream, n.name, n.cut) for n in notes} == {("captions", name, on_long == "cut")}
-        assert sum(micro.denominator for micro in micros) == 36 - 3 * (on_long == "skip")
+        assert sum(micro.denominator for micro in micros) == 36  # one that is left out is replaced
 
 
 def test_of_a_folder_with_a_hundredth_damaged_the_others_keep_index_order_and_mask(processor, tmp_path):
@@ -190,29 +191,32 @@ def test_of_a_folder_with_a_hundredth_damaged_the_others_keep_index_order_and_ma
         mix = streams(data, {"photos": source}, processor, masker, 0, 0.1)
         return iter(training_loader(mix, masker, processor, lambda _: 60, 30, LossSettings(), 0, rank, 2, prefetch=0))
 
-    named, empty = set(), 0
+    order, planted = WholeOrder(300, seed_of(0, "photos")), (41, 120, 222, 250)
+    named, replaced = set(), 0
     for rank in (0, 1):
         wanted, damaged = steps(whole, rank), steps(Folder(str(tmp_path / "damaged"), "image"), rank)
         for _ in range(20):  # 30 samples each, twice
             for want, found in zip(next(wanted), next(damaged), strict=True):
-                left_out = (found.noisy.clean.document == PAD_DOCUMENT).all(1)
+                rows = (want.noisy.clean.document[:, 0] // 2).tolist()
+                left_out = torch.tensor([order(row) in planted for row in rows])
                 assert left_out.any() == bool(found.notes)
+                assert torch.equal(found.noisy.clean.document, want.noisy.clean.document)
                 for field in ("noisy", "mask", "weight"):
                     assert torch.equal(getattr(found.noisy, field)[~left_out], getattr(want.noisy, field)[~left_out])
                 for field in ("tokens", "document", "position"):
                     own, others = getattr(found.noisy.clean, field), getattr(want.noisy.clean, field)
                     assert torch.equal(own[~left_out], others[~left_out])
                 named |= {(note.stream, Path(note.name).name) for note in found.notes}
-                empty += int(left_out.sum())
-    assert named == {("photos", f"{i:03d}.png") for i in (41, 120, 222, 250)}
-    assert empty == 4 * 2 * 2  # in each epoch, in each row of a pair
+                replaced += int(left_out.sum())
+    assert named == {("photos", f"{i:03d}.png") for i in planted}
+    assert replaced == 4 * 2 * 2  # in each epoch, in each row of a pair
 
 
 def test_a_code_that_its_codebook_has_not_is_a_sample_of_the_shards_left_out(processor, tmp_path):
     codes = [{"text": torch.tensor([i]), "image": torch.full((16,), 1)} for i in range(9)]
     codes[4]["image"][3] = 99
-    digest = write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
-    shard = {"file": "a.safetensors", "count": 9, "bytes": (tmp_path / "a.safetensors").stat().st_size, "sha256": digest}
+    digest, size = write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
+    shard = {"file": "a.safetensors", "count": 9, "bytes": size, "sha256": digest}
     codebooks = {m: list(processor.tokenizers[m].codebooks) for m in ("text", "image")}
     (tmp_path / "index.json").write_text(json.dumps({"codebooks": codebooks, "shards": [shard]}))
     steps = loader(processor, TokenShards(str(tmp_path)), "skip")
@@ -222,8 +226,7 @@ def test_a_code_that_its_codebook_has_not_is_a_sample_of_the_shards_left_out(pro
         f"a code is outside its codebook of {processor.tokenizers['image'].codebooks}",
     )
     codes[4] = {"text": torch.zeros(9, dtype=torch.long), "image": torch.full((16,), 1)}
-    write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
-    shard["bytes"] = (tmp_path / "a.safetensors").stat().st_size
+    _, shard["bytes"] = write_shard(tmp_path / "a.safetensors", codes, ["text", "image"])
     (tmp_path / "index.json").write_text(json.dumps({"codebooks": codebooks, "shards": [shard]}))
     steps = loader(processor, TokenShards(str(tmp_path), check=False), "skip")
     (note,) = {note for _ in range(3) for micro in next(steps) for note in micro.notes}

@@ -1,0 +1,286 @@
+"""Where data lies: a local path, or a URL of any file system that fsspec knows (s3://, gs://, hf://, https://, memory://).
+
+    place("s3://bucket/folder")     a path with the methods of pathlib's, whichever it is
+    listing(root)                   the files below a folder, in one order
+    fetched(path), copied(folder)   on the local disk: itself, or its copy; a file's is in a bounded cache
+    publish(path, data)             writes a file, all of it or nothing
+
+What is far away is asked for again, with growing pauses, where it does not answer (`patiently`); what it refuses (no such file,
+no access, no credentials) is said at once. The cache lies in $MDM_CACHE (default ~/.cache/mdm) and holds $MDM_CACHE_GB (20);
+$MDM_PATIENCE (600) is the seconds that a run waits for a file system that is gone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias, TypeVar
+
+from upath import UPath
+
+from components.files import in_one_line
+
+T = TypeVar("T")
+AnyPath: TypeAlias = Path | UPath
+
+EXTRAS = {
+    "s3": "'trimodal-mdm[s3]'",
+    "s3a": "'trimodal-mdm[s3]'",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+}
+"""What speaks a protocol, where it does not come with the library."""
+
+REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ParamValidationError")
+"""Errors of clients, by name, that waiting does not mend: they are no OSErrors, and their packages may not be there."""
+
+
+HERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, NotImplementedError)
+"""Answers: what is asked for is not there, or not of that kind."""
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE}
+"""Of this machine, whatever is at the other end."""
+
+FIRST_PAUSE = 0.5
+
+AT_START = 20.0
+"""Seconds that one waits before a run begins: nothing is lost yet, and a name may be wrong."""
+
+
+class Unreachable(OSError):
+    """A file system that does not answer, or does not let one in: nothing is wrong with what lies there."""
+
+
+def is_remote(path: str | AnyPath) -> bool:
+    """Whether it is a URL, of whatever is not this machine's own files."""
+    return not isinstance(path, Path) and "://" in str(path) and not str(path).startswith(("file://", "local://"))
+
+
+def place(path: str | AnyPath) -> AnyPath:
+    """The path of what a setting names. Raises ValueError for a URL that nothing here can open."""
+    if not is_remote(path):
+        return Path(str(path).removeprefix("file://").removeprefix("local://"))
+    if isinstance(path, UPath):
+        return path
+    import fsspec
+
+    protocol = str(path).partition("://")[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        need = f"pip install {EXTRAS[protocol]}" if protocol in EXTRAS else in_one_line(error)
+        raise ValueError(f"{path}: {protocol}:// needs a package: {need}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {protocol}:// is no file system that is known; s3, gs, hf, https, memory are") from error
+    return UPath(path)
+
+
+def patience() -> float:
+    """Seconds that a run waits for a file system that does not answer."""
+    return float(os.environ.get("MDM_PATIENCE", "600"))
+
+
+def patiently(path: str | AnyPath, ask: Callable[[], T], seconds: float | None = None) -> T:
+    """What `ask` gives; asked again where a remote file system does not answer, after 0.5, 1, 2, ... 30 seconds.
+
+    seconds: until it is given up; None is `patience()`
+
+    Raises Unreachable, in one line; at once what is an answer (FileNotFoundError), a refusal, or this machine's own fault; of a
+    local path, whatever `ask` raises.
+    """
+    if not is_remote(path):
+        return ask()
+    started, pause, limit = time.monotonic(), FIRST_PAUSE, patience() if seconds is None else seconds
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            if isinstance(error, HERE) or (isinstance(error, OSError) and error.errno in FULL):
+                raise
+            why, waited = f"{type(error).__name__}: {in_one_line(error)}", time.monotonic() - started
+            if isinstance(error, (PermissionError, TypeError, ValueError)) or type(error).__name__ in REFUSALS:
+                raise Unreachable(f"{path} cannot be opened ({why})") from error
+            if waited >= limit:
+                raise Unreachable(f"{path} does not answer, for {waited:.0f} seconds ({why})") from error
+            if pause == FIRST_PAUSE:
+                print(f"{path} does not answer ({why}); it is tried for {limit:.0f} seconds", file=sys.stderr, flush=True)
+        time.sleep(min(pause * random.uniform(0.7, 1.3), max(limit - waited, 0.05)))
+        pause = min(2 * pause, 30.0)
+
+
+def _system(at: UPath) -> Any:
+    """The file system of a URL, of this process: a connection does not survive a fork."""
+    import fsspec
+
+    return fsspec.filesystem(at.protocol, **at.storage_options)
+
+
+def read_bytes(path: str | AnyPath, seconds: float | None = None) -> bytes:
+    """All of a file. Raises FileNotFoundError, Unreachable, OSError."""
+    at = place(path)
+    if isinstance(at, Path):
+        return at.read_bytes()
+    return patiently(at, lambda: _system(at).cat_file(at.path), seconds)
+
+
+def exists(path: str | AnyPath, seconds: float | None = None) -> bool:
+    """Whether a file lies there."""
+    at = place(path)
+    return at.is_file() if isinstance(at, Path) else patiently(at, lambda: _system(at).isfile(at.path), seconds)
+
+
+def sizes(folder: str | AnyPath, seconds: float | None = None) -> dict[str, int]:
+    """The files that lie in a folder itself, by their names, and how large they are; none where there is no folder."""
+    at = place(folder)
+    if isinstance(at, Path):
+        return {file.name: file.stat().st_size for file in at.iterdir() if file.is_file()} if at.is_dir() else {}
+    system = _system(at)
+    system.invalidate_cache()  # somebody else writes there
+    try:
+        found = patiently(at, lambda: system.ls(at.path, detail=True), seconds)
+    except FileNotFoundError:
+        return {}
+    return {PurePosixPath(file["name"]).name: int(file["size"] or 0) for file in found if file["type"] == "file"}
+
+
+def within(root: AnyPath, file: AnyPath) -> PurePosixPath:
+    """A file by its path from a folder; one that lies elsewhere, by all of it."""
+    if isinstance(root, Path) and isinstance(file, Path):
+        return PurePosixPath((file.relative_to(root) if file.is_relative_to(root) else file).as_posix())
+    return PurePosixPath(str(file).removeprefix(f"{root}".rstrip("/") + "/"))
+
+
+def listing(root: str | AnyPath, seconds: float | None = None) -> list[AnyPath]:
+    """The files of a folder and of those below it, sorted by their path from it; nothing whose name starts with a dot.
+
+    Raises FileNotFoundError where there is no folder.
+    """
+    at = place(root)
+    if isinstance(at, Path):
+        if not at.is_dir():
+            raise FileNotFoundError(f"folder not found: {root}")
+        found = {}
+        for parent, folders, names in os.walk(at):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files = (Path(parent, name) for name in names)
+            found |= {file.relative_to(at).parts: file for file in files if file.is_file()}
+    else:
+        names = [str(name) for name in patiently(at, lambda: _system(at).find(at.path), seconds)]
+        if not names:
+            raise FileNotFoundError(f"folder not found, or empty: {root}")
+        prefix = at.path.rstrip("/") + "/"
+        inside = [name[name.index(prefix) + len(prefix) :] for name in names if prefix in name]
+        found = {tuple(name.split("/")): at / name for name in inside}
+    return [found[parts] for parts in sorted(found) if not any(part.startswith(".") for part in parts)]
+
+
+def fetched(path: str | AnyPath, version: str = "", seconds: float | None = None) -> Path:
+    """A file on the local disk: itself, or its copy in the cache, which is made where there is none.
+
+    version: of what lies there now, where one knows it (a checksum); else its size and its tag or time are asked for
+
+    Raises FileNotFoundError, Unreachable, and OSError where the disk is full.
+    """
+    at = place(path)
+    if isinstance(at, Path):
+        return at
+    from filelock import FileLock
+
+    version = version or str(patiently(at, lambda: _system(at).ukey(at.path), seconds))
+    cache = Path(os.environ.get("MDM_CACHE") or Path.home() / ".cache" / "mdm")
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / (hashlib.blake2b(f"{at}\n{version}".encode(), digest_size=16).hexdigest() + at.suffix)
+    with FileLock(f"{kept}.lock"):  # of several processes of a machine one fetches
+        if not kept.is_file():
+            partial = Path(tempfile.mkstemp(dir=cache, prefix="partial_")[1])
+            try:
+                patiently(at, lambda: _system(at).get_file(at.path, str(partial)), seconds)
+                os.replace(partial, kept)
+            finally:
+                partial.unlink(missing_ok=True)
+            _evict(cache, keep=kept)
+        with contextlib.suppress(OSError):
+            os.utime(kept, ns=(time.time_ns(), kept.stat().st_mtime_ns))
+    return kept
+
+
+def copied(folder: str | AnyPath, but: str = "shard_") -> Path:
+    """A folder on the local disk: itself, or a copy of its files, but those whose name begins with `but`.
+
+    Raises FileNotFoundError, Unreachable.
+    """
+    at = place(folder)
+    if isinstance(at, Path):
+        return at
+    made = Path(tempfile.mkdtemp(prefix="mdm_"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    for file in listing(at, AT_START):
+        if not file.name.startswith(but):
+            local = made / within(at, file)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(read_bytes(file))
+    return made
+
+
+def forget(copy: Path) -> None:
+    """Takes a copy out of the cache: it is not what it should be."""
+    copy.unlink(missing_ok=True)
+
+
+def _evict(cache: Path, keep: Path) -> None:
+    """Removes the copies that were not used for longest, until the rest fits. One that is open stays readable to who has it."""
+    limit = float(os.environ.get("MDM_CACHE_GB", "20")) * 2**30
+    ages = []
+    for file in cache.iterdir():
+        with contextlib.suppress(OSError):  # another process removes too
+            if file.suffix != ".lock" and file.is_file():
+                ages.append((file.stat().st_atime, file.stat().st_size, file))
+    total = sum(size for _, size, _ in ages)
+    for _, size, file in sorted(ages, key=lambda age: age[0]):
+        if total <= limit:
+            return
+        if file != keep:
+            file.unlink(missing_ok=True)
+            total -= size
+
+
+def remove(path: AnyPath) -> None:
+    """Removes a file, where it is there."""
+    if isinstance(path, Path):
+        return path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        patiently(path, lambda: _system(path).rm_file(path.path))
+
+
+def publish(path: str | AnyPath, data: bytes | str | Path, seconds: float | None = None) -> None:
+    """Writes a file, all of it or nothing: a reader never sees half of one.
+
+    data: what it holds, or a local file that has it (which is moved)
+    """
+    at = place(path)
+    if isinstance(at, Path):
+        at.parent.mkdir(parents=True, exist_ok=True)
+        partial = data if isinstance(data, Path) else at.with_name(f"{at.name}.partial")
+        if not isinstance(data, Path):
+            partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(partial, at)
+        return
+    if isinstance(data, Path):
+        patiently(at, lambda: _system(at).put_file(str(data), at.path), seconds)
+        data.unlink()
+        return
+    content = data.encode() if isinstance(data, str) else data
+    patiently(at, lambda: _system(at).pipe_file(at.path, content), seconds)
