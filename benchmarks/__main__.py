@@ -4,7 +4,7 @@ mdm bench train                                      masked positions only, bf16
 mdm bench compile                                    what the compiler gains, and how long it takes
 mdm bench quantize [--checkpoint runs/quickstart]    int8, int4, float8: speed, memory and quality
 mdm bench sample                                     caches, compile, adaptive samplers
-mdm bench data                                       rows a second against what training consumes
+mdm bench data [--ranks 1,8,64,512]                  rows a second against what training consumes; what a rank of many pays
 mdm bench tokenizers                                 encoding and decoding
 mdm bench peers --checkouts FOLDER                   the code of others, from your own checkouts
 
@@ -39,6 +39,7 @@ def main(words: Sequence[str], prog: str) -> None:
     parser.add_argument("--output", metavar="FILE.json", help="write it there, and FILE.png beside it")
     parser.add_argument("--checkpoint", metavar="DIR", help="quantize: a trained quickstart, whose quality is measured too")
     parser.add_argument("--checkouts", metavar="FOLDER", help="peers: a folder with checkouts, as benchmarks/peers names them")
+    parser.add_argument("--ranks", metavar="1,8,64,512", help="data: what one rank of so many pays for its own rows")
     arguments = parser.read(words)
     if arguments.suite not in SUITES:
         raise UserError(f"suite {arguments.suite!r} is not one of {', '.join(SUITES)}{close(arguments.suite, SUITES)}")
@@ -49,7 +50,11 @@ def main(words: Sequence[str], prog: str) -> None:
     if arguments.output is not None and Path(arguments.output).suffix != ".json":
         raise UserError(f"--output {arguments.output}: name a .json file")
     own = inspect.signature(suite.run).parameters
-    given = {key: value for key, value in vars(arguments).items() if key in ("checkpoint", "checkouts") and value is not None}
+    given = {
+        key: value
+        for key, value in vars(arguments).items()
+        if key in ("checkpoint", "checkouts", "ranks") and value is not None
+    }
     for key in given:
         if key not in own:
             raise UserError(f"--{key}: {arguments.suite} does not take one")

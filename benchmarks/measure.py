@@ -80,7 +80,7 @@ class Result:
     unit: str
     settings: dict[str, Any]
     rows: list[Row]
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
@@ -172,7 +172,7 @@ def table(result: Result) -> str:
         extra = "".join(f"  {row.more[key]:>12.4g}" if key in row.more else " " * 14 for key in more)
         mark = "~" if (row.group, row.variant) in noisy else " "
         lines.append(f"{row.variant:<{width}}{row.rate:>14,.1f}{mark}{row.ratio:>7.2f}x{row.timing.spread:>8.0%}{extra}")
-    lines += [f"{name}: {value:.4g}" for name, value in result.figures.items()]
+    lines += [f"{name}: {value:.4g}" for name, value in result.figures.items() if not isinstance(value, dict)]
     if noisy:
         lines.append(f"~ too noisy to read: its repeats, or those of the first of its group, spread by more than {NOISY:.0%}")
     lines += [f"not measured: {what}" for what in result.unmeasured]

@@ -16,6 +16,10 @@ MAX_JSON = 2**28  # bytes: the index of a hundred million samples' shards is sma
 MAX_SHOWN = 2**26  # bytes of a picture or a clip in a page
 
 
+class Unreachable(OSError):
+    """A file system that does not answer, or does not let one in: nothing is wrong with what lies there."""
+
+
 def inside(folder: str | Path, name: Any) -> Path:
     """The path of `name` in the folder. Raises ValueError for a name that leads out of it, on any system."""
     if not isinstance(name, str) or not name or "\0" in name:

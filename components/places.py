@@ -28,7 +28,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from upath import UPath
 
-from components.files import in_one_line
+from components.files import Unreachable, in_one_line
 
 T = TypeVar("T")
 AnyPath: TypeAlias = Path | UPath
@@ -48,6 +48,9 @@ REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrieva
 """Errors of clients, by name, that waiting does not mend: they are no OSErrors, and their packages may not be there."""
 
 
+CLIENTS = {"aiohttp", "aiobotocore", "botocore", "httpcore", "httpx", "requests", "urllib3"}
+"""Packages whose errors are of a connection."""
+
 HERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, NotImplementedError)
 """Answers: what is asked for is not there, or not of that kind."""
 
@@ -60,10 +63,6 @@ AT_START = 20.0
 """Seconds that one waits before a run begins: nothing is lost yet, and a name may be wrong."""
 
 
-class Unreachable(OSError):
-    """A file system that does not answer, or does not let one in: nothing is wrong with what lies there."""
-
-
 def is_remote(path: str | AnyPath) -> bool:
     """Whether it is a URL, of whatever is not this machine's own files."""
     return not isinstance(path, Path) and "://" in str(path) and not str(path).startswith(("file://", "local://"))
@@ -74,7 +73,7 @@ def place(path: str | AnyPath) -> AnyPath:
     if not is_remote(path):
         return Path(str(path).removeprefix("file://").removeprefix("local://"))
     if isinstance(path, UPath):
-        return path
+        return path.resolve() if ".." in path.parts else path  # a key with two dots in it is none
     import fsspec
 
     protocol = str(path).partition("://")[0]
@@ -85,7 +84,7 @@ def place(path: str | AnyPath) -> AnyPath:
         raise ValueError(f"{path}: {protocol}:// needs a package: {need}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {protocol}:// is no file system that is known; s3, gs, hf, https, memory are") from error
-    return UPath(path)
+    return place(UPath(path))
 
 
 def patience() -> float:
@@ -96,29 +95,52 @@ def patience() -> float:
 def patiently(path: str | AnyPath, ask: Callable[[], T], seconds: float | None = None) -> T:
     """What `ask` gives; asked again where a remote file system does not answer, after 0.5, 1, 2, ... 30 seconds.
 
-    seconds: until it is given up; None is `patience()`
+    seconds: until it is given up, where `patience()` is not less
 
     Raises Unreachable, in one line; at once what is an answer (FileNotFoundError), a refusal, or this machine's own fault; of a
     local path, whatever `ask` raises.
     """
     if not is_remote(path):
         return ask()
-    started, pause, limit = time.monotonic(), FIRST_PAUSE, patience() if seconds is None else seconds
+
+    def again(error: Exception) -> bool:
+        if isinstance(error, HERE) or (isinstance(error, OSError) and error.errno in FULL):
+            return False
+        if isinstance(error, (PermissionError, TypeError, ValueError)) or type(error).__name__ in REFUSALS:
+            raise Unreachable(f"{path} cannot be opened ({type(error).__name__}: {in_one_line(error)})") from error
+        return True
+
+    return retried(str(path), ask, again, seconds)
+
+
+def retried(name: str, ask: Callable[[], T], again: Callable[[Exception], bool], seconds: float | None = None) -> T:
+    """What `ask` gives, asked again after each error for which `again` says so. Raises Unreachable when it is given up."""
+    started, pause, limit = time.monotonic(), FIRST_PAUSE, patience() if seconds is None else min(seconds, patience())
     while True:
         try:
             return ask()
         except Exception as error:
-            if isinstance(error, HERE) or (isinstance(error, OSError) and error.errno in FULL):
+            if not again(error):
                 raise
             why, waited = f"{type(error).__name__}: {in_one_line(error)}", time.monotonic() - started
-            if isinstance(error, (PermissionError, TypeError, ValueError)) or type(error).__name__ in REFUSALS:
-                raise Unreachable(f"{path} cannot be opened ({why})") from error
             if waited >= limit:
-                raise Unreachable(f"{path} does not answer, for {waited:.0f} seconds ({why})") from error
+                raise Unreachable(f"{name} does not answer, for {waited:.0f} seconds ({why})") from error
             if pause == FIRST_PAUSE:
-                print(f"{path} does not answer ({why}); it is tried for {limit:.0f} seconds", file=sys.stderr, flush=True)
+                print(f"{name} does not answer ({why}); it is tried for {limit:.0f} seconds", file=sys.stderr, flush=True)
         time.sleep(min(pause * random.uniform(0.7, 1.3), max(limit - waited, 0.05)))
         pause = min(2 * pause, 30.0)
+
+
+def of_network(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes of, is one of a connection, which another time may be there."""
+    while error is not None:
+        package = type(error).__module__.partition(".")[0]
+        if isinstance(error, (*HERE, PermissionError)) or type(error).__name__ in REFUSALS:
+            return False
+        if isinstance(error, (ConnectionError, TimeoutError)) or package in CLIENTS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _system(at: UPath) -> Any:
@@ -139,7 +161,12 @@ def read_bytes(path: str | AnyPath, seconds: float | None = None) -> bytes:
 def exists(path: str | AnyPath, seconds: float | None = None) -> bool:
     """Whether a file lies there."""
     at = place(path)
-    return at.is_file() if isinstance(at, Path) else patiently(at, lambda: _system(at).isfile(at.path), seconds)
+    if isinstance(at, Path):
+        return at.is_file()
+    try:
+        return patiently(at, lambda: _system(at).info(at.path), seconds)["type"] == "file"  # isfile() takes any error for a no
+    except FileNotFoundError:
+        return False
 
 
 def sizes(folder: str | AnyPath, seconds: float | None = None) -> dict[str, int]:

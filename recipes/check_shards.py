@@ -17,7 +17,7 @@ from omegaconf import MISSING
 
 from components.data.bad import BadSample, Refused
 from components.data.shards import TokenShards
-from components.places import Unreachable
+from components.files import Unreachable
 from components.progress import Bar
 from mdm.config import UserError, at_least_one
 from mdm.recipe import run_recipe

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsIndex
 
-from components.files import in_one_line
-from components.places import Unreachable
+from components.files import Unreachable, in_one_line
 
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ESTALE}
 """Errors that say nothing about a sample: too many files are open, a disk or a share is gone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def load_split(
                 raise ValueError(f"{path} has no split {split!r}; it has {', '.join(map(str, loaded))}")
             loaded = loaded[split]
         return loaded.to_iterable_dataset(num_shards=max(1, min(len(loaded), PARTS))) if streaming else loaded
+    if data_files is not None and data_files.startswith(("s3://", "s3a://")):
+        _accept_block_size()
     ask = {"path": path, "name": name, "split": split, "streaming": streaming, "data_files": data_files}
     try:
         try:
@@ -47,6 +50,21 @@ def load_split(
     except Exception as error:  # of readers of many formats
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise ValueError(f"{path} cannot be read: {in_one_line(cause)}") from error
+
+
+@functools.cache
+def _accept_block_size() -> None:
+    """`datasets` names a block size to every file system that it streams from, and s3fs knows none by that name."""
+    import fsspec
+
+    theirs = fsspec.get_filesystem_class("s3")
+
+    class S3(theirs):
+        def __init__(self, *args: Any, block_size: int | None = None, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    for protocol in ("s3", "s3a"):
+        fsspec.register_implementation(protocol, S3, clobber=True)
 
 
 def undecoded(dataset: Any) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 from upath import UPath
 
 from components.data.bad import MACHINE, BadSample
-from components.files import in_one_line
-from components.places import AnyPath, Unreachable, fetched, place, read_bytes
+from components.files import Unreachable, in_one_line
+from components.places import AnyPath, fetched, place, read_bytes
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -34,7 +34,7 @@ from components.places import AT_START, AnyPath, exists, fetched, forget, place,
 
 INDEX = "index.json"
 KINDS: dict[str, tuple[str, ...]] = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
-KEPT_OPEN = 256  # shards of a source; each is a file that is mapped
+KEPT_OPEN = 4096  # shards of a source; each is a file that is mapped, and holds no handle
 
 
 def write_shard(path: AnyPath, samples: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> tuple[str, int]:
@@ -175,7 +175,7 @@ class TokenShards(Indexed[dict[str, Any]]):
         self.shard_sizes: list[int] = [shard["count"] for shard in self.shards]
         self._ends = list(accumulate(self.shard_sizes))
         self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._checked: dict[int, tuple[int, int]] = {}
+        self.checked: dict[int, tuple[int, int]] = {}  # shards that were opened, and how they were then
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -216,6 +216,6 @@ class TokenShards(Indexed[dict[str, Any]]):
             state = (file.stat().st_size, file.stat().st_mtime_ns)
         except FileNotFoundError as error:
             raise Refused(f"token shard not found: {path}") from error
-        opened = Shard(path, file, about, self.codebooks, self.check and self._checked.get(shard) != state)
-        self._checked[shard] = state
+        opened = Shard(path, file, about, self.codebooks, self.check and self.checked.get(shard) != state)
+        self.checked[shard] = state
         return opened

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.files import in_one_line
+from components.files import Unreachable, in_one_line
 from components.namesakes import hidden
 from mdm.config.errors import UserError
 from mdm.config.names import NAMES, close, full_path
@@ -67,7 +67,7 @@ def instantiate(node: Mapping[str, Any], key: str, **supplied: Any) -> Any:
             arguments[name] = _build(value, f"{key}.{name}")
     try:
         return component(**arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, Unreachable) as error:
         raise UserError(f"{key}: {error}") from error
     except ImportError as error:
         raise UserError(f"{key}: {node['_component_']} needs a package that is not installed: {error}") from error

@@ -25,7 +25,7 @@ def one_line(where: str) -> Iterator[None]:
         raise
     except BaseException as error:
         said = files.in_one_line(error)
-        plain = isinstance(error, (ValueError, FileNotFoundError))
+        plain = isinstance(error, (ValueError, FileNotFoundError, files.Unreachable))
         raise UserError(f"{where}: {said}" if plain else f"{where}: {type(error).__name__}: {said}") from error
 
 

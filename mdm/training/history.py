@@ -112,7 +112,7 @@ def _identity(note: Note) -> tuple[str, str, bool]:
 
 
 OWN = {
-    "step", "tokens", "loss", "grad_norm", "squared_grad_norm", "lr", "tokens_per_second", "seconds", "bad_samples",
+    "step", "tokens", "loss", "grad_norm", "squared_grad_norm", "lr", "tokens_per_second", "filled", "seconds", "bad_samples",
     "cut_samples",
 }  # fmt: skip
 """Keys of a line that are the run's own, beside `train_bits/<modality>` and `bits/<task>`."""
@@ -142,6 +142,7 @@ class History:
     def _reset(self) -> None:
         self.nelbo: Float[Tensor, " ranges"] | None = None
         self.content: list[int] | None = None
+        self.filled = torch.zeros(2, dtype=torch.float64)  # positions that hold a token, and all of them
         self.loss: Float[Tensor, ""] | None = None
         self.norm: Float[Tensor, ""] | None = None
         self.squared_norm: Float[Tensor, ""] | None = None
@@ -153,6 +154,7 @@ class History:
         """A micro-batch's NELBO sums per id range, with its tokens of content, and what is told of its samples."""
         self.notes.add(micro.notes)
         content = micro.content
+        self.filled += torch.tensor([micro.num_tokens, micro.noisy.noisy.numel()])
         self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
         self.content = content if self.content is None else [a + b for a, b in zip(self.content, content, strict=True)]
 
@@ -198,6 +200,7 @@ class History:
         logged = self._means()
         sums = self.hw.sum(torch.cat([self.nelbo.double(), torch.tensor(self.content, device=self.nelbo.device).double()]))
         total, tokens = sums.view(2, -1).tolist()
+        held, positions = self.hw.sum(self.filled).tolist()
         loss = self.hw.sum(self.loss / self.steps).item()
         self.seconds += time.perf_counter() - started  # on a GPU this is where the queued steps are waited for
         state["seconds"] += self.seconds
@@ -209,6 +212,7 @@ class History:
             "squared_grad_norm": self.squared_norm.item() / self.steps,
             "lr": lr,
             "tokens_per_second": self.tokens / self.seconds,
+            "filled": held / positions,
             "seconds": state["seconds"],
         }
         bits = {}

@@ -214,7 +214,7 @@ class Lines:
     def __iter__(self):
         while self.at < len(self.samples):
             if self.at == self.breaks_at:
-                raise ConnectionError("reset by peer")
+                raise OSError("the disk is gone")
             self.at += 1
             yield self.samples[self.at - 1]
         self.at = 0
@@ -228,11 +228,36 @@ def test_a_streamed_sample_is_named_by_its_place_in_the_epoch_and_a_stream_that_
     assert {str(i) for i in seen if isinstance(i, BadSample)} == {"sample 2: no caption", "sample 9: no caption"}
     lanes = Lanes(1, lambda lane: Passing(Streamed(Lines(samples, breaks_at=7), 0, block_size=5)))
     broken = MicroBatches(Mix([Stream("web", lanes, 1, lambda s, rng: [])], 0), 1, 1, 0)
-    with pytest.raises(ValueError, match=r"^data\.web: the stream ended at sample 7: ConnectionError: reset by peer"):
+    with pytest.raises(ValueError, match=r"^data\.web: the stream ended at sample 7: OSError: the disk is gone"):
         exhaust(broken)
     never = Streamed(Lines([BadSample("x", "y")] * 3), 0)
     with pytest.raises(ValueError, match="1000 samples in a row cannot be used; the first is x: y"):
         exhaust(never)
+
+
+def test_a_stream_whose_connection_breaks_goes_on_where_it_was(monkeypatch, capsys):
+    """Twice, in the midst of a block and at its end; then for good."""
+    monkeypatch.setattr("components.places.FIRST_PAUSE", 0.01)
+
+    class Breaking(Lines):
+        left = [3, 12, 14]
+
+        def __iter__(self):
+            for sample in super().__iter__():
+                if self.left and sample == self.left[0]:
+                    self.left.pop(0)
+                    raise ConnectionResetError("reset by peer")
+                yield sample
+
+    whole, broken = (Streamed(kind([*range(30)]), seed=0, block_size=5) for kind in (Lines, Breaking))
+    assert [next(broken) for _ in range(70)] == [next(whole) for _ in range(70)]
+    assert Breaking.left == []
+    said = "the stream does not answer (ConnectionResetError: reset by peer); it is tried for 600 seconds"
+    assert said in capsys.readouterr().err
+    monkeypatch.setenv("MDM_PATIENCE", "0")
+    Breaking.left = [2]
+    with pytest.raises(ValueError, match="the stream ended at sample 2: Unreachable: the stream does not answer"):
+        next(Streamed(Breaking([*range(30)]), seed=0, block_size=5))
 
 
 def test_a_streamed_dataset_survives_three_resumes_across_blocks_and_epochs(tmp_path):

@@ -15,6 +15,7 @@ from components.data.bad import BadSample, Note, Noted, as_it_is, attempt, name_
 from components.data.draws.order import Order
 from components.data.nodes import Node
 from components.noise import sample_rng
+from components.places import of_network, retried
 
 AT_ONCE = 8
 """Samples of a stream that are handed to a worker together."""
@@ -215,12 +216,28 @@ class Streamed(Source):
         self._iterator = self.dataset.rows() if hasattr(self.dataset, "rows") else iter(self.dataset)
 
     def _read(self) -> list[Any]:
+        """The next block. A connection that broke is made again, from where the block begins.
+
+        Raises ValueError for whatever else it raises: nothing can be left out, for an iterator that raised is over.
+        """
         samples: list[Any] = []
-        try:
+        before = self._before
+
+        def read() -> list[Any]:
+            samples.clear()
             samples.extend(itertools.islice(self._iterator, self.block_size))
-        except Exception as error:  # nothing can be left out: an iterator that raised is over
+            return samples
+
+        def again(error: Exception) -> bool:
+            if of_network(error):
+                self._open(before, self.first)
+                return True
+            return False
+
+        try:
+            return retried("the stream", read, again)
+        except Exception as error:
             raise ValueError(f"the stream ended at sample {self.first + len(samples)}: {reason(error)}") from error
-        return samples
 
     def _read_block(self) -> None:
         samples = self._read()
