@@ -30,6 +30,7 @@ from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware
 from mdm.models.folder import load_model
+from mdm.models.open_formats import find_format
 from mdm.models.transformer import MaskedDiffusionModel
 
 from ..train import ways
@@ -230,9 +231,11 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         state = {k: v.detach().cpu().contiguous().clone() for k, v in theirs.state_dict().items()}
         safetensors.torch.save_file(state, Path(folder) / "model.safetensors")
-        (Path(folder) / "config.json").write_text(
-            json.dumps({**config.to_dict(), "architectures": ["LLaDAModelLM"]}, default=str)
-        )
+        named = {"architectures": ["LLaDAModelLM"], "model_type": "llada"}
+        form = find_format(named, folder)
+        kept = {*form.keys.values(), *form.requires, *form.instead, "mask_token_id", "eos_token_id", "pad_token_id"}
+        said = {key: value for key, value in config.to_dict().items() if key in kept}  # and none of transformers' own defaults
+        (Path(folder) / "config.json").write_text(json.dumps({**said, **named}, default=str))
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size - 3)}, unk_token="w0"))
         words.save(str(Path(folder) / "tokenizer.json"))
         model, processor = load_model(folder, device)
