@@ -148,7 +148,7 @@ def streams(
         length = sum(share * row_length(settings, task, processor.canvas) for task, share in settings.tasks.items())
         average = length / sum(settings.tasks.values())
         built.append(Stream(name, rows, settings.weight, build, settings.pack, masker[name].pairs, own, average))
-    if pool is not None:
+    if pool is not None and pool.needed:
         pool.start()
     return built
 
@@ -181,8 +181,10 @@ def _rows(
         begin = None if workers is None else workers.rows(name, source, build.prepare)
         opened = functools.partial(_streamed, source, build.prepare, begin, seed, lanes)
     else:
-        source = source.lazily() if settings.pack is not None and hasattr(source, "lazily") else source
-        prepared = _prepared(source, build.prepare, name, workers)
+        lazy = settings.pack is not None and hasattr(source, "lazily")
+        source = source.lazily() if lazy else source
+        # of what is tokenized already spans are read as they are packed: nothing to prepare, or to hand to another process
+        prepared = _prepared(source, build.prepare, name, None if lazy else workers)
         few = getattr(source, "open_shards", None)
         order = WholeOrder(len(source), seed) if few is None else ShardOrder(source.shard_sizes, lanes, seed, few)
         if settings.pack is None:

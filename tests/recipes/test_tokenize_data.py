@@ -72,6 +72,25 @@ def test_shards_hold_what_the_tokenizers_say_and_train_as_the_raw_data_do(photos
     assert len(losses["raw"]) > 3
 
 
+def test_packed_shards_train_the_same_whatever_data_workers_says(run, config, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        (tmp_path / "texts" / f"{i}.txt").write_text(" ".join(f"word {i * k}" for k in range(i + 3)))
+    out = tmp_path / "tokens"
+    source = f"source={{_component_: Folder, path: {tmp_path / 'texts'}, kind: text}}"
+    run("run", "tokenize_data", source, f"tokenizers={{text: {TEXT}, image: {IMAGES}}}", f"output_dir={out}", "shard_size=4")
+    common = [f"tokenizers.text={{_component_: mdm.data.processor.saved_tokenizer, path: {out}, modality: text}}", "lanes=2"]
+    common += [f"data.text.train={{_component_: TokenShards, path: {out}, open_shards: 1}}", "data.digits=null", "tokens=2000"]
+    losses = []
+    for workers in (0, 1):
+        folder = tmp_path / f"by_{workers}"
+        settings_ = [f"data_workers={workers}", "data.text.best_fit=4", f"output_dir={folder}"]
+        run("run", "pretrain", "--config", config, *common, *settings_)
+        losses.append([line["loss"] for line in read_history(folder / "history.jsonl") if "loss" in line])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 3
+
+
 def test_one_and_two_ray_workers_write_the_same_bytes(photos, run, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("MDM_TYPECHECK", "0")  # of the workers, which import everything anew

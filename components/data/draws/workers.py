@@ -49,6 +49,11 @@ class Workers:
         self._prepared[key] = Rows(dataset, prepare)
         return lambda rows: self.submit(key, rows)
 
+    @property
+    def needed(self) -> bool:
+        """Whether there is a source whose samples they prepare."""
+        return bool(self._prepared)
+
     def start(self) -> None:
         """Starts them: forked where that is how this system does it, so that nothing has to be pickled on the way there."""
         method = "fork" if sys.platform == "linux" else "spawn"
