@@ -114,14 +114,21 @@ class Packed(Node[list[TokenSequence] | Noted]):
         """The next row of documents that are packed together."""
         row: list[TokenSequence] = []
         while not row:
-            if self._resumed or self.offset >= len(self._rows):
-                self._before = self.source.state_dict()
-                self._rows = best_fit([self._load() for _ in range(self.best_fit)], self.length, self.overhead)
-                self.offset, self._resumed = self.offset if self._resumed else 0, False
+            while self._resumed or self.offset >= len(self._rows):  # a resume may stand behind the last row of its documents
+                self._pack()
             spans = (self._read(*part) for part in self._rows[self.offset])
             row = [self.sequence(span) for span in spans if span is not None]
             self.offset += 1
         return row
+
+    def _pack(self) -> None:
+        """The next documents, packed together, with the state of the source before them."""
+        offset = self.offset if self._resumed else 0
+        self._before = self.source.state_dict()
+        self._rows = best_fit([self._load() for _ in range(self.best_fit)], self.length, self.overhead)
+        self.offset, self._resumed = offset, False
+        if offset:  # what there was to tell of them was told with their first row
+            self._notes = []
 
     def _read(self, document: Document, start: int, stop: int) -> Tensor | None:
         """A span of a document; None, and a note, where it turns out that it cannot be used."""

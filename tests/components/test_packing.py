@@ -96,6 +96,34 @@ def test_it_resumes_at_the_very_next_row(vocabulary, size, stop):
     assert [[s.tokens.tolist() for s in row] for row in rows(again, 30)] == expected
 
 
+def test_wherever_it_resumes_nothing_is_left_out_or_told_twice(vocabulary):
+    """Behind the last row of documents that are packed together, too."""
+
+    def prepare(document):
+        if document[0] == 2 and document[1] == 1:
+            raise ValueError("it is the ninth")
+        return document
+
+    def fresh(state=None):
+        source = Draws(Prepared(documents(30, 3), prepare), WholeOrder(30, 0))
+        made = Packed(source, lambda ids: task_sequence(vocabulary, "text", {"text": ids}, {}), LENGTH, OVERHEAD, best_fit=6)
+        made.reset(state)
+        return made
+
+    def plain(item):
+        row, notes = (item.sample, item.notes) if isinstance(item, Noted) else (item, [])
+        return [s.tokens.tolist() for s in row], [(note.name, note.why) for note in notes]
+
+    packed, states, made = fresh(), [], []
+    for _ in range(50):
+        states.append(json.loads(json.dumps(packed.state_dict())))
+        made.append(plain(next(packed)))
+    assert sum(len(notes) for _, notes in made) > 1
+    for stop, state in enumerate(states[1:-3], 1):
+        again = fresh(state)
+        assert [plain(next(again)) for _ in range(3)] == made[stop : stop + 3]
+
+
 class Lazy:
     """A document whose spans are read; from `bad` on they cannot be."""
 
