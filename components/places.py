@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import random
 import shutil
@@ -87,9 +88,21 @@ def place(path: str | AnyPath) -> AnyPath:
     return place(UPath(path))
 
 
+def amount(variable: str, default: float) -> float:
+    """What a variable of the environment says. Raises Unreachable where it is no amount: a setting's fault, and no sample's."""
+    said = os.environ.get(variable) or str(default)
+    try:
+        value = float(said)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise Unreachable(f"{variable}={said} in the environment: a number, 0 or more (default {default:g})")
+    return value
+
+
 def patience() -> float:
     """Seconds that a run waits for a file system that does not answer."""
-    return float(os.environ.get("MDM_PATIENCE", "600"))
+    return amount("MDM_PATIENCE", 600)
 
 
 def patiently(path: str | AnyPath, ask: Callable[[], T], seconds: float | None = None) -> T:
@@ -269,7 +282,7 @@ def forget(copy: Path) -> None:
 
 def _evict(cache: Path, keep: Path) -> None:
     """Removes the copies that were not used for longest, until the rest fits. One that is open stays readable to who has it."""
-    limit = float(os.environ.get("MDM_CACHE_GB", "20")) * 2**30
+    limit = amount("MDM_CACHE_GB", 20) * 2**30
     ages = []
     for file in cache.iterdir():
         with contextlib.suppress(OSError):  # another process removes too

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.data.bad import Refused, attempt
 from components.data.shards import TokenShards, write_shard
 from components.data.sources import Folder, Jsonl
 from components.files import Unreachable
@@ -98,6 +99,16 @@ def test_the_cache_forgets_what_was_not_used_for_longest(memory, monkeypatch):
             fetched(f"{memory}/0", "v")  # used again and again
             time.sleep(0.02)
     assert [copy.exists() for copy in copies] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("said", ["lots", "-1", "inf"])
+def test_a_variable_that_is_no_amount_is_named_and_no_samples_fault(memory, monkeypatch, said):
+    publish(f"{memory}/x.bin", b"first")
+    for variable in ("MDM_CACHE_GB", "MDM_PATIENCE"):
+        with monkeypatch.context() as here:
+            here.setenv(variable, said)
+            with pytest.raises(Refused, match=f"^{variable}={said} in the environment: a number, 0 or more"):
+                attempt(lambda v=variable: fetched(f"{memory}/x.bin", v), lambda file: file, "sample 1")
 
 
 def test_what_does_not_answer_is_asked_again_and_an_answer_is_final(memory, capsys):
