@@ -180,7 +180,10 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
         self._checked(self.batch_size(0))
         for s in mix.streams:
             if s.lanes is not None and s.lanes < world_size:
-                raise ValueError(f"data.{s.name} has {s.lanes} lanes, fewer than the {world_size} ranks that share them")
+                raise ValueError(
+                    f"data.{s.name} has {s.lanes} lanes, fewer than the {world_size} processes that share them: take fewer "
+                    "processes, or, in a run that has not begun, more `lanes` (and of a streamed source as many files)"
+                )
 
     def _checked(self, size: int) -> int:
         if size % self.mix.copies:

@@ -91,7 +91,19 @@ def check_run(cfg: Any) -> None:
         cfg, "tokens", "log_every_steps", "validate_every_tokens", "validation_samples", "checkpoint_every_tokens",
         "sample_every_tokens", "lanes",
     )  # fmt: skip
+    check_lanes(cfg)
     check_held(Path(cfg.output_dir), asdict(cfg))
+
+
+def check_lanes(cfg: Any) -> None:
+    """Raises UserError where packed rows have fewer lanes than there are processes; of other rows it shows when they open."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    packed = [name for name, s in cfg.data.items() if s.pack is not None]
+    if packed and cfg.lanes < processes:
+        raise UserError(
+            f"lanes = {cfg.lanes}: data.{packed[0]} is cut into them, and {processes} processes need at least as many; a run "
+            "that has begun keeps its lanes, and goes on with fewer processes"
+        )
 
 
 def output_folder(output_dir: str) -> Path:

@@ -153,7 +153,7 @@ def test_ranks_that_have_no_row_of_a_stream_make_padding(vocabulary):
 
 
 def test_more_ranks_than_lanes_are_refused(vocabulary):
-    with pytest.raises(ValueError, match=r"^data\.shards has 64 lanes, fewer than the 65 ranks that share them"):
+    with pytest.raises(ValueError, match=r"^data\.shards has 64 lanes, fewer than the 65 processes that share them:"):
         pipeline(vocabulary, 64, 65)
 
 

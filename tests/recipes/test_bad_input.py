@@ -11,6 +11,7 @@ from PIL import Image
 
 from mdm.config import UserError
 from mdm.training import checkpoint
+from mdm.training.run import check_lanes
 
 BAD = {
     "unknown key": (["lerning_rate=1"], "unknown key 'lerning_rate'"),
@@ -218,3 +219,12 @@ def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, 
     assert "vocab must be at least 1, got -5" in one_line(run("plan", "vocab=-5", check=False))
     assert "no table of a study" in one_line(run("study", tmp_path / "whole", check=False))
     assert "cannot be written" in one_line(run("cp", "pretrain", "/proc/absent/my.py", check=False))
+
+
+def test_fewer_lanes_than_processes_are_said_before_data_loads(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    pairs, packed = SimpleNamespace(pack=None), SimpleNamespace(pack=32)
+    check_lanes(SimpleNamespace(lanes=4, data={"pairs": pairs}))
+    check_lanes(SimpleNamespace(lanes=5, data={"pairs": pairs, "text": packed}))
+    with pytest.raises(UserError, match=r"^lanes = 4: data\.text is cut into them, and 5 processes need at least as many"):
+        check_lanes(SimpleNamespace(lanes=4, data={"pairs": pairs, "text": packed}))
