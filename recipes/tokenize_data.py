@@ -10,6 +10,7 @@ sample that cannot be read is left out, counted and named. (A recipe called toke
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from components.data.bad import BadSample, drawn
+from components.data.sources import LOOKED_AT
 from components.places import AnyPath, exists, place, publish, read_bytes
 from components.progress import Bar, working
 from mdm.config import UserError, at_least_one, check
@@ -70,6 +73,7 @@ def write_records(cfg: Settings, folder: AnyPath) -> tuple[list[dict[str, Any]],
     """The records of all shards, and the tokenizers that they are of."""
     with working("reading the source, building the tokenizers"):
         source = open_source(cfg.source, "source")
+        say_left_out(cfg, source)
         processor = kept_tokenizers(cfg, source, folder)
     written = []
     total = len(source) if hasattr(source, "__len__") else None
@@ -78,6 +82,19 @@ def write_records(cfg: Settings, folder: AnyPath) -> tuple[list[dict[str, Any]],
             written.append(record)
             bar.update(record["count"] + len(record["corrupt"]))
     return written, processor
+
+
+def say_left_out(cfg: Settings, source: Any) -> None:
+    """Prints what samples hold that no tokenizer is named for: no shard will have it. Raises UserError where that is all."""
+    first = next((s for s in itertools.islice(drawn(source), LOOKED_AT) if not isinstance(s, BadSample)), {})
+    lost = [modality for modality in ("text", "image", "audio") if modality in first and modality not in cfg.tokenizers]
+    if first and not any(modality in first for modality in cfg.tokenizers):
+        raise UserError(
+            f"tokenizers: {', '.join(cfg.tokenizers)}; the source's samples hold {', '.join(first)}, and nothing of them would "
+            "be kept; name a tokenizer for what is to be"
+        )
+    if lost:
+        print(f"tokenizers.{lost[0]} is not named: the shards will be without the {' and '.join(lost)} of the source")
 
 
 def same_work(cfg: Settings, folder: AnyPath) -> None:

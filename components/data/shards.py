@@ -63,7 +63,7 @@ def read_index(folder: AnyPath) -> dict[str, Any]:
     """What index.json says, after a look at each of its entries. Raises FileNotFoundError, ValueError, Unreachable."""
     path = folder / INDEX
     if not exists(path, AT_START):
-        raise FileNotFoundError(f"{folder} holds no {INDEX}: `mdm run tokenize_data` has not finished there")
+        raise FileNotFoundError(f"{folder} holds no {INDEX}: no such folder, or `mdm run tokenize_data` has not finished there")
     index = read_json(path, content=read_bytes(path, AT_START))
     require(index, path, codebooks=dict, shards=list)
     require(index["codebooks"], path, **dict.fromkeys(index["codebooks"], list))

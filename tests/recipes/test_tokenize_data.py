@@ -327,7 +327,9 @@ def test_damaged_shards_are_named(photos, run, tmp_path):
     with pytest.raises(Refused, match=r"token shard not found: .*shard_00002"):
         TokenShards(str(out))[8]
     assert len(TokenShards(str(out))[:8]) == 8  # nobody opened it
-    with pytest.raises(FileNotFoundError, match=r"holds no index\.json: `mdm run tokenize_data` has not finished there"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no index\.json: no such folder, or `mdm run tokenize_data` has not finished"
+    ):
         TokenShards(str(tmp_path))
     done = run(*settings(photos, out), "tokenizers.image.levels=4", check=False)
     assert "holds shards of other settings" in done.stderr
@@ -339,6 +341,17 @@ def test_shards_of_other_tokenizers_than_the_runs_are_refused(photos, run, confi
     done = run("run", "pretrain", "--config", config, f"data.digits.train={node}", check=False)
     assert done.returncode == 2
     assert "data.digits: the token shards' text has codebooks of (290,), tokenizers.text of (300,)" in done.stderr
+
+
+def test_what_no_tokenizer_is_named_for_is_said_before_it_is_left_out(photos, run, tmp_path):
+    out = f"output_dir={tmp_path / 'tokens'}"
+    only = f"source={{_component_: Folder, path: {photos}, kind: image, captions: null}}"
+    done = run("run", "tokenize_data", only, out, check=False)
+    assert done.returncode == 2
+    assert "mdm: tokenizers: text, audio; the source's samples hold image, and nothing of them would be kept" in done.stderr
+    said = run("run", "tokenize_data", only.replace(", captions: null", ""), out.replace("tokens", "other")).stdout
+    assert "tokenizers.image is not named: the shards will be without the image of the source" in said
+    assert "will be without" not in run(*settings(photos, tmp_path / "all")).stdout
 
 
 def test_mistakes_are_one_sentence(tmp_path):
