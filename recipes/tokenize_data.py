@@ -87,7 +87,7 @@ def write_records(cfg: Settings, folder: AnyPath) -> tuple[list[dict[str, Any]],
 def say_left_out(cfg: Settings, source: Any) -> None:
     """Prints what samples hold that no tokenizer is named for: no shard will have it. Raises UserError where that is all."""
     first = next((s for s in itertools.islice(drawn(source), LOOKED_AT) if not isinstance(s, BadSample)), {})
-    lost = [modality for modality in ("text", "image", "audio") if modality in first and modality not in cfg.tokenizers]
+    lost = [part for part in first if part not in (*cfg.tokenizers, "sample_rate")]
     if first and not any(modality in first for modality in cfg.tokenizers):
         raise UserError(
             f"tokenizers: {', '.join(cfg.tokenizers)}; the source's samples hold {', '.join(first)}, and nothing of them would "
