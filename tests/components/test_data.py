@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
-from components.data.bad import BadSample, usable
+from components.data.bad import BadSample, Refused, usable
 from components.data.clips import read_audio
 from components.data.digits import digits
 from components.data.draws.endless import Draws, Placed, Prepared, Streamed
@@ -101,6 +102,31 @@ def test_every_row_draws_its_task_for_itself(vocabulary):
     assert len(set(numbers)) == 16
 
 
+def test_streams_draw_their_tasks_by_seeds_of_their_own(vocabulary):
+    numbers, row = [], [task_sequence(vocabulary, "text", {"text": torch.tensor([1])}, {})]
+    for seed in (1, 2):
+        stream = Stream("x", placed([0], 0), 1, lambda s, rng: numbers.append(rng.random()) or row, seed=seed)
+        next(MicroBatches(Mix([stream], 0), 4, 4, vocabulary.pad_id))
+    assert len(set(numbers)) == 8
+
+
+def test_a_window_is_of_the_smallest_numbers_that_have_the_shares(vocabulary):
+    for pairs, window in ((False, 3), (True, 6)):
+        mix = Mix([Stream(n, placed([0], 0), w, lambda s, rng: [], pairs=pairs) for n, w in (("a", 4), ("b", 2))], 0)
+        assert mix.window == window
+
+
+def test_rows_of_a_packed_stream_have_its_length_whatever_is_in_them(vocabulary):
+    row = [task_sequence(vocabulary, "text", {"text": torch.tensor([1])}, {})]
+    node = MicroBatches(Mix([Stream("x", placed([0], 0), 1, lambda s, rng: row, length=24)], 0), 2, 2, vocabulary.pad_id)
+    assert [batch.tokens.shape for _, batch, _ in next(node)] == [(2, 24)]
+
+
+def test_the_rows_of_a_rank_are_in_their_order():
+    lanes = Stream("x", Lanes(6, lambda lane: None), 1, lambda s, rng: [])
+    assert lanes.own(range(7, 23), 1, 4) == [7, 11, 13, 17, 19]  # of lanes 1 and 5
+
+
 def test_a_noise_index_is_given_once_in_a_stream_and_counts_its_rows(vocabulary):
     node = make_pipeline(vocabulary)
     seen = [(name, b.document[b.document >= 0].unique().tolist()) for _ in range(4) for name, b, _ in next(node)]
@@ -151,6 +177,14 @@ def test_the_batch_may_change_with_the_rows_seen(vocabulary):
             sorted(r.tolist() for step in steps for _, b, _ in step if b.tokens.shape[1] == 11 for r in getattr(b, name))
             == rows
         )
+
+
+def test_the_size_of_a_step_is_asked_for_by_the_rows_before_it_pairs_as_two(vocabulary):
+    asked = []
+    node = make_pipeline(vocabulary, (True, False), batch_size=lambda rows: asked.append(rows) or 12)
+    for _ in range(3):
+        next(node)
+    assert list(dict.fromkeys(asked)) == [0, 12, 24]
 
 
 def test_an_epoch_shows_every_sample_once_in_a_new_order():
@@ -439,3 +473,45 @@ def test_token_shards_of_unequal_sizes_are_one_row_of_samples(tmp_path):
     (tmp_path / "index.json").write_text(json.dumps({"codebooks": {"text": [6]}, "shards": shards}))
     found = TokenShards(str(tmp_path))
     assert [s["text"].tolist() for s in found] == [[0], [1, 1], [2], [3, 3], [4], [5, 5]]
+
+
+def shards_of(folder, count, **more):
+    """So many shards of one sample each, the n-th of which is n twice and a frame of audio in two codebooks."""
+    about = []
+    for n in range(count):
+        sample = {"text": torch.full((2,), n), "audio": torch.tensor([3, 2, 1, 0])}
+        digest, size = write_shard(folder / f"{n}.safetensors", [sample], ["text", "audio"])
+        about.append({"file": f"{n}.safetensors", "count": 1, "bytes": size, "sha256": digest})
+    (folder / "index.json").write_text(json.dumps({"codebooks": {"text": [9], "audio": [4, 3]}, "shards": about}))
+    return TokenShards(str(folder), **more)
+
+
+def test_a_shard_that_has_changed_since_it_was_opened_is_held_against_its_checksum_again(tmp_path):
+    source = shards_of(tmp_path, 1)
+    assert source.open_shard(0).count == 1
+    file = tmp_path / "0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    time.sleep(0.02)
+    file.write_bytes(content)
+    with pytest.raises(Refused, match=r"0\.safetensors has another checksum than index\.json says"):
+        source.open_shard(0)
+    assert TokenShards(str(tmp_path), check=False).lazily().open_shard(0).count == 1
+    assert TokenShards(str(tmp_path), open_shards=3).lazily().open_shards == 3
+
+
+def test_of_many_shards_those_used_last_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("components.data.shards.KEPT_OPEN", 2)
+    source = shards_of(tmp_path, 3)
+    assert [source[n]["text"].tolist() for n in (0, 1, 0, 2)] == [[0, 0], [1, 1], [0, 0], [2, 2]]
+    assert [*source._open] == [0, 2]
+
+
+def test_a_span_of_codes_is_held_against_the_codebooks_of_its_places(tmp_path):
+    codes = shards_of(tmp_path, 1).lazily()[0]["audio"]
+    assert codes[1:3].tolist() == [2, 1]
+    codes.codebooks = [4, 2]
+    with pytest.raises(BadSample, match="a code is outside its codebook"):
+        codes[1:2]
+    codes.codebooks = [3, 4]
+    assert codes[1:4].tolist() == [2, 1, 0]

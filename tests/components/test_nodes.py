@@ -9,8 +9,8 @@ import torch
 from torch.testing import assert_close
 from torchdata.nodes import Loader, Prefetcher
 
-from components.data.bad import BadSample, Noted, Refused, attempt
-from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed
+from components.data.bad import BadSample, Note, Noted, Refused, attempt
+from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed, with_notes
 from components.data.draws.order import WholeOrder
 from components.data.nodes import Lanes, MicroBatches, Mix, Stream
 from components.data.packing import Packed
@@ -233,6 +233,19 @@ def test_a_streamed_sample_is_named_by_its_place_in_the_epoch_and_a_stream_that_
     never = Streamed(Lines([BadSample("x", "y")] * 3), 0)
     with pytest.raises(ValueError, match="1000 samples in a row cannot be used; the first is x: y"):
         exhaust(never)
+
+
+def test_streams_of_two_seeds_have_two_orders():
+    one, other = ([next(node) for _ in range(20)] for node in (Streamed(Lines([*range(20)]), seed) for seed in (0, 1)))
+    assert sorted(one) == sorted(other)
+    assert one != other
+
+
+def test_what_is_told_of_a_sample_comes_behind_what_was_left_out_before_it():
+    left_out, cut = Note("a.png", "it is cut off"), Note("b.png", "it is long", cut=True)
+    assert with_notes(Noted(7, [cut]), [left_out]) == Noted(7, [left_out, cut])
+    assert with_notes(7, [left_out]) == Noted(7, [left_out])
+    assert with_notes(7, []) == 7
 
 
 def test_a_stream_whose_connection_breaks_goes_on_where_it_was(monkeypatch, capsys):

@@ -75,7 +75,7 @@ def test_ten_billion_samples_cost_neither_time_nor_memory():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "lanes", "few"), [((5, 0, 9, 7, 30, 2), 3, 2), ((40,), 8, 1), ((3, 4), 5, 3), ([8] * 12, 4, 3)]
+    ("sizes", "lanes", "few"), [((5, 0, 9, 7, 30, 2), 3, 2), ((0, 40, 0), 8, 1), ((3, 4), 5, 3), ([8] * 12, 4, 3)]
 )
 def test_a_lane_reads_few_shards_at_a_time_each_to_its_end(sizes, lanes, few):
     """Against a plain reading: shards, or equal pieces of them where there are few, in the epochs' orders, dealt to lanes."""
@@ -106,6 +106,12 @@ def test_where_shards_are_equal_an_epoch_of_the_lanes_is_one_of_the_samples():
     order = ShardOrder([8] * 12, 4, 0, 3)
     for epoch in range(3):
         assert sorted(order(96 * epoch + place) for place in range(96)) == [*range(96)]
+
+
+def test_shards_and_samples_of_a_window_are_in_another_order_for_every_seed():
+    for sizes in ([1] * 40, [40]):  # the order of the shards alone, and of the samples of one
+        orders = [[order(place) for place in range(40)] for order in (ShardOrder(sizes, 1, seed, 1) for seed in (0, 1))]
+        assert orders[0] != orders[1]
 
 
 def test_mistakes_are_named():

@@ -1,6 +1,7 @@
 """Paths of disks and URLs, by an in-memory file system of fsspec."""
 
 import errno
+import os
 import time
 
 import fsspec
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from components.data.bad import Refused, attempt
-from components.data.shards import TokenShards, write_shard
+from components.data.shards import TokenShards, sha256, write_shard
 from components.data.sources import Folder, Jsonl
 from components.files import Unreachable
 from components.places import (
@@ -68,7 +69,10 @@ def test_what_is_written_is_read_from_disk_and_from_afar(memory, tmp_path):
         publish(place(root) / "c.txt", local)
         assert not local.exists()
         assert read_bytes(f"{root}/c.txt") == b"moved"
-        assert (copied(root, but="c") / "a" / "b.txt").read_text() == "one"
+        assert not exists(place(root) / "a")  # a folder is no file
+        copy = copied(root, but="c")
+        assert (copy / "a" / "b.txt").read_text() == "one"
+        assert (copy / "c.txt").exists() == (root != memory)
         remove(file)
         remove(file)
         assert not exists(file)
@@ -98,7 +102,46 @@ def test_the_cache_forgets_what_was_not_used_for_longest(memory, monkeypatch):
         if k:
             fetched(f"{memory}/0", "v")  # used again and again
             time.sleep(0.02)
+        publish(f"{memory}/0", b"other")
     assert [copy.exists() for copy in copies] == [True, False, False, True]
+    assert copies[0].stat().st_size == 1000  # it never went
+
+
+def test_a_full_cache_keeps_what_is_asked_for_and_what_another_process_is_fetching(memory, monkeypatch, tmp_path):
+    monkeypatch.setenv("MDM_CACHE_GB", "0")
+    (tmp_path / "cache").mkdir()
+    partial, left = (tmp_path / "cache" / name for name in ("partial_a", "partial_b"))
+    for file, age in ((partial, 60), (left, 86400)):  # of one that was killed yesterday nobody will make more
+        file.write_bytes(bytes(10))
+        os.utime(file, (time.time() - age,) * 2)
+    lock = tmp_path / "cache" / "a.lock"  # of somebody
+    lock.touch()
+    publish(f"{memory}/a", b"one")
+    assert fetched(f"{memory}/a").read_bytes() == b"one"
+    assert partial.exists()
+    assert not left.exists()
+    assert lock.exists()
+
+
+def test_what_lies_there_is_asked_for_where_no_version_is_known(memory):
+    publish(f"{memory}/a", b"one")
+    assert fetched(f"{memory}/a").read_bytes() == b"one"
+    publish(f"{memory}/a", b"other")
+    assert fetched(f"{memory}/a").read_bytes() == b"other"
+
+
+def test_a_copy_that_cannot_be_made_leaves_nothing_behind(memory, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fetched(f"{memory}/absent", "v")
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_nobody_waits_longer_than_the_patience(memory, monkeypatch):
+    monkeypatch.setenv("MDM_PATIENCE", "0.1")
+    ask = Flaky(*[ConnectionError("gone")] * 8)
+    with pytest.raises(Unreachable, match="does not answer"):
+        patiently(place(memory), ask, seconds=60)
+    assert ask.asked < 7  # the pauses grow: 10, 20, 40, ... thousandths
 
 
 @pytest.mark.parametrize("said", ["lots", "-1", "inf"])
@@ -123,7 +166,7 @@ def test_what_does_not_answer_is_asked_again_and_an_answer_is_final(memory, caps
             patiently(place(memory), ask)
         assert ask.asked == 1
     refusal = type("NoCredentialsError", (Exception,), {})
-    for refused in (PermissionError("403"), refusal("Unable to locate credentials")):
+    for refused in (PermissionError("403"), ValueError("no bucket"), refusal("Unable to locate credentials")):
         with pytest.raises(Unreachable, match=f"memory://.* cannot be opened .{type(refused).__name__}: {refused}"):
             patiently(place(memory), Flaky(refused))
     started = time.monotonic()
@@ -141,6 +184,9 @@ def test_errors_of_connections_are_told_from_others():
     wrapped.__cause__ = theirs("no route")
     assert of_network(wrapped)
     assert of_network(ConnectionResetError())
+    raised = ValueError("cannot be read")
+    raised.__context__ = ConnectionResetError("gone")  # not said to be the cause
+    assert of_network(raised)
     assert not of_network(FileNotFoundError())
     assert not of_network(OSError("disk"))
     assert not of_network(type("NoCredentialsError", (Exception,), {"__module__": "botocore.exceptions"})())
@@ -176,7 +222,7 @@ def test_folders_lines_and_shards_are_read_from_afar(memory, tmp_path):
         Jsonl(f"{memory}/absent")
 
 
-def test_a_shard_from_afar_is_held_against_its_checksum_whenever_it_is_fetched(memory, monkeypatch):
+def test_a_shard_from_afar_is_held_against_its_checksum_whenever_it_is_fetched(memory, monkeypatch, tmp_path):
     import json
 
     import torch
@@ -189,7 +235,8 @@ def test_a_shard_from_afar_is_held_against_its_checksum_whenever_it_is_fetched(m
     shard = {"file": "s.safetensors", "count": 2, "bytes": size, "sha256": digest}
     publish(folder / "index.json", json.dumps({"codebooks": {"text": [9]}, "shards": [shard]}))
     assert [s["text"].tolist() for s in TokenShards(str(folder))] == [[1, 2], [3]]
-    content = bytearray(read_bytes(folder / "s.safetensors"))
+    whole = read_bytes(folder / "s.safetensors")
+    content = bytearray(whole)
     content[-1] ^= 1
     publish(folder / "s.safetensors", bytes(content))
     assert TokenShards(str(folder))[1]["text"].tolist() == [3]  # the copy is what it was
@@ -199,6 +246,21 @@ def test_a_shard_from_afar_is_held_against_its_checksum_whenever_it_is_fetched(m
     publish(folder / "s.safetensors", bytes(content[:-1]))
     with pytest.raises(Refused, match=r"has \d+ bytes, and index\.json says"):  # the wrong copy was not kept
         TokenShards(str(folder))[1]
+    monkeypatch.setenv("MDM_CACHE", str(tmp_path / "third"))
+    publish(folder / "s.safetensors", whole)
+    taken = []
+
+    def evicted(file):
+        """Another process takes the copy out of the cache, between two looks at it."""
+        found = sha256(file)
+        if not taken:
+            taken.append(file.unlink())
+        return found
+
+    monkeypatch.setattr("components.data.shards.sha256", evicted)
+    assert TokenShards(str(folder))[1]["text"].tolist() == [3]
+    assert taken
+    monkeypatch.setenv("MDM_CACHE", str(tmp_path / "fourth"))
     remove(folder / "s.safetensors")
     with pytest.raises(Refused, match="token shard not found: memory://"):
         TokenShards(str(folder))[1]

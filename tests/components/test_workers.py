@@ -51,6 +51,7 @@ def test_placed_samples_are_the_same_in_the_same_order(workers):
     pids = {(item.sample if isinstance(item, Noted) else item)["made by"] for item in made}
     assert os.getpid() in pids
     assert len(pids) > 1
+    assert not ahead._coming  # what was drawn is not held
 
 
 def test_a_lane_and_its_state_are_the_same(workers):
@@ -63,6 +64,26 @@ def test_a_lane_and_its_state_are_the_same(workers):
     first = [plain(next(node)) for _ in range(12)]
     assert first == [plain(next(again)) for _ in range(12)]
     assert node.state_dict() == again.state_dict()
+
+
+def test_each_sample_of_a_lane_is_asked_for_once_and_those_that_it_draws_next(workers):
+    asked = []
+    ahead = workers.prepared("text", range(100), prepare)
+    workers.submit = lambda key, indices: asked.append(list(indices)) or indices
+    order = WholeOrder(100, 0)
+    node = Draws(ahead, order, 4, 1, ahead=3)
+    drawn = [next(node) for _ in range(4)]
+    assert drawn[1:] == [order(1 + 4 * k) for k in (1, 2, 3)]  # the first was not announced
+    assert asked == [[order(1 + 4 * k) for k in (1, 2, 3)], *([order(1 + 4 * k)] for k in (4, 5, 6))]
+
+
+def test_workers_are_deaf_to_the_terminal(workers):
+    ahead = workers.prepared("photos", range(8), prepare)
+    workers.start()
+    for pid in workers._pool._processes:
+        os.kill(pid, signal.SIGINT)
+    ahead.ahead(range(8))
+    assert [plain(ahead[i]) for i in range(4)] == [[i] * 3 for i in range(4)]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -104,6 +125,8 @@ def test_what_is_refused_there_ends_the_run_here_and_so_does_a_worker_that_dies(
     ahead.ahead([2])
     with pytest.raises(Refused, match=r"data\.photos: a process that prepares samples has ended, .* data_workers=0"):
         ahead[2]
+    with pytest.raises(Refused, match=r"data\.photos: a process that prepares samples has ended"):
+        ahead.ahead([0])
 
 
 def test_workers_end_with_the_run_that_began_them():

@@ -154,8 +154,9 @@ def test_the_size_of_a_step_is_asked_for_by_the_tokens_of_the_rows_before(proces
     words, pages = (stream.positions for stream in mix)
     assert pages == 32 != words
     asked = []
-    steps = iter(training_loader(mix, masker, processor, lambda seen: asked.append(seen) or 8, 8, LossSettings(), 0, prefetch=0))
+    size = lambda seen: asked.append(seen) or 8  # noqa: E731
+    steps = iter(training_loader(mix, masker, processor, size, 8, LossSettings(), 0, prefetch=0))
     for _ in range(3):
         next(steps)
     average = (words + 3 * 32) / 4
-    assert [seen for seen in dict.fromkeys(asked)] == [int(8 * k * average) for k in range(3)]
+    assert list(dict.fromkeys(asked)) == [int(8 * k * average) for k in range(3)]

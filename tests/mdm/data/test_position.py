@@ -37,7 +37,7 @@ def test_every_rank_saves_the_same_state_and_any_number_goes_on_from_it(vocabula
     assert set(_position(one)["lanes"]["text"]) == {str(lane) for lane in range(8)}
     assert rows([next(own) for own in steps]) == expected[2]  # to save changes nothing
     again = loaders(vocabulary, world_size)
-    assert all([load_state(loader, one) for loader in again])
+    assert [load_state(loader, one) for loader in again] == [True] * world_size
     steps = [iter(loader) for loader in again]
     assert [rows([next(own) for own in steps]) for _ in range(3)] == expected[2:]
 
