@@ -64,6 +64,10 @@ AT_START = 20.0
 """Seconds that one waits before a run begins: nothing is lost yet, and a name may be wrong."""
 
 
+UNFINISHED = 3600.0
+"""Seconds after its last byte came for which a copy that is being made is left alone."""
+
+
 def is_remote(path: str | AnyPath) -> bool:
     """Whether it is a URL, of whatever is not this machine's own files."""
     return not isinstance(path, Path) and "://" in str(path) and not str(path).startswith(("file://", "local://"))
@@ -287,12 +291,14 @@ def _evict(cache: Path, keep: Path) -> None:
     for file in cache.iterdir():
         with contextlib.suppress(OSError):  # another process removes too
             if file.suffix != ".lock" and file.is_file():
-                ages.append((file.stat().st_atime, file.stat().st_size, file))
-    total = sum(size for _, size, _ in ages)
-    for _, size, file in sorted(ages, key=lambda age: age[0]):
+                about = file.stat()
+                making = file.name.startswith("partial_") and time.time() - about.st_mtime < UNFINISHED  # by another process
+                ages.append((about.st_atime, about.st_size, file, making))
+    total = sum(size for _, size, _, _ in ages)
+    for _, size, file, making in sorted(ages, key=lambda age: age[0]):
         if total <= limit:
             return
-        if file != keep:
+        if file != keep and not making:
             file.unlink(missing_ok=True)
             total -= size
 

@@ -211,11 +211,14 @@ class TokenShards(Indexed[dict[str, Any]]):
     def open_shard(self, shard: int) -> Shard:
         """Opens a shard, and checks it where that is to be done and was not done since it changed. Raises Refused."""
         path, about = self.file(shard), self.shards[shard]
-        try:
-            file = fetched(path, about["sha256"])
-            state = (file.stat().st_size, file.stat().st_mtime_ns)
-        except FileNotFoundError as error:
-            raise Refused(f"token shard not found: {path}") from error
-        opened = Shard(path, file, about, self.codebooks, self.check and self.checked.get(shard) != state)
+        for tries_left in (2, 1, 0):
+            try:
+                file = fetched(path, about["sha256"])
+                state = (file.stat().st_size, file.stat().st_mtime_ns)
+                opened = Shard(path, file, about, self.codebooks, self.check and self.checked.get(shard) != state)
+                break
+            except FileNotFoundError as error:  # or another process took the copy out of a full cache meanwhile
+                if not tries_left:
+                    raise Refused(f"token shard not found: {path}") from error
         self.checked[shard] = state
         return opened
