@@ -68,7 +68,7 @@ def convert(number, name):
 def test_a_part_of_a_stream_is_read_as_the_whole_is_and_names_its_rows():
     whole = Iterated(Numbers(), convert, "web", "refuse")
     assert whole.num_shards == 4
-    assert Iterated(Numbers(), convert, "web", count=5).num_shards == 1  # of which the first five are, is known to the whole
+    assert Iterated(Numbers(), convert, "web", count=5).num_shards == 1  # a part would not know its share
     part = iter(whole.shard(4, 1))
     assert [next(part) for _ in range(2)] == [
         {"number": n, "name": f"web, part 1 of 4, sample {k}"} for k, n in enumerate((1, 5))
