@@ -235,6 +235,12 @@ def test_a_streamed_sample_is_named_by_its_place_in_the_epoch_and_a_stream_that_
         exhaust(never)
 
 
+def test_a_bad_sample_is_replaced_by_the_next_of_its_lane():
+    order = WholeOrder(40, 1)
+    placed = Placed(Prepared(Brought(range(40), (order(9),))), order, lanes=4)
+    assert placed(9).sample == order(13)
+
+
 def test_streams_of_two_seeds_have_two_orders():
     one, other = ([next(node) for _ in range(20)] for node in (Streamed(Lines([*range(20)]), seed) for seed in (0, 1)))
     assert sorted(one) == sorted(other)
