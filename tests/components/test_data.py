@@ -135,6 +135,7 @@ def test_a_noise_index_is_given_once_in_a_stream_and_counts_its_rows(vocabulary)
     assert len(set(text)) == len(text)
     assert sorted(i for i in text if i < 2**40) == list(range(16))  # the first document of each row
     assert {i % 2**40 for i in text} == set(range(16))
+    assert max(text) >= 2**40  # a document behind the first has its place above them
 
 
 def test_pairs_are_the_same_sequence_twice(vocabulary):
