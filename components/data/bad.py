@@ -94,8 +94,10 @@ def _tried(make: Callable[[], Any], name: str) -> Any:
         raise Refused(f"{name}: {error}") from error
     except BadSample as error:
         return error
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit):
         raise
+    except SystemExit as error:  # it would end the thread that makes batches, and the run would wait for ever
+        raise Refused(f"{name}: {reason(error)}") from error
     except BaseException as error:  # a decoder's, a tokenizer's (a panic in Rust is no Exception), the user's own source's
         if isinstance(error, Unreachable):
             raise Refused(in_one_line(error)) from error
@@ -111,8 +113,11 @@ def reason(error: BaseException) -> str:
 
 
 def name_of(source: Any, index: int) -> str:
-    """What a source calls its sample (`source.name_of(index)`), else its index."""
-    return source.name_of(index) if hasattr(source, "name_of") else f"sample {index}"
+    """What a source calls its sample (`source.name_of(index)`), else its index: also where it cannot say that."""
+    try:
+        return str(source.name_of(index)) if hasattr(source, "name_of") else f"sample {index}"
+    except Exception:  # the user's own: a name alone ends no run
+        return f"sample {index}"
 
 
 def as_it_is(sample: Any) -> Any:

@@ -182,7 +182,7 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
             if s.lanes is not None and s.lanes < world_size:
                 raise ValueError(
                     f"data.{s.name} has {s.lanes} lanes, fewer than the {world_size} processes that share them: take fewer "
-                    "processes, or, in a run that has not begun, more `lanes` (and of a streamed source as many files)"
+                    "processes, or, in a run that has not begun, more `lanes` (and of a streamed source as many files: `num_shards`, `shard`)"
                 )
 
     def _checked(self, size: int) -> int:
@@ -221,7 +221,10 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
         """Says which rows come up to a row of the mix, to those whose samples may be prepared meanwhile."""
         for stream, rows in zip(self.mix.streams, self.mix.between(self.row, until), strict=True):
             if announce := getattr(stream.rows, "ahead", None):
-                announce(stream.own(rows, self.rank, self.world_size))
+                try:
+                    announce(stream.own(rows, self.rank, self.world_size))
+                except ValueError as error:  # whoever prepares them has ended
+                    raise ValueError(f"data.{stream.name}: {error}") from error
 
     def _made(self, stream: Stream, row: int) -> list[Row]:
         """A row of a stream; of one that wants pairs, twice."""

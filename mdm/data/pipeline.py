@@ -28,7 +28,7 @@ from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
 from mdm.data.processor import Processor
 from mdm.data.rows import Builder, builder
-from mdm.data.settings import MASKER_SUPPLIED, LossSettings, StreamSettings, lacking, row_length
+from mdm.data.settings import MASKER_SUPPLIED, BatchSettings, LossSettings, StreamSettings, lacking, row_length
 
 LANES = 64
 BLOCK = 1000  # samples of a streamed source that are drawn from in random order, over all its lanes
@@ -111,6 +111,14 @@ def maskers(
     return built
 
 
+def check_pairs(batch: BatchSettings, masker: Mapping[str, Masker]) -> None:
+    """Raises ValueError where a batch that comes later in the run than its first has half a pair."""
+    pairs = next((name for name, m in masker.items() if m.pairs), None)
+    for share, size in batch.ramp.items():
+        if pairs is not None and size % 2:
+            raise ValueError(f"batch.ramp.{share} = {size} must be even: data.{pairs} is masked in pairs")
+
+
 def tokenizers(nodes: Mapping[str, Mapping[str, Any]], words: Callable[[str], Iterator[str]]) -> dict[str, Tokenizer]:
     """The tokenizers of a config by modality, some of them trained. words: of a modality, what its own is trained on"""
     return {m: conforming(node, f"tokenizers.{m}", Tokenizer, corpus=words(m)) for m, node in nodes.items()}
@@ -177,14 +185,13 @@ def _rows(
 ) -> Placed | Lanes:
     """What the rows of a stream come from."""
     if not hasattr(source, "__len__"):
-        lanes = min(lanes, getattr(source, "num_shards", 1))
+        lanes = min(lanes, getattr(source, "num_shards", 1)) if hasattr(source, "shard") else 1
         begin = None if workers is None else workers.rows(name, source, build.prepare)
         opened = functools.partial(_streamed, source, build.prepare, begin, seed, lanes)
     else:
-        lazy = settings.pack is not None and hasattr(source, "lazily")
-        source = source.lazily() if lazy else source
-        # of what is tokenized already spans are read as they are packed: nothing to prepare, or to hand to another process
-        prepared = _prepared(source, build.prepare, name, None if lazy else workers)
+        if settings.pack is not None and hasattr(source, "lazily"):
+            source, workers = source.lazily(), None  # nothing to prepare: a span is read when its row is made
+        prepared = _prepared(source, build.prepare, name, workers)
         few = getattr(source, "open_shards", None)
         order = WholeOrder(len(source), seed) if few is None else ShardOrder(source.shard_sizes, lanes, seed, few)
         if settings.pack is None:
@@ -199,9 +206,14 @@ def _rows(
 
 
 def _streamed(source: Any, prepare: Any, begin: Any, seed: int, lanes: int, lane: int) -> Streamed:
-    """A lane of a source that is only iterated over: every lanes-th of its shards."""
-    part = source.shard(lanes, lane) if lanes > 1 else source
-    return Streamed(part, seed + lane, max(BLOCK // lanes, 16), prepare, begin)
+    """A lane of a source that is only iterated over: every lanes-th of its shards. Where those hold no sample (of files that
+    were filtered, one may have none left), those of the next lane that do."""
+
+    def part(lane: int) -> Any:
+        return source.shard(lanes, lane % lanes) if lanes > 1 else source
+
+    others = [functools.partial(part, lane + k) for k in range(1, lanes)]
+    return Streamed(part(lane), seed + lane, max(BLOCK // lanes, 16), prepare, begin, others)
 
 
 def _prepared(source: Any, prepare: Callable[[Any], Any], name: str, workers: Workers | None) -> Prepared:

@@ -23,7 +23,7 @@ from components.tasks import INSTRUCT, find_task
 from components.tokenizers import Tokenizer
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
-from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.pipeline import check_pairs, corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
@@ -141,6 +141,7 @@ def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mappin
 
     What a stream leaves out and counts is no reason to end. Raises UserError, or ValueError, for what would end it later.
     """
+    check_pairs(cfg.batch, by)
     lazy = {n: s for n, s in opened.items() if hasattr(s, "__len__") and not isinstance(s, list)}
     few = {name: draw(source, f"data.{name}.train", 4, 5.0) for name, source in lazy.items()}
     few = {name: drawn for name, drawn in few.items() if drawn and getattr(cfg.data[name], "on_long", "refuse") != "skip"}

@@ -1,9 +1,10 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from components.data.bad import BadSample, drawn, usable
+from components.data.bad import BadSample, drawn, name_of, usable
 
 
 class Drawn:
@@ -36,3 +37,14 @@ def test_usable_samples_come_in_the_order_asked_for_and_what_is_left_out_is_coun
     assert list(usable(iter([1, BadSample("a", "b"), 2]))) == [1, 2]
     assert list(usable([1, 2])) == [1, 2]
     assert capsys.readouterr().out == "left out 1 bad samples, the first is a: b\n"
+
+
+def test_a_source_that_cannot_name_a_sample_ends_no_run():
+    class Nameless(Drawn):
+        def name_of(self, index):
+            return [Path("a.png")][index]
+
+    samples = list(drawn(Nameless()))
+    assert [bad.name for bad in samples if isinstance(bad, BadSample)] == ["3.png", "7.png"]
+    assert name_of(Nameless(), 0) == "a.png"
+    assert name_of(Nameless(), 1) == "sample 1"

@@ -45,10 +45,10 @@ class Prepared:
     def ahead(self, indices: Iterable[int]) -> None:
         """Says which samples will be asked for next; where workers prepare them, they begin."""
 
-    @property
-    def patience(self) -> int:
-        """Of two epochs in a row one is whole."""
-        return min(2 * len(self), PATIENCE)
+    def patience(self, dealt: bool) -> int:
+        """Of two epochs in a row one is whole. A lane of several (`dealt`) has samples of each as they fall to it: that the
+        only one that can be used is not among so many has a chance of exp(-32)."""
+        return min((32 if dealt else 2) * len(self), PATIENCE)
 
 
 def hopeless(count: int, first: BadSample) -> ValueError:
@@ -71,14 +71,14 @@ class Placed:
 
     def __call__(self, place: int) -> Any:
         """Raises ValueError where so many in a row are bad that there may be no other."""
-        first = None
-        for k in range(self.prepared.patience):
+        first, patience = None, self.prepared.patience(self.lanes is not None)
+        for k in range(patience):
             item = self.prepared[self.order(place + k * (self.lanes or 1))]
             if not isinstance(item, BadSample):
                 return item if first is None else with_notes(item, [Note(first.name, first.why)])
             first = first or item
         assert first is not None  # patience is at least 2
-        raise hopeless(self.prepared.patience, first)
+        raise hopeless(patience, first)
 
     def ahead(self, places: Iterable[int]) -> None:
         """Says which places come next."""
@@ -125,7 +125,7 @@ class Draws(Source):
         self.order = order
         self.lane, self.lanes = lane, lanes
         self.lookahead = ahead
-        self.patience: int = prepared.patience
+        self.patience: int = prepared.patience(lanes > 1)
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
@@ -183,6 +183,7 @@ class Streamed(Source):
 
     prepare: what is made of a sample when it is drawn
     begin:   rows, each with its name -> the samples that are being prepared (`components.data.draws.workers`); None: by itself
+    others:  what to read in place of a dataset that has no samples, the first of them that has some
     """
 
     def __init__(
@@ -192,11 +193,14 @@ class Streamed(Source):
         block_size: int = 1000,
         prepare: Callable[[Any], Any] = as_it_is,
         begin: Callable[[list[tuple[Any, str]]], Any] | None = None,
+        others: Sequence[Callable[[], Any]] = (),
     ) -> None:
         super().__init__()
+        self.others = others
         self.rows = Rows(dataset, prepare)
         self.begin = begin
-        self.dataset = dataset
+        self.own = self.dataset = dataset
+        self.other = 0  # 1 is the first of the others
         self.seed = seed
         self.block_size = block_size
 
@@ -206,8 +210,14 @@ class Streamed(Source):
         self.block: int = state["block"]
         self.place: int = state["place"]
         self._before: dict[str, Any] | None = state["before"]
+        self._take(state.get("other", 0))
         self.first: int = state.get("first", 0)  # of the block, in its epoch: what a sample is called that has no name
         self._samples: list[Any] = []  # none before the first draw
+
+    def _take(self, other: int) -> None:
+        """Reads from here on what it was given, or one of the others."""
+        if other != self.other:
+            self.other, self.dataset = other, self.others[other - 1]() if other else self.own
 
     def _open(self, state: dict[str, Any] | None, first: int) -> None:
         """Goes on from a state of the dataset; None is its beginning, however far it was read before."""
@@ -244,6 +254,10 @@ class Streamed(Source):
         if not samples:  # the next epoch
             self._open(None, 0)
             samples = self._read()
+        while not samples and self.other < len(self.others):
+            self._take(self.other + 1)
+            self._open(None, 0)
+            samples = self._read()
         if not samples:
             raise ValueError("the streamed dataset has no samples")
         order = sample_rng(self.seed, "order", self.block).permutation(len(samples)).tolist()
@@ -271,4 +285,5 @@ class Streamed(Source):
         return self._begun[place // AT_ONCE * AT_ONCE][place % AT_ONCE]
 
     def get_state(self) -> dict[str, Any]:
-        return {"block": self.block, "place": self.place, "before": self._before, "first": self.first}
+        state = {"block": self.block, "place": self.place, "before": self._before, "first": self.first}
+        return state | {"other": self.other} if self.other else state

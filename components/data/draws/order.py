@@ -91,7 +91,8 @@ class ShardOrder:
     (in an order of their own), and a batch is of `lanes` x `open_shards` shards at the most; shards that hold one kind of
     sample each want more open, or a source that was shuffled before it was written.
 
-    Where there are fewer shards than lanes, each is cut into as many equal pieces as it takes: more than one lane reads it.
+    Where there are fewer shards than lanes, each is cut into as many equal pieces as it takes: more than one lane reads it. A
+    lane has no more open than it has in an epoch.
     """
 
     def __init__(self, sizes: Sequence[int], lanes: int, seed: int, open_shards: int) -> None:
@@ -101,7 +102,8 @@ class ShardOrder:
         cut = -(-lanes // max(len(full), 1))
         edges = [(start + size * k // cut, start + size * (k + 1) // cut) for start, size in full for k in range(cut)]
         self._pieces: list[tuple[int, int]] = [(start, stop) for start, stop in edges if stop > start]
-        self.lanes, self.seed, self.open_shards = lanes, seed, open_shards
+        self.lanes, self.seed = lanes, seed
+        self.open_shards = min(open_shards, max(len(self._pieces) // lanes, 1))  # of one epoch
         self._epoch = lru_cache(maxsize=8)(lambda epoch: Permutation(len(self._pieces), seed, epoch))
         self._ends: dict[int, list[int]] = {}  # of a lane: samples up to the end of each of its windows so far
         self._window = lru_cache(maxsize=2 * lanes)(self._opened)

@@ -68,16 +68,16 @@ class Workers:
         if self._pool is None:
             raise RuntimeError("workers: start() comes before anything is drawn")
         try:
-            return Task(self._pool.submit(_made, key, list(asked)), key)
+            return Task(self._pool.submit(_made, key, list(asked)))
         except BrokenProcessPool as error:
-            raise ended(key) from error
+            raise ended() from error
 
 
 class Task:
     """Samples that are being prepared."""
 
-    def __init__(self, future: Future[bytes], key: str) -> None:
-        self.future, self.key = future, key
+    def __init__(self, future: Future[bytes]) -> None:
+        self.future = future
         self._found: list[Any] | None = None
 
     def __getitem__(self, place: int) -> Any:
@@ -93,14 +93,14 @@ class Task:
         try:
             return pickle.loads(self.future.result())
         except BrokenProcessPool as error:
-            raise ended(self.key) from error
+            raise ended() from error
 
 
-def ended(key: str) -> Refused:
-    """What is said of a worker that is gone."""
+def ended() -> Refused:
+    """What is said of a worker that is gone; who draws names the stream."""
     why = "for want of memory, or by a decoder's fault"
     help_ = "fewer data_workers take less memory; with data_workers=0 samples are prepared in the run itself"
-    return Refused(f"data.{key}: a process that prepares samples has ended, {why}; {help_}")
+    return Refused(f"a process that prepares samples has ended, {why}; {help_}")
 
 
 class Ahead(Prepared):
