@@ -2,26 +2,21 @@
 
     place("s3://bucket/folder")     a path with the methods of pathlib's, whichever it is
     listing(root)                   the files below a folder, in one order
-    fetched(path), copied(folder)   on the local disk: itself, or its copy; a file's is in a bounded cache
     publish(path, data)             writes a file, all of it or nothing
 
 What is far away is asked for again, with growing pauses, where it does not answer (`patiently`); what it refuses (no such file,
-no access, no credentials) is said at once. The cache lies in $MDM_CACHE (default ~/.cache/mdm) and holds $MDM_CACHE_GB (20);
-$MDM_PATIENCE (600) is the seconds that a run waits for a file system that is gone.
+no access, no credentials) is said at once. $MDM_PATIENCE (600) is the seconds that a run waits for a file system that is gone.
+Copies on the local disk: `components.copies`.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -62,10 +57,6 @@ FIRST_PAUSE = 0.5
 
 AT_START = 20.0
 """Seconds that one waits before a run begins: nothing is lost yet, and a name may be wrong."""
-
-
-UNFINISHED = 3600.0
-"""Seconds after its last byte came for which a copy that is being made is left alone."""
 
 
 def is_remote(path: str | AnyPath) -> bool:
@@ -160,7 +151,7 @@ def of_network(error: BaseException | None) -> bool:
     return False
 
 
-def _system(at: UPath) -> Any:
+def system(at: UPath) -> Any:
     """The file system of a URL, of this process: a connection does not survive a fork."""
     import fsspec
 
@@ -172,7 +163,7 @@ def read_bytes(path: str | AnyPath, seconds: float | None = None) -> bytes:
     at = place(path)
     if isinstance(at, Path):
         return at.read_bytes()
-    return patiently(at, lambda: _system(at).cat_file(at.path), seconds)
+    return patiently(at, lambda: system(at).cat_file(at.path), seconds)
 
 
 def exists(path: str | AnyPath, seconds: float | None = None) -> bool:
@@ -181,7 +172,7 @@ def exists(path: str | AnyPath, seconds: float | None = None) -> bool:
     if isinstance(at, Path):
         return at.is_file()
     try:
-        return patiently(at, lambda: _system(at).info(at.path), seconds)["type"] == "file"  # isfile() takes any error for a no
+        return patiently(at, lambda: system(at).info(at.path), seconds)["type"] == "file"  # isfile() takes any error for a no
     except FileNotFoundError:
         return False
 
@@ -191,10 +182,10 @@ def sizes(folder: str | AnyPath, seconds: float | None = None) -> dict[str, int]
     at = place(folder)
     if isinstance(at, Path):
         return {file.name: file.stat().st_size for file in at.iterdir() if file.is_file()} if at.is_dir() else {}
-    system = _system(at)
-    system.invalidate_cache()  # somebody else writes there
+    far = system(at)
+    far.invalidate_cache()  # somebody else writes there
     try:
-        found = patiently(at, lambda: system.ls(at.path, detail=True), seconds)
+        found = patiently(at, lambda: far.ls(at.path, detail=True), seconds)
     except FileNotFoundError:
         return {}
     return {PurePosixPath(file["name"]).name: int(file["size"] or 0) for file in found if file["type"] == "file"}
@@ -222,7 +213,7 @@ def listing(root: str | AnyPath, seconds: float | None = None) -> list[AnyPath]:
             files = (Path(parent, name) for name in names)
             found |= {file.relative_to(at).parts: file for file in files if file.is_file()}
     else:
-        names = [str(name) for name in patiently(at, lambda: _system(at).find(at.path), seconds)]
+        names = [str(name) for name in patiently(at, lambda: system(at).find(at.path), seconds)]
         if not names:
             raise FileNotFoundError(f"folder not found, or empty: {root}")
         prefix = at.path.rstrip("/") + "/"
@@ -231,84 +222,12 @@ def listing(root: str | AnyPath, seconds: float | None = None) -> list[AnyPath]:
     return [found[parts] for parts in sorted(found) if not any(part.startswith(".") for part in parts)]
 
 
-def fetched(path: str | AnyPath, version: str = "", seconds: float | None = None) -> Path:
-    """A file on the local disk: itself, or its copy in the cache, which is made where there is none.
-
-    version: of what lies there now, where one knows it (a checksum); else its size and its tag or time are asked for
-
-    Raises FileNotFoundError, Unreachable, and OSError where the disk is full.
-    """
-    at = place(path)
-    if isinstance(at, Path):
-        return at
-    from filelock import FileLock
-
-    version = version or str(patiently(at, lambda: _system(at).ukey(at.path), seconds))
-    cache = Path(os.environ.get("MDM_CACHE") or Path.home() / ".cache" / "mdm")
-    cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / (hashlib.blake2b(f"{at}\n{version}".encode(), digest_size=16).hexdigest() + at.suffix)
-    with FileLock(f"{kept}.lock"):  # of several processes of a machine one fetches
-        if not kept.is_file():
-            partial = Path(tempfile.mkstemp(dir=cache, prefix="partial_")[1])
-            try:
-                patiently(at, lambda: _system(at).get_file(at.path, str(partial)), seconds)
-                os.replace(partial, kept)
-            finally:
-                partial.unlink(missing_ok=True)
-            _evict(cache, keep=kept)
-        with contextlib.suppress(OSError):
-            os.utime(kept, ns=(time.time_ns(), kept.stat().st_mtime_ns))
-    return kept
-
-
-def copied(folder: str | AnyPath, but: str = "shard_") -> Path:
-    """A folder on the local disk: itself, or a copy of its files, but those whose name begins with `but`.
-
-    Raises FileNotFoundError, Unreachable.
-    """
-    at = place(folder)
-    if isinstance(at, Path):
-        return at
-    made = Path(tempfile.mkdtemp(prefix="mdm_"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    for file in listing(at, AT_START):
-        if not file.name.startswith(but):
-            local = made / within(at, file)
-            local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(read_bytes(file))
-    return made
-
-
-def forget(copy: Path) -> None:
-    """Takes a copy out of the cache: it is not what it should be."""
-    copy.unlink(missing_ok=True)
-
-
-def _evict(cache: Path, keep: Path) -> None:
-    """Removes the copies that were not used for longest, until the rest fits. One that is open stays readable to who has it."""
-    limit = amount("MDM_CACHE_GB", 20) * 2**30
-    ages = []
-    for file in cache.iterdir():
-        with contextlib.suppress(OSError):  # another process removes too
-            if file.suffix != ".lock" and file.is_file():
-                about = file.stat()
-                making = file.name.startswith("partial_") and time.time() - about.st_mtime < UNFINISHED  # by another process
-                ages.append((about.st_atime, about.st_size, file, making))
-    total = sum(size for _, size, _, _ in ages)
-    for _, size, file, making in sorted(ages, key=lambda age: age[0]):
-        if total <= limit:
-            return
-        if file != keep and not making:
-            file.unlink(missing_ok=True)
-            total -= size
-
-
 def remove(path: AnyPath) -> None:
     """Removes a file, where it is there."""
     if isinstance(path, Path):
         return path.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        patiently(path, lambda: _system(path).rm_file(path.path))
+        patiently(path, lambda: system(path).rm_file(path.path))
 
 
 def publish(path: str | AnyPath, data: bytes | str | Path, seconds: float | None = None) -> None:
@@ -325,8 +244,8 @@ def publish(path: str | AnyPath, data: bytes | str | Path, seconds: float | None
         os.replace(partial, at)
         return
     if isinstance(data, Path):
-        patiently(at, lambda: _system(at).put_file(str(data), at.path), seconds)
+        patiently(at, lambda: system(at).put_file(str(data), at.path), seconds)
         data.unlink()
         return
     content = data.encode() if isinstance(data, str) else data
-    patiently(at, lambda: _system(at).pipe_file(at.path, content), seconds)
+    patiently(at, lambda: system(at).pipe_file(at.path, content), seconds)

@@ -563,11 +563,15 @@ MUTATIONS = [
         ("workers: Ctrl-C ends them", "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n", ""),
     ),
     *of(
-        "components/places.py",
+        "components/copies.py",
         "components/test_places.py",
         ("cache: what was used last goes first", "key=lambda age: age[0]):", "key=lambda age: -age[0]):"),
         ("cache: a copy that is being made goes", "file != keep and not making:", "file != keep:"),
         ("cache: its own copy goes", "file != keep and not making:", "not making:"),
+    ),
+    *of(
+        "components/places.py",
+        "components/test_places.py",
         ("places: longer than the patience", "min(seconds, patience())", "seconds"),
     ),
     *of(
@@ -579,8 +583,8 @@ MUTATIONS = [
     *of(
         "mdm/data/pipeline.py",
         "mdm/data/test_lanes.py",
-        ("lanes: each reads the whole stream", "source.shard(lanes, lane) if lanes > 1 else source", "source"),
-        ("lanes: streams in one order", "Streamed(part, seed + lane,", "Streamed(part, seed,"),
+        ("lanes: each reads the whole stream", "source.shard(lanes, lane % lanes) if lanes > 1 else source", "source"),
+        ("lanes: streams in one order", "Streamed(part(lane), seed + lane,", "Streamed(part(lane), seed,"),
         ("lanes: placed rows are of none", "None if few is None else lanes)", "None)"),
         ("packed: best_fit is ignored", "best_fit=settings.best_fit or 0", "best_fit=0"),
         ("batch: rows are taken for tokens", "physical(int(rows * average))", "physical(rows)"),

@@ -182,7 +182,7 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
             if s.lanes is not None and s.lanes < world_size:
                 raise ValueError(
                     f"data.{s.name} has {s.lanes} lanes, fewer than the {world_size} processes that share them: take fewer "
-                    "processes, or, in a run that has not begun, more `lanes` (and of a streamed source as many files: `num_shards`, `shard`)"
+                    "processes, or, in a run that has not begun, more `lanes`, and of a stream as many files (`num_shards`)"
                 )
 
     def _checked(self, size: int) -> int:

@@ -18,9 +18,10 @@ from typing import Any
 
 from upath import UPath
 
+from components.copies import fetched
 from components.data.bad import MACHINE, BadSample
 from components.files import Unreachable, in_one_line
-from components.places import AnyPath, fetched, place, read_bytes
+from components.places import AnyPath, place, read_bytes
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),

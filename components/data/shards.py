@@ -27,10 +27,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from components.copies import fetched, forget
 from components.data.bad import BadSample, Refused
 from components.data.indexed import Indexed
 from components.files import inside, read_json, require
-from components.places import AT_START, AnyPath, exists, fetched, forget, place, publish, read_bytes
+from components.places import AT_START, AnyPath, exists, place, publish, read_bytes
 
 INDEX = "index.json"
 KINDS: dict[str, tuple[str, ...]] = {"codes": ("I32", "I64", "I16", "U8"), "offsets": ("I64", "I32"), "present": ("BOOL",)}
@@ -216,9 +217,10 @@ class TokenShards(Indexed[dict[str, Any]]):
                 file = fetched(path, about["sha256"])
                 state = (file.stat().st_size, file.stat().st_mtime_ns)
                 opened = Shard(path, file, about, self.codebooks, self.check and self.checked.get(shard) != state)
-                break
             except FileNotFoundError as error:  # or another process took the copy out of a full cache meanwhile
                 if not tries_left:
                     raise Refused(f"token shard not found: {path}") from error
-        self.checked[shard] = state
-        return opened
+            else:
+                self.checked[shard] = state
+                return opened
+        raise AssertionError("the last try returns or raises")

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from components.copies import copied
 from components.files import read_json, require
-from components.places import AnyPath, copied, is_remote, listing, place, publish, within
+from components.places import AnyPath, is_remote, listing, place, publish, within
 from components.sequences import TokenSequence, overhead, response_sequence, task_sequence
 from components.tasks import find_task, formed
 from components.tokenizers import Tokenizer

@@ -9,24 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.copies import copied, fetched
 from components.data.bad import Refused, attempt
 from components.data.shards import TokenShards, sha256, write_shard
 from components.data.sources import Folder, Jsonl
 from components.files import Unreachable
-from components.places import (
-    copied,
-    exists,
-    fetched,
-    listing,
-    of_network,
-    patiently,
-    place,
-    publish,
-    read_bytes,
-    remove,
-    sizes,
-    within,
-)
+from components.places import exists, listing, of_network, patiently, place, publish, read_bytes, remove, sizes, within
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_a_stream_that_cannot_be_cut_is_one_lane_and_says_so_to_two_ranks(proces
         shard = property()
 
     next(iter(loader(processor, Whole([[{"prompt": "p", "text": "a"}]] * 3))))
-    with pytest.raises(ValueError, match=r"^data\.a has 1 lanes, fewer than the 2 ranks .* \(`num_shards`, `shard`\)$"):
+    with pytest.raises(ValueError, match=r"^data\.a has 1 lanes, fewer than the 2 processes .* \(`num_shards`\)$"):
         next(iter(loader(processor, Whole([[{"prompt": "p", "text": "a"}]] * 3), 0, 2)))
 
 

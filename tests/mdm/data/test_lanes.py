@@ -139,7 +139,7 @@ def test_workers_are_asked_for_what_is_read_as_it_is_drawn(processor, monkeypatc
     assert stream.rows.open(0).source.begin is not None
     made(processor, Shards(None), workers=1)
     made(processor, [{"text": "one"}], workers=1)
-    assert asked == [("rows", "words"), "start", ("prepared", "words"), "start", "start"]
+    assert asked == [("rows", "words"), "start", ("prepared", "words"), "start"]  # none are begun for what lies in memory
 
 
 def test_the_size_of_a_step_is_asked_for_by_the_tokens_of_the_rows_before(processor):
