@@ -526,7 +526,7 @@ MUTATIONS = [
         ("lanes: all are one", "row % lanes.lanes", "0", "components/test_ranks.py"),
         ("lanes: those of others are saved too", "if int(lane) % self.world_size == self.rank", "", "components/test_ranks.py"),
         ("lanes: a resume begins them anew", "self._saved[stream.name].get(str(lane))", "None", "components/test_ranks.py"),
-        ("micro-batches: a resume counts rows from 0", '{"row": self.row, "lanes": lanes}', '{"row": 0, "lanes": lanes}'),
+        ("micro-batches: a resume counts rows from 0", '{"row": self.row, "lanes": lanes,', '{"row": 0, "lanes": lanes,'),
     ),
     *of(
         "components/data/packing.py",

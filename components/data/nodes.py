@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from components.data.bad import Note, Noted
+from components.data.bad import Note, Noted, Refused
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate
 from components.types import Batch
@@ -191,8 +191,15 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
         return size
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        """Raises Refused for the state of a stream that was in another number of lanes: row r then means another row."""
         super().reset(initial_state)
         state = initial_state or {"row": 0, "lanes": {}}
+        for s in self.mix.streams:
+            if (before := state.get("dealt", {}).get(s.name, s.lanes)) != s.lanes:
+                raise Refused(
+                    f"data.{s.name} is in {s.lanes or 'no'} lanes, and was in {before} when it was saved: files have come "
+                    "or gone; put them back, or begin another run"
+                )
         self.row: int = state["row"]
         self.lanes: dict[str, dict[int, Node[Any]]] = {s.name: {} for s in self.mix.streams if isinstance(s.rows, Lanes)}
         self._saved = {name: state["lanes"].get(name, {}) for name in self.lanes}
@@ -254,7 +261,7 @@ class MicroBatches(Node[list[tuple[str, Batch, list[Note]]]]):
         for name, opened in self.lanes.items():
             own = {lane: state for lane, state in self._saved[name].items() if int(lane) % self.world_size == self.rank}
             lanes[name] = own | {str(lane): node.state_dict() for lane, node in opened.items()}
-        return {"row": self.row, "lanes": lanes}
+        return {"row": self.row, "lanes": lanes, "dealt": {s.name: s.lanes for s in self.mix.streams if s.lanes}}
 
 
 def gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -263,4 +270,4 @@ def gathered(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for state in states:
         for name, own in state["lanes"].items():
             lanes.setdefault(name, {}).update(own)
-    return {"row": states[0]["row"], "lanes": lanes}
+    return {**states[0], "lanes": lanes}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchdata.nodes import Loader, Mapper, Prefetcher
 
+from components.data.bad import Refused
 from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed
 from components.data.draws.order import ShardOrder, WholeOrder
 from components.data.nodes import Lanes, MicroBatches, Mix, Stream, gathered
@@ -150,6 +151,15 @@ def test_ranks_that_have_no_row_of_a_stream_make_padding(vocabulary):
     empty = [(name, batch) for part in parts for name, batch, _ in part if (batch.document == PAD_DOCUMENT).all()]
     assert {name for name, _ in empty} >= {"shards", "web", "text"}
     assert all(not batch.maskable.any() for _, batch in empty)
+
+
+def test_a_stream_that_has_come_into_another_number_of_lanes_does_not_go_on(vocabulary):
+    node = pipeline(vocabulary)
+    next(node)
+    state = json.loads(json.dumps(gathered([node.state_dict()])))
+    other = pipeline(vocabulary, lanes=32)
+    with pytest.raises(Refused, match=r"^data\.shards is in 32 lanes, and was in 64 when it was saved: files have come"):
+        other.reset(state)
 
 
 def test_more_ranks_than_lanes_are_refused(vocabulary):
