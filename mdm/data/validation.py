@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
+from components.data.draws.order import WholeOrder
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate, content
@@ -17,6 +18,8 @@ from mdm.data.pipeline import MicroBatch, micro_batch
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
 from mdm.data.settings import LossSettings, StreamSettings
+
+IN_MEMORY = 2**20  # samples of which all are put in order at once
 
 
 def shown_task(tasks: Iterable[str]) -> str:
@@ -72,6 +75,14 @@ def fitting(name: str, source: Any, processor: Processor, settings: StreamSettin
             yield sample
 
 
+def held_out_order(count: int, samples: int) -> list[int]:
+    """Which `samples` of `count` are evaluated, in the order of their noise: the same at every call."""
+    if count <= IN_MEMORY:  # as in every version, so that figures can be compared
+        return sample_rng(0, "order", 0).permutation(count)[:samples].tolist()
+    order = WholeOrder(count, 0)
+    return [order(place) for place in range(min(samples, count))]
+
+
 def _validation_rows(
     name: str, source: Any, task: str, processor: Processor, settings: StreamSettings, samples: int
 ) -> list[TokenSequence | None]:
@@ -82,7 +93,7 @@ def _validation_rows(
     key = f"data.{name}.validation"
     if not hasattr(source, "__len__"):
         source = list(itertools.islice(source, samples))
-    order = sample_rng(0, "order", 0).permutation(len(source))[:samples].tolist()
+    order = held_out_order(len(source), samples)
     build = builder(name, replace(settings, tasks={task: 1.0}), processor)
     bad: list[BadSample] = []
 

@@ -24,7 +24,7 @@ from mdm.data.pipeline import micro_batch, next_step, streams, training_loader
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
 from mdm.data.settings import LossSettings, StreamSettings, check_streams
-from mdm.data.validation import validation_batches
+from mdm.data.validation import held_out_order, validation_batches
 from mdm.hardware import Hardware
 from mdm.training.history import History, Notes, read_history
 
@@ -266,6 +266,26 @@ def test_a_held_out_sample_that_cannot_be_used_is_left_out_and_the_others_keep_t
     assert torch.equal(part.noisy.mask, whole.noisy.mask[kept])
     with pytest.raises(ValueError, match=r"none of its samples can be used; the first is 0\.png"):
         plan([caption("seven is long")], "skip")
+
+
+def test_a_few_of_any_number_of_held_out_samples_are_looked_at(processor):
+    """Of ten billion, in no time; of fewer, the ones that every version has taken."""
+
+    class Endless:
+        def __len__(self):
+            return 10**10
+
+        def __getitem__(self, index):
+            return caption(f"{index % 997}")
+
+    data = {"captions": settings()}
+    ((micro, tokens),) = validation_batches(data, {"captions": Endless()}, processor, 9)["text_to_image"]
+    assert (len(micro.noisy.noisy), tokens) == (9, 9 * 16)
+    assert len(set(held_out_order(10**10, 1000))) == 1000
+    assert (
+        held_out_order(10, 4) == np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 4, 0])).permutation(10)[:4].tolist()
+    )
+    assert sorted(held_out_order(5, 9)) == [0, 1, 2, 3, 4]
 
 
 def test_training_bits_count_content_up_to_the_first_end_token(processor, tmp_path):
