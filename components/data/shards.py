@@ -135,8 +135,11 @@ class Codes:
     """The codes of a part of a sample, read when a span of them is asked for."""
 
     def __init__(self, codes: Any, start: int, stop: int, codebooks: Sequence[int], where: str) -> None:
-        self.codes, self.start, self.stop = codes, start, stop
-        self.codebooks, self.where = codebooks, where
+        self.codes: Any = codes
+        self.start: int = start
+        self.stop: int = stop
+        self.codebooks: Sequence[int] = codebooks
+        self.where: str = where
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -168,7 +171,10 @@ class TokenShards(Indexed[dict[str, Any]]):
     def __init__(self, path: str, check: bool = True, open_shards: int | None = None, lazy: bool = False) -> None:
         if open_shards is not None and open_shards < 1:
             raise ValueError(f"open_shards must be at least 1, got {open_shards}")
-        self.path, self.check, self.open_shards, self.lazy = path, check, open_shards, lazy
+        self.path: str = path
+        self.check: bool = check
+        self.open_shards: int | None = open_shards
+        self.lazy: bool = lazy
         self.folder: AnyPath = place(path)
         index = read_index(self.folder)
         self.codebooks: dict[str, tuple[int, ...]] = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}

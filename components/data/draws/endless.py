@@ -123,7 +123,8 @@ class Draws(Source):
         super().__init__()
         self.prepared = prepared
         self.order = order
-        self.lane, self.lanes = lane, lanes
+        self.lane: int = lane
+        self.lanes: int = lanes
         self.lookahead = ahead
         self.patience: int = prepared.patience(lanes > 1)
 
@@ -197,10 +198,11 @@ class Streamed(Source):
     ) -> None:
         super().__init__()
         self.others = others
-        self.rows = Rows(dataset, prepare)
+        self.rows: Rows = Rows(dataset, prepare)
         self.begin = begin
-        self.own = self.dataset = dataset
-        self.other = 0  # 1 is the first of the others
+        self.own: Any = dataset
+        self.dataset: Any = dataset
+        self.other: int = 0  # 1 is the first of the others
         self.seed = seed
         self.block_size = block_size
 
@@ -217,7 +219,8 @@ class Streamed(Source):
     def _take(self, other: int) -> None:
         """Reads from here on what it was given, or one of the others."""
         if other != self.other:
-            self.other, self.dataset = other, self.others[other - 1]() if other else self.own
+            self.other = other
+            self.dataset = self.others[other - 1]() if other else self.own
 
     def _open(self, state: dict[str, Any] | None, first: int) -> None:
         """Goes on from a state of the dataset; None is its beginning, however far it was read before."""

@@ -102,8 +102,9 @@ class ShardOrder:
         cut = -(-lanes // max(len(full), 1))
         edges = [(start + size * k // cut, start + size * (k + 1) // cut) for start, size in full for k in range(cut)]
         self._pieces: list[tuple[int, int]] = [(start, stop) for start, stop in edges if stop > start]
-        self.lanes, self.seed = lanes, seed
-        self.open_shards = min(open_shards, max(len(self._pieces) // lanes, 1))  # of one epoch
+        self.lanes: int = lanes
+        self.seed: int = seed
+        self.open_shards: int = min(open_shards, max(len(self._pieces) // lanes, 1))  # of one epoch
         self._epoch = lru_cache(maxsize=8)(lambda epoch: Permutation(len(self._pieces), seed, epoch))
         self._ends: dict[int, list[int]] = {}  # of a lane: samples up to the end of each of its windows so far
         self._window = lru_cache(maxsize=2 * lanes)(self._opened)

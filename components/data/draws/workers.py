@@ -108,7 +108,8 @@ class Ahead(Prepared):
 
     def __init__(self, samples: Any, prepare: Callable[[Any], Any], workers: Workers, key: str) -> None:
         super().__init__(samples, prepare)
-        self.workers, self.key = workers, key
+        self.workers: Workers = workers
+        self.key: str = key
         self._coming: dict[int, tuple[Task, int]] = {}
 
     def __getitem__(self, index: int) -> Any:
