@@ -15,7 +15,7 @@ from components.data.draws.order import Permutation, ShardOrder, WholeOrder
 
 
 def test_it_is_a_bijection_of_every_size():
-    larger = np.random.default_rng(0).integers(1_000, 20_000, 50).tolist()
+    larger = np.random.default_rng(0).integers(1_000, 8_000, 50).tolist()
     for n in [*range(1, 1001), *larger]:
         order = Permutation(n, 5, n)
         assert sorted(order(i) for i in range(n)) == [*range(n)], n

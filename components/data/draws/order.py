@@ -44,31 +44,26 @@ class Permutation:
         bits = max((n - 1).bit_length(), 2)
         rounds = 24 if bits <= 8 else 8
         self._right = bits // 2
-        self._masks = ((1 << bits - self._right) - 1, (1 << self._right) - 1)
         keys = sample_rng(seed, stream, index).integers(2**64, size=rounds, dtype=np.uint64).tolist()
-        self._keys: list[tuple[int, int]] = list(zip(keys[::2], keys[1::2], strict=True))
+        masks = ((1 << bits - self._right) - 1, (1 << self._right) - 1)  # of the half that a round changes
+        self._rounds: list[tuple[int, int]] = [(key, masks[k % 2]) for k, key in enumerate(keys)]
 
     def __call__(self, i: int) -> int:
         """Where the i-th goes. Raises IndexError outside of [0, n)."""
         if not 0 <= i < self.n:
             raise IndexError(f"place {i} of {self.n}")
-        (high, low), shift = self._masks, self._right
+        shift = self._right
+        low = (1 << shift) - 1
         while True:
             left, right = i >> shift, i & low
-            for first, second in self._keys:
-                left ^= _mixed(right + first) & high
-                right ^= _mixed(left + second) & low
+            for key, mask in self._rounds:  # 64 bits that depend on all of right: SplitMix64's finalizer (OOPSLA 2014)
+                z = right + key & WORD
+                z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & WORD
+                z = (z ^ z >> 27) * 0x94D049BB133111EB & WORD
+                left, right = right, left ^ (z ^ z >> 31) & mask
             i = left << shift | right
             if i < self.n:
                 return i
-
-
-def _mixed(value: int) -> int:
-    """64 bits, each of which depends on all of the value's: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    z = value & WORD
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & WORD
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & WORD
-    return z ^ z >> 31
 
 
 class WholeOrder:
