@@ -43,7 +43,6 @@ EXTRAS = {
 REFUSALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ParamValidationError")
 """Errors of clients, by name, that waiting does not mend: they are no OSErrors, and their packages may not be there."""
 
-
 CLIENTS = {"aiohttp", "aiobotocore", "botocore", "httpcore", "httpx", "requests", "urllib3"}
 """Packages whose errors are of a connection."""
 

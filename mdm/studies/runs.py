@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import torch
 
+from components.places import publish
 from components.progress import Bar
 from mdm.config import UserError, find_config, load, read_yaml
 from mdm.config.names import up_to_date
@@ -164,7 +165,7 @@ def run_one(
     else:
         outcome = _outcome(own)
     shutil.rmtree(own / "checkpoints", ignore_errors=True)
-    write_atomically(folder / f"{name}.json", json.dumps({"name": name, **outcome, "changes": dict(changes)}, default=str))
+    publish(folder / f"{name}.json", json.dumps({"name": name, **outcome, "changes": dict(changes)}, default=str))
     return outcome
 
 
@@ -178,13 +179,6 @@ def _alone(path: Path) -> Iterator[IO[str]]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
     path.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes under another name and renames: a file that is there is whole."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def status_of(outcome: Mapping[str, Any]) -> str:

@@ -27,12 +27,13 @@ from typing import Any
 import torch
 
 from components.files import in_one_line
+from components.places import publish
 from components.progress import Bar
 from mdm.config import UserError
 from mdm.config.names import close_file, up_to_date
 from mdm.studies.grid import Cell
 from mdm.studies.measures import Finished
-from mdm.studies.runs import Runs, run_one, status_of, write_atomically
+from mdm.studies.runs import Runs, run_one, status_of
 
 
 def claim(folder: Path, of: Mapping[str, Any]) -> None:
@@ -87,7 +88,7 @@ def measure_cells(
             for measure in measures:
                 figures |= measure(run)
             known = {"of": of, "figures": figures}
-            write_atomically(path, json.dumps(known))
+            publish(path, json.dumps(known))
         out.append({**row, **known.get("figures", {})})
     return out
 
