@@ -18,7 +18,7 @@ from components.noise import sample_rng
 from components.places import of_network, retried
 
 AT_ONCE = 8
-"""Samples of a stream that are handed to a worker together."""
+"""Samples that are handed to a worker together: fewer would be talk, more would come late."""
 
 PATIENCE = 1000
 """So many samples that cannot be used, one after the other, end the run: there may be no other."""

@@ -24,9 +24,7 @@ from typing import Any
 import torch
 
 from components.data.bad import Refused
-from components.data.draws.endless import Prepared, Rows
-
-CHUNK = 8  # samples of a task: less would be talk, more would come late
+from components.data.draws.endless import AT_ONCE, Prepared, Rows
 
 _inherited: dict[str, Prepared | Rows] = {}
 
@@ -118,8 +116,8 @@ class Ahead(Prepared):
 
     def ahead(self, indices: Iterable[int]) -> None:
         new = [index for index in dict.fromkeys(indices) if index not in self._coming]
-        for start in range(0, len(new), CHUNK):
-            chunk = new[start : start + CHUNK]
+        for start in range(0, len(new), AT_ONCE):
+            chunk = new[start : start + AT_ONCE]
             task = self.workers.submit(self.key, chunk)
             self._coming |= {index: (task, place) for place, index in enumerate(chunk)}
 
