@@ -163,7 +163,7 @@ def sources(folder: Path, documents: int, ranks: int) -> dict[str, Kind]:
         return float(sum(source.shards[i]["bytes"] for i in source.checked))
 
     def token_shards() -> TokenShards:
-        source = TokenShards(str(shards), open_shards=1, lazy=True)
+        source = TokenShards(str(shards), open_shards=1).lazily()
         source.lazily = lambda: source  # itself, so that what it opened is seen
         return source
 

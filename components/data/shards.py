@@ -12,6 +12,7 @@ where it lies, or where its copy does.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from bisect import bisect_right
@@ -157,24 +158,22 @@ class Codes:
 class TokenShards(Indexed[dict[str, Any]]):
     """The samples of a folder that `mdm run tokenize_data` wrote, read when they are drawn.
 
-    path:        the folder, or its URL: then a shard that is opened is copied to the local cache (`components.places`)
+    path:        the folder, or its URL: then a shard that is opened is copied to the local cache (`components.copies`)
     check:       hold a shard against its checksum when it is opened; all of them at once: `mdm run check_shards`
     open_shards: shards that each lane reads from at a time; null: any sample may come at any time, as it would from the raw
                  data. Set it where data lie far away, or do not fit the machine's memory; what it costs in randomness says
                  `components.data.draws.order.ShardOrder`
-    lazy:        parts are `Codes`, of which spans are read, and no tensors
 
     Raises FileNotFoundError and ValueError for an index that is missing or none; when it is opened, Refused for a shard that is
     missing, truncated, or of another checksum.
     """
 
-    def __init__(self, path: str, check: bool = True, open_shards: int | None = None, lazy: bool = False) -> None:
+    def __init__(self, path: str, check: bool = True, open_shards: int | None = None) -> None:
         if open_shards is not None and open_shards < 1:
             raise ValueError(f"open_shards must be at least 1, got {open_shards}")
-        self.path: str = path
         self.check: bool = check
         self.open_shards: int | None = open_shards
-        self.lazy: bool = lazy
+        self.lazy: bool = False
         self.folder: AnyPath = place(path)
         index = read_index(self.folder)
         self.codebooks: dict[str, tuple[int, ...]] = {modality: tuple(sizes) for modality, sizes in index["codebooks"].items()}
@@ -188,8 +187,10 @@ class TokenShards(Indexed[dict[str, Any]]):
         return self._ends[-1] if self._ends else 0
 
     def lazily(self) -> TokenShards:
-        """The same, of whose samples spans are read."""
-        return TokenShards(self.path, self.check, self.open_shards, lazy=True)
+        """The same, whose parts are `Codes`, of which spans are read. Neither the index nor a shard is looked at again."""
+        other = copy.copy(self)
+        other.lazy, other._open = True, OrderedDict()
+        return other
 
     def name_of(self, place: int) -> str:
         return f"{self.folder}, sample {place}"

@@ -501,6 +501,15 @@ def test_a_shard_that_has_changed_since_it_was_opened_is_held_against_its_checks
     assert TokenShards(str(tmp_path), open_shards=3).lazily().open_shards == 3
 
 
+def test_shards_that_are_read_by_spans_are_looked_at_once(tmp_path, monkeypatch):
+    source = shards_of(tmp_path, 1)
+    source.opened(0)
+    (tmp_path / "index.json").unlink()
+    monkeypatch.setattr("components.data.shards.sha256", None)  # it was held against its checksum already
+    assert source.lazily().opened(0).count == 1
+    assert isinstance(source[0]["text"], torch.Tensor)  # which is still not lazy
+
+
 def test_of_many_shards_those_used_last_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr("components.data.shards.KEPT_OPEN", 2)
     source = shards_of(tmp_path, 3)
