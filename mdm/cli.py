@@ -97,7 +97,9 @@ def _launch(words: Sequence[str]) -> None:
     if _explained(recipe, own):
         return
     _import_from_here(recipe)
+    os.environ["WORLD_SIZE"] = str(_processes(launched))
     _validate_arguments(recipe, own)  # said once, here, rather than by every process
+    del os.environ["WORLD_SIZE"]
     alone = ("nnodes", "rdzv_endpoint", "rdzv_backend", "master_port")
     launched.standalone |= all(getattr(launched, flag) == flags.get_default(flag) for flag in alone)
     launched.no_python, launched.training_script = True, sys.executable
@@ -111,6 +113,15 @@ def _launch(words: Sequence[str]) -> None:
         if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise
         leave(code)  # the process has said why
+
+
+def _processes(launched: argparse.Namespace) -> int:
+    """Processes that torchrun will start; 0 where that depends on the machines: a range of them, or one for each GPU."""
+    least, _, most = str(launched.nnodes).partition(":")
+    try:
+        return int(least) * int(launched.nproc_per_node) if most in ("", least) else 0
+    except ValueError:
+        return 0
 
 
 def _named_recipe(parser: Parser, words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from mdm.config import UserError
 from mdm.pages.comparison import figures, markdown, page, table
 from mdm.recipe import run_recipe
-from mdm.training.run import check_output_dir, in_place_of, output_folder
+from mdm.training.output import check_output_dir, in_place_of, output_folder
 
 CONFIG = "compare"
 

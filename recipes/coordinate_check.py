@@ -28,8 +28,8 @@ from mdm.hardware import check_hardware, hardware
 from mdm.pages.report import figure_png
 from mdm.recipe import load_recipe, run_recipe
 from mdm.studies.runs import settings_of, write_csv, write_results
+from mdm.training.output import check_output_dir, output_folder
 from mdm.training.reach import Trial
-from mdm.training.run import check_output_dir, output_folder
 from mdm.training.trial import try_out
 
 CONFIG = "coordinate_check_cpu"

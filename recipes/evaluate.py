@@ -45,7 +45,7 @@ from mdm.pages.comparison import page
 from mdm.pages.media import save_outputs
 from mdm.recipe import run_recipe
 from mdm.training import record
-from mdm.training.run import check_output_dir, in_place_of, output_folder
+from mdm.training.output import check_output_dir, in_place_of, output_folder
 
 CONFIG = "evaluate"
 

@@ -80,7 +80,7 @@ def validate(cfg: Settings) -> None:
 
 def main(cfg: Settings) -> None:
     folder = Path(cfg.output_dir)
-    with hardware(cfg.device, cfg.precision) as hw:
+    with hardware(cfg.device, cfg.precision, cfg.mesh) as hw:
         with working("reading the data and the checkpoint", hw.main):
             run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
         before = score_base(cfg, hw, folder, run.resumed is not None)

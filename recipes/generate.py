@@ -51,8 +51,8 @@ from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs, sheet_name
 from mdm.recipe import run_recipe
 from mdm.training import record
+from mdm.training.output import check_output_dir
 from mdm.training.reach import Trial
-from mdm.training.run import check_output_dir
 from mdm.training.trial import try_out
 
 CONFIG = "generate"

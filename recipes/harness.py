@@ -26,7 +26,7 @@ from mdm.hardware import check_hardware, hardware
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
 from mdm.training import record
-from mdm.training.run import check_output_dir, in_place_of, output_folder
+from mdm.training.output import check_output_dir, in_place_of, output_folder
 
 CONFIG = "harness"
 

@@ -1,15 +1,15 @@
 """Pretrain one masked diffusion model on any mix of text, images and speech.
 
     mdm run pretrain                                       one process
-    mdm run --nproc_per_node 2 pretrain                    several: FSDP2, the same masks and the same loss curve
+    mdm run --nproc_per_node 2 pretrain                    several: the same loss curve (docs/cluster.md)
     mdm cp pretrain my.py                                  take a copy and change it
 
 A step draws the next `batch.physical` sequences of the mix, masks each at its own time, predicts the masked tokens, and takes
 an AdamW step on the weighted cross-entropy. The optimizer's settings are those tuned at `batch.logical` sequences and at the
 base width and depth: the SDE scaler carries them to the physical batch, CompleteP to the model's shape, and the learning rate
-is a function of tokens seen. Ctrl-C or SIGTERM saves after the step that is being done. Run it again with the same output_dir
-to resume from its last whole checkpoint, at the very next sample, with the tokenizers that it began with, on as many processes
-and with as large a physical batch as you have now.
+is a function of tokens seen. Ctrl-C, SIGTERM or SIGUSR1 saves after the step that is being done. Run it again with the same
+output_dir to resume from its last whole checkpoint, at the very next sample, with the tokenizers that it began with, on as
+many processes and with as large a physical batch as you have now.
 
 In a copy, `self.history.log(mine=number)` in any step puts a number of your own into history.jsonl and the curves, and `print`
 writes a line above the progress bar.
@@ -21,7 +21,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,19 +28,18 @@ from omegaconf import MISSING
 
 from components.maskers import NextToken
 from components.parameterization import CompleteP
-from components.progress import Bar, working
+from components.places import AnyPath
+from components.progress import working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
-from mdm.config.names import TOKENIZERS
-from mdm.config.trust import is_listed
 from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.position import whole_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
 from mdm.data.validation import validation_batches
 from mdm.evaluation.nelbo import forward_loss, nelbo, task_bits, write_samples
-from mdm.generation.prompts import example, shown
-from mdm.hardware import COMPILING, Hardware, compile_blocks, hardware, reshard, shard, sync_gradients, whole
+from mdm.generation.prompts import example_of
+from mdm.hardware import Hardware, MeshSettings, compile_blocks, hardware, parallelize, shard, sync_gradients, whole
 from mdm.models.folder import export
 from mdm.models.memory import checkpoint_blocks, offloaded, to_float8
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
@@ -49,8 +47,11 @@ from mdm.pages import examples
 from mdm.recipe import run_recipe
 from mdm.training import checkpoint, record
 from mdm.training.history import History, NonFinite, open_history
+from mdm.training.meter import Meter
 from mdm.training.optim import EMA, OptimizerSettings, ParameterizationSettings, adamw, batch_warnings
-from mdm.training.run import check_run, find_resume, kept_processor, output_folder, restore_or_start
+from mdm.training.output import output_folder
+from mdm.training.profiling import ProfileSettings, profiled
+from mdm.training.run import bar_of, check_run, find_resume, introduce, kept_processor, open_checkpoints, restore_or_start
 from mdm.training.stopping import StopRequest
 from mdm.training.trial import glance
 
@@ -80,6 +81,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    mesh: MeshSettings = field(default_factory=MeshSettings)
     compile: str = "auto"
     float8: str | None = None
     activation_checkpointing: str | None = None
@@ -89,6 +91,8 @@ class Settings:
     validation_samples: int = 256
     sample_every_tokens: int | None = None
     checkpoint_every_tokens: int = 1_000_000
+    checkpoint_dir: str | None = None
+    profile: ProfileSettings | None = None
     metric_logger: dict[str, Any] | None = None
 
 
@@ -109,11 +113,12 @@ def model_shape(cfg: Settings) -> ModelConfig:
         model = instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0)
     if not isinstance(model, MaskedDiffusionModel):
         raise UserError(f"model: {cfg.model['_component_']} builds no MaskedDiffusionModel (see mdm/models/builders.py)")
+    cfg.mesh.check_model(model)
     return model.config
 
 
 def main(cfg: Settings) -> None:
-    with hardware(cfg.device, cfg.precision) as hw:
+    with hardware(cfg.device, cfg.precision, cfg.mesh) as hw:
         with working("reading the data, building tokenizers and model", hw.main):
             run = Pretrain(cfg, hw)
         run.train()
@@ -124,7 +129,8 @@ class Pretrain:
 
     def __init__(self, cfg: Settings, hw: Hardware) -> None:
         self.cfg, self.hw, self.folder = cfg, hw, output_folder(cfg.output_dir)
-        self.resumed = find_resume(self.folder, asdict(cfg), hw)
+        self.checkpoints = open_checkpoints(cfg, hw)
+        self.resumed = find_resume(self.folder, self.checkpoints.folder, asdict(cfg), hw)
         self.stop = StopRequest()
         torch.manual_seed(cfg.seed)
 
@@ -141,9 +147,9 @@ class Pretrain:
             longest = self.model.config.max_length
             drawn = (longest, cfg.lanes, cfg.data_workers)
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, *drawn)
-            glance(cfg, sources, self.processor, masker, longest)
+            glance(cfg, sources, self.processor, masker, longest, hw.data_ranks)
             self.loader = training_loader(
-                mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.rank, hw.world_size,
+                mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.data_rank, hw.data_ranks,
             )  # fmt: skip
             self.plan = validation_batches(
                 cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive
@@ -156,7 +162,8 @@ class Pretrain:
             raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
-        self.flops = self.model.flops_per_token(self.model.config.max_length)
+        meter = Meter(hw, self.vocabulary, self.model.flops)
+        parallelize(self.model, hw)
         to_float8(self.model.blocks, cfg.float8)
         checkpoint_blocks(self.model.blocks, cfg.activation_checkpointing)
         self.compiled = compile_blocks(self.model, cfg.compile, hw)
@@ -164,14 +171,12 @@ class Pretrain:
         self.scaler = cfg.optimizer.scaler(cfg.batch, self.physical(0), cfg.tokens)
         self.optimizer = adamw(self.model, self.scaler.base, scaled, cfg.optimizer.state)
         self.ema = EMA(self.model, cfg.ema) if cfg.ema is not None else None
-        foreign = [tokenizer for tokenizer in self.processor.tokenizers.values() if not is_listed(tokenizer, TOKENIZERS)]
-        shows = shown(cfg.data, sources, self.processor, self.model.config.max_length)
-        self.example = example(self.folder, *shows, foreign=foreign)
-        checkpoint.check_space(self.folder, self.num_parameters, self.ema is not None)
+        self.example = example_of(self, sources)
+        checkpoint.check_space(self.checkpoints.folder, self.num_parameters, self.ema is not None)
         self.state = restore_or_start(self, asdict(cfg))
         self.scaled_to: int | None = None
-        self.history: History = open_history(cfg, hw, self.state["step"])
-        self.finite = NonFinite(hw)
+        self.history: History = open_history(cfg, hw, self.state["step"], meter)
+        self.finite = NonFinite(hw, self.checkpoints.folder)
 
     def make_processor(self, sources: Mapping[str, Any]) -> Processor:
         """The tokenizers, some of them trained on the sources' own text, and their vocabulary."""
@@ -192,43 +197,33 @@ class Pretrain:
 
     def train(self) -> None:
         cfg, hw, state = self.cfg, self.hw, self.state
-        hw.say(
-            f"{self.num_parameters / 1e6:.1f} M parameters ({self.flops / 1e6:.0f} MFLOP a token), "
-            f"{hw.world_size} x {hw.device.type}, {'bf16' if hw.bf16 else 'float32'}, "
-            f"{'compiled' if self.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of "
-            f"{self.physical(state['tokens'])} sequences; vocabulary of {self.vocabulary.size}"
-        )
-        if cfg.precision == "auto" and not hw.bf16:
-            hw.say("This hardware does not multiply bfloat16: training runs in float32, about a third slower.")
-        if self.compiled:
-            hw.say(COMPILING)
-        batches = iter(self.loader)
+        introduce(self)
+        batches = self.history.meter.waits(iter(self.loader))
         due = {"validate": state["tokens"], "save": state["tokens"] + cfg.checkpoint_every_tokens}
         due["sample"] = state["tokens"] + (cfg.sample_every_tokens or math.inf)
-        bar = Bar(
-            total=cfg.tokens, initial=min(state["tokens"], cfg.tokens), unit="tok", unit_scale=True,
-            desc="compiling" if self.compiled else "training", disable=not hw.main, mininterval=1.0, smoothing=0.05,
-        )  # fmt: skip
-        with self.stop, bar:
+        profile = profiled(cfg.profile, self.folder / "profile", hw)
+        with self.stop, self.checkpoints, bar_of(self) as bar, profile as stepped:
             while state["tokens"] < cfg.tokens:
                 if state["tokens"] >= due["validate"]:
                     self.validate()
                     due["validate"] += cfg.validate_every_tokens
                 seen = self.step(next_step(batches))
+                stepped()
                 bar.set_description("training", refresh=False)
                 bar.update(min(seen, max(cfg.tokens - bar.n, 0)))
-                last = self.stopping or state["tokens"] >= cfg.tokens
+                last = self.stop.asked or state["tokens"] >= cfg.tokens
                 if last or state["step"] % cfg.log_every_steps == 0:
                     bar.set_postfix_str(self.log())
                 if last or state["tokens"] >= due["save"]:
                     saved = self.save()
                     due["save"] += cfg.checkpoint_every_tokens
-                    if self.stopping:
-                        at = f"at step {state['step']:,}: saved as {saved}"
-                        raise self.stop.stopped(f"{at}; the same command goes on from there")
+                    if self.stop.asked:
+                        self.checkpoints.wait()
+                        raise self.stop.stopped(state["step"], saved)
                 if state["tokens"] >= due["sample"]:
                     self.sample()
                     due["sample"] += cfg.sample_every_tokens
+            self.checkpoints.wait()
         with working("evaluating on what was held out", hw.main):
             self.validate()
         if self.ema is not None:
@@ -243,17 +238,18 @@ class Pretrain:
     def step(self, micros: list) -> int:
         """One optimizer step over the micro-batches of this rank; returns the tokens seen by all ranks."""
         hw, started = self.hw, time.perf_counter()
-        counts = torch.tensor([[m.denominator, m.num_tokens, m.num_rows, 0.0] for m in micros], dtype=torch.float64).sum(0)
-        counts[3] = self.stop.asked
-        denominator, seen, rows, asked = hw.sum(counts).tolist()  # made on the CPU: nothing waits for the device
-        denominator, seen, self.stopping = max(denominator, 1.0), int(seen), asked > 0
+        counts = [sum(part) for part in zip(*((m.denominator, m.num_tokens, m.num_rows) for m in micros), strict=True)]
+        summed = hw.sum(torch.tensor([*counts, *self.stop.votes], dtype=torch.float64))  # on the CPU: no device is waited for
+        denominator, seen, rows, *votes = summed.tolist()
+        self.stop.agreed(votes)
+        denominator, seen = max(denominator, 1.0), int(seen)
         self.follow_batch(int(rows), seen)
         loss = torch.zeros((), device=hw.device)
         for i, micro in enumerate(micros):
             sync_gradients(self.model, i == len(micros) - 1, hw)
             with offloaded(self.cfg.activation_offloading):
                 sums = forward_loss(self.model, micro.to(hw.device), self.vocabulary, hw)
-            (sums.loss * (hw.world_size / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
+            (sums.loss * (hw.data_ranks / denominator)).backward()  # FSDP averages over ranks; the loss is a sum
             loss += sums.loss.detach() / denominator
             self.history.accumulate(sums.nelbo, micro)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip))
@@ -286,7 +282,8 @@ class Pretrain:
 
     def log(self) -> str:
         """The only place, with validation and saving, that waits for the device."""
-        self.finite.check(self.folder)
+        self.finite.check()
+        self.checkpoints.check()
         lr = float(self.optimizer.param_groups[0]["lr"])
         return self.history.write(self.state, self.vocabulary, lr)
 
@@ -296,7 +293,6 @@ class Pretrain:
             if self.ema is not None:
                 self.ema.swap(self.model)
             bits = task_bits(nelbo(self.model, self.plan, self.vocabulary, self.hw), self.plan)
-            reshard(self.model, self.hw)
             if self.ema is not None:
                 self.ema.swap(self.model)
             self.history.validation(self.state, bits)
@@ -306,14 +302,13 @@ class Pretrain:
         folder = self.folder / "samples" / f"step_{self.state['step']:08d}"
         write_samples(folder, self.model, self.processor, self.cfg.data, self.held_out, self.hw)
 
-    def save(self) -> Path:
-        """A checkpoint to resume from."""
-        self.finite.check(self.folder)
+    def save(self) -> AnyPath:
+        """A checkpoint to resume from, which is written while the next steps are done."""
+        self.finite.check()
         self.history.notes.gather(self.state["step"])
-        state = {**self.state, "data": whole_state(self.loader, self.hw.gather), "vocabulary": self.vocabulary.to_dict()}
-        return checkpoint.save(
-            self.folder / "checkpoints", self.state["step"], self.model, self.optimizer, self.ema, state, self.hw
-        )
+        with self.history.meter.waiting("checkpoint_seconds"):
+            state = {**self.state, "data": whole_state(self.loader, self.hw.gather), "vocabulary": self.vocabulary.to_dict()}
+            return self.checkpoints.save(self.state["step"], self.model, self.optimizer, self.ema, state)
 
 
 if __name__ == "__main__":

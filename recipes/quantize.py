@@ -21,7 +21,7 @@ from mdm.models.folder import QUANTIZED, export, load_model, model_folder
 from mdm.models.quantization import check_scheme, flattened, in_dtype, num_bytes, quantize, weights
 from mdm.recipe import run_recipe
 from mdm.training import record
-from mdm.training.run import check_output_dir, in_place_of
+from mdm.training.output import check_output_dir, in_place_of
 
 CONFIG = "quantize"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -37,8 +37,8 @@ from mdm.studies.grid import Cell, combinations, drawn
 from mdm.studies.page import write_page
 from mdm.studies.runs import settings_of, write_results
 from mdm.studies.table import claim, measure_cells, read_table, run_cells, write_table
+from mdm.training.output import check_output_dir, output_folder
 from mdm.training.reach import Trial
-from mdm.training.run import check_output_dir, output_folder
 from mdm.training.trial import try_out
 
 CONFIG = "scaling_cpu"

@@ -20,8 +20,8 @@ from mdm.config import UserError
 from mdm.recipe import load_recipe, run_recipe
 from mdm.studies import batch as study
 from mdm.studies.runs import Runs, best_rate, settings_of, status_of, tune, write_csv, write_results
+from mdm.training.output import check_output_dir, output_folder
 from mdm.training.reach import Trial
-from mdm.training.run import check_output_dir, output_folder
 from mdm.training.trial import try_out
 
 CONFIG = "sweep_batch_cpu"

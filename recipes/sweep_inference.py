@@ -44,7 +44,7 @@ from mdm.studies import inference_sweep as sweep
 from mdm.studies.grid import alternatives
 from mdm.studies.runs import write_csv
 from mdm.training import record
-from mdm.training.run import check_output_dir, output_folder
+from mdm.training.output import check_output_dir, output_folder
 
 CONFIG = "sweep_inference"
 

@@ -28,7 +28,7 @@ from mdm.data.processor import Processor
 from mdm.data.settings import check_tokenizers
 from mdm.data.tokenizing import Planned, ShardWriter, ray_shards, records, stream_shards, write_index
 from mdm.recipe import run_recipe
-from mdm.training.run import check_output_dir
+from mdm.training.output import check_output_dir
 
 CONFIG = "tokenize_data"
 

@@ -30,8 +30,8 @@ from mdm.hardware import check_hardware, hardware
 from mdm.pages.media import image_grid
 from mdm.pages.report import figure_png
 from mdm.recipe import run_recipe
+from mdm.training.output import check_output_dir, in_place_of, output_folder
 from mdm.training.reach import Trial
-from mdm.training.run import check_output_dir, in_place_of, output_folder
 from mdm.training.trial import try_out
 
 CONFIG = "train_tokenizer"

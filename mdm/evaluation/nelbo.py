@@ -20,7 +20,7 @@ from mdm.data.processor import Processor
 from mdm.data.settings import StreamSettings
 from mdm.data.validation import fitting, shown_task
 from mdm.generation.generate import generate
-from mdm.hardware import Hardware, reshard
+from mdm.hardware import Hardware, local, reshard
 from mdm.models.transformer import MaskedDiffusionModel
 from mdm.pages.media import save_outputs
 
@@ -31,7 +31,7 @@ def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Voc
     mask = None if micro.whole_rows else document_mask(clean.document)
     with hw.autocast():
         hidden = model.hidden(micro.noisy.noisy, mask, clean.position)
-        return loss_from_hidden(hidden, model.unembedding.weight, micro.positions, vocabulary)
+        return loss_from_hidden(hidden, local(model.unembedding.weight), micro.positions, vocabulary)
 
 
 @torch.no_grad()
@@ -52,6 +52,7 @@ def nelbo(
             if progress is not None:
                 progress(1)
         nats[task] = total.item()
+    reshard(model, hw)
     model.train()
     return nats
 

@@ -22,7 +22,7 @@ from components.blocks import document_mask
 from components.kv_cache import PositionCache, attending_to
 from components.samplers import LogitsFn, Selectable
 from components.types import Batch
-from mdm.hardware import recorded
+from mdm.hardware import local, recorded
 from mdm.models.transformer import MaskedDiffusionModel
 
 CACHES = ("off", "prefix", "dual")
@@ -111,7 +111,7 @@ class SlotLogits:
         device = canvas.tokens.device
         document = None if batch.one_document_per_row else batch.document[rows].to(device)
         hidden = recorded(model.hidden, model.recorder)
-        unembedding = functools.cache(lambda: model.unembedding.weight[canvas.ids])
+        unembedding = functools.cache(lambda: local(model.unembedding.weight)[canvas.ids])
         return cls(model, canvas.select(rows.to(device)), document, hidden, unembedding)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:

@@ -29,7 +29,8 @@ from components.tokenizers.modality import Filed, suffix
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, found_beside
 from mdm.config.errors import said
-from mdm.config.names import close
+from mdm.config.names import TOKENIZERS, close
+from mdm.config.trust import is_listed
 from mdm.data.processor import Processor
 from mdm.generation.editing import Edit, edit, infill
 
@@ -293,3 +294,10 @@ def example(
     words += ["trust=true"] if foreign else []
     path = [f"PYTHONPATH={shlex.quote(os.pathsep.join(places))}"] if places else []
     return " ".join([*path, "mdm generate", *map(shlex.quote, words)])
+
+
+def example_of(run: Any, sources: Mapping[str, Any]) -> str:
+    """A command that tries the model of a training run, which has these sources."""
+    foreign = [tokenizer for tokenizer in run.processor.tokenizers.values() if not is_listed(tokenizer, TOKENIZERS)]
+    shows = shown(run.cfg.data, sources, run.processor, run.model.config.max_length)
+    return example(run.folder, *shows, foreign=foreign)

@@ -219,18 +219,25 @@ class MaskedDiffusionModel(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         return total if embeddings else total - self.embedding.weight.numel() - self.unembedding.weight.numel()
 
-    def flops_per_token(self, context: int, unembedded: float = 0.5, vocabulary: int | None = None) -> float:
-        """Training FLOPs (forward and backward) per token of a document of `context` tokens.
+    def flops(self, tokens: float, pairs: float, logits: float) -> float:
+        """Training FLOPs (forward and backward): 6 per weight that a token is multiplied with (4 where it is frozen).
 
-        6 per weight multiplied, and 12 * layers * width * context for attention's two products; the unembedding is
-        counted for the share of positions that are masked (`unembedded`) and the rows multiplied there (`vocabulary`).
+        pairs:  of tokens, of which one attends to the other: 12 * layers * width each, for attention's two products
+        logits: that are made, each a row of the unembedding times a hidden state
         """
         c = self.config
         used = c.experts_per_token / c.num_experts if c.num_experts else 1.0  # of the experts, which are of three dimensions
         weights = [p for b in self.blocks for p in b.parameters() if p.ndim > 1]
-        matrices = sum(p.numel() * (used if p.ndim == 3 else 1.0) for p in weights)
-        rows = c.vocab_size if vocabulary is None else vocabulary
-        return 6 * (matrices + unembedded * rows * c.width) + 12 * c.num_layers * c.width * context
+        multiplied = sum((6 if p.requires_grad else 4) * p.numel() * (used if p.ndim == 3 else 1.0) for p in weights)
+        return multiplied * tokens + 6 * c.width * logits + 12 * c.num_layers * c.width * pairs
+
+    def flops_per_token(self, context: int, unembedded: float = 0.5, vocabulary: int | None = None) -> float:
+        """Training FLOPs per token of a document of `context` tokens.
+
+        The unembedding is counted for the share of positions that are masked (`unembedded`) and the rows multiplied there
+        (`vocabulary`).
+        """
+        return self.flops(1, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

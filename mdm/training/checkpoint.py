@@ -1,27 +1,33 @@
-"""Checkpoints. For resuming: torch.distributed.checkpoint, bit-exact. For sharing: safetensors, config and vocabulary.
+"""Checkpoints to resume from: torch.distributed.checkpoint, bit-exact, written while the run goes on.
 
-    output_dir/
-      checkpoints/step_00000200/   weights, optimizer (DCP) and state.json; written under another name, then renamed
-      processor/                   the tokenizers and the vocabulary of the run: a resume takes them from here
-      model/                       model.safetensors, config.json, vocabulary.json, processor.json and tokenizer files
+    checkpoints/step_00000200/   weights and optimizer (DCP), and state.json
 
-A checkpoint that was being written when the run was killed still has its other name: it is never the one resumed from. Nor is
-one whose files were damaged later: it is set aside, and the one before it is taken.
+A step waits until the weights are copied (on a GPU, to pinned memory); a thread writes the copy. `state.json` is written when
+all processes have written their part, last of all: it is what makes a checkpoint one, on a disk and on an object store, which
+has no rename. What was being written when the run was killed has none, and is never resumed from. Nor is a checkpoint whose
+files were damaged later: it is set aside, and the one before it is taken.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import filesystem, state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -30,9 +36,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from components.data.bad import MACHINE
+from components.files import Unreachable
+from components.places import AnyPath, listing, of_network, patiently, publish, read_bytes, remove, sizes, system
 from mdm.config import UserError, reason
 from mdm.hardware import Hardware, barrier
+from mdm.training import storage
 from mdm.training.optim import EMA
+from mdm.training.stopping import Stopped
+
+STATE = "state.json"
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,105 +57,208 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None
     return tensors, whole
 
 
-def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA | None,
-    state: dict[str, Any],
-    hw: Hardware,
-    keep: int = 2,
-) -> Path:
-    """Writes `folder/step_N` with everything a resume needs, and removes all but the newest `keep`.
+class Checkpoints:
+    """The checkpoints of a run: one is written while the next steps are done, and the newest `keep` are kept.
 
-    state: JSON-able position of the run (step, tokens, data loader). Raises UserError where it cannot be written; what was
-    there before stays.
+    with Checkpoints(folder, hw) as checkpoints:    what is being written is written to its end, but where a peer is gone
+        checkpoints.save(...)                       returns when weights may change again
+        checkpoints.wait()                          returns when it is written
+
+    along: files of this machine that lie beside a checkpoint that is far away: where the run goes on they may not be
     """
-    final = folder / f"step_{step:08d}"
-    partial = folder / f"partial_{step:08d}"
-    try:
-        if hw.main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        barrier(hw)
+
+    def __init__(self, folder: AnyPath, hw: Hardware, keep: int = 2, along: Sequence[Path] = ()) -> None:
+        self.folder, self.hw, self.keep = folder, hw, keep
+        self.along = () if isinstance(folder, Path) else along
+        cuda = hw.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
+        self._group: Any = dist.new_group(backend="gloo") if hw.world_size > 1 else None  # the run's are in use meanwhile
+        self._finisher = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._writing: AnyPath = folder
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        state_dict_saver.save(_tensors(model, optimizer, ema)[0], checkpoint_id=partial, no_dist=hw.world_size == 1)
-        if hw.main:
-            with open(partial / "state.json", "w") as f:
-                json.dump(state, f)
-                f.flush()
-                os.fsync(f.fileno())
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            for old in complete(folder)[:-keep]:
-                shutil.rmtree(old)
-    except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        kept = complete(folder)
+
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, state: dict[str, Any]
+    ) -> AnyPath:
+        """Begins to write `folder/step_N` with everything a resume needs; waits for the one before. All ranks take part.
+
+        state: JSON-able position of the run (step, tokens, data loader). Raises UserError as `wait` does.
+        """
+        self.wait()
+        self._writing = self.folder / f"step_{step:08d}"
+        try:
+            if self.hw.main:
+                _discard(self._writing)
+            barrier(self.hw)
+            written = state_dict_saver.async_save(
+                _tensors(model, optimizer, ema)[0],
+                storage_writer=storage.writer(self._writing),
+                process_group=self._group,
+                async_stager=self._stager,
+                no_dist=self.hw.world_size == 1,
+            )
+        except (OSError, RuntimeError) as error:
+            raise self._failed(reason(error)) from error
+        assert isinstance(written, Future)  # the copy is made
+        along = {file.name: file.read_bytes() for file in self.along if self.hw.main and file.is_file()}
+        self._pending = self._finisher.submit(self._finish, written, self._writing, json.dumps(state), along)
+        return self._writing
+
+    def _finish(self, written: Future[Any], final: AnyPath, state: str, along: Mapping[str, bytes]) -> None:
+        """In the thread: what makes it a checkpoint, when all processes have written theirs; and older ones go."""
+        written.result()
+        if self.hw.main:
+            for name, content in along.items():
+                publish(final / name, content)
+            _publish_state(final, state)
+            for old in complete(self.folder)[: -self.keep]:
+                _discard(old)
+
+    def check(self) -> None:
+        """Raises UserError as `wait` does, for what is known by now. All ranks take part."""
+        self._agree(self._pending is not None and self._pending.done() and self._pending.exception() is not None)
+
+    def wait(self) -> None:
+        """Waits until what was saved is written. All ranks take part.
+
+        Raises UserError where it cannot be written; what was there before stays.
+        """
+        if self._pending is None:  # of all ranks, or of none
+            return
+        concurrent.futures.wait([self._pending])
+        self._agree(self._pending.exception() is not None)
+        self._pending = None
+
+    def _agree(self, failed: bool) -> None:
+        """Raises UserError on all ranks where it failed on one."""
+        if not self.hw.sum(torch.tensor(float(failed))).item():
+            return
+        own = self._pending.exception() if self._pending is not None and self._pending.done() else None
+        causes = [cause for cause, _ in getattr(own, "failures", {}).values()]  # DCP's, of each rank
+        why = reason((causes or [own or OSError("another process says why")])[0])
+        self._pending = None
+        if self.hw.main:
+            with contextlib.suppress(OSError):
+                _discard(self._writing)
+        raise self._failed(why) from own
+
+    def _failed(self, why: str) -> UserError:
+        kept = complete(self.folder)
         last = f"the last complete checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
-        raise UserError(f"cannot write the checkpoint {final} ({reason(error)}); {last}") from error
-    barrier(hw)
-    return final
+        return UserError(f"cannot write the checkpoint {self._writing} ({why}); {last}")
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pending is not None and (kind is None or issubclass(kind, (UserError, Stopped))):
+            concurrent.futures.wait([self._pending])
+        self._stager.close()
 
 
-def complete(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+def _publish_state(final: AnyPath, state: str) -> None:
+    """Writes state.json, all of it or nothing."""
+    if not isinstance(final, Path):
+        return publish(final / STATE, state)
+    partial = final / f"{STATE}.partial"
+    with partial.open("w") as file:
+        file.write(state)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(final / STATE, partial)
+
+
+def _discard(folder: AnyPath) -> None:
+    """Removes a checkpoint's folder, where there is one; first of all what makes it one."""
+    remove(folder / STATE)
+    if isinstance(folder, Path):
+        return shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        patiently(folder, lambda: system(folder).rm(folder.path, recursive=True))
+
+
+def complete(folder: AnyPath) -> list[AnyPath]:
+    """Finished checkpoints, oldest first. Raises Unreachable."""
+    return [path for path, names in _folders(folder).items() if path.name.startswith("step_") and STATE in names]
+
+
+def _folders(folder: AnyPath) -> dict[AnyPath, set[str]]:
+    """What lies in the folders of a run's checkpoints."""
+    found: dict[AnyPath, set[str]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for file in listing(folder):
+            found.setdefault(file.parent, set()).add(file.name)
+    return found
 
 
 class Damaged(Exception):
     """A checkpoint that was finished, and whose files are no longer whole; the message says which."""
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of a finished checkpoint, after a look at its files: each is as long as DCP's metadata says. Raises Damaged."""
+def read_state(checkpoint: AnyPath) -> dict[str, Any]:
+    """The state of a finished checkpoint, after a look at its files: each is as long as DCP's metadata says.
+
+    Raises Damaged, and Unreachable where it cannot be looked at.
+    """
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = json.loads(read_bytes(checkpoint / STATE))
         if not isinstance(state, dict) or "step" not in state:
             raise ValueError("it holds no state")
+    except Unreachable:
+        raise
     except (OSError, ValueError) as error:
-        raise Damaged(f"{checkpoint / 'state.json'}: {error}") from error
+        raise Damaged(f"{checkpoint / STATE}: {error}") from error
     try:
-        metadata = filesystem.FileSystemReader(checkpoint).read_metadata()
+        metadata = storage.reader(checkpoint).read_metadata()
+    except Unreachable:
+        raise
     except Exception as error:  # it is a pickle: a cut one raises anything
         raise Damaged(f"{checkpoint / '.metadata'} cannot be read ({reason(error)})") from error
     ends: dict[str, int] = {}
     for part in metadata.storage_data.values():
         ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
+    found = sizes(checkpoint)
     for name, end in ends.items():
-        size = (checkpoint / name).stat().st_size if (checkpoint / name).is_file() else 0
-        if size < end:
-            raise Damaged(f"{checkpoint / name} has {size:,} bytes of {end:,}")
+        if found.get(name, 0) < end:
+            raise Damaged(f"{checkpoint / name} has {found.get(name, 0):,} bytes of {end:,}")
     return state
 
 
-def set_aside(checkpoint: Path) -> Path:
+def set_aside(checkpoint: AnyPath) -> AnyPath:
     """Gives a damaged checkpoint another name, under which it is neither resumed from nor counted; nothing is deleted."""
     aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
-    if checkpoint.is_dir() and not aside.exists():
-        os.replace(checkpoint, aside)
+    if not isinstance(checkpoint, Path):
+        far, away = checkpoint.path, checkpoint.with_name(aside.name).path
+        with contextlib.suppress(FileNotFoundError):
+            patiently(checkpoint, lambda: system(checkpoint).mv(far, away, recursive=True))
+    elif checkpoint.is_dir() and not aside.exists():
+        os.replace(checkpoint, str(aside))
     return aside
 
 
-def remove_partial(folder: Path) -> None:
+def remove_partial(folder: AnyPath) -> None:
     """Removes what a killed run was writing."""
-    for partial in folder.glob("partial_*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    for path, names in _folders(folder).items():
+        if path.name.startswith("partial_") or (path.name.startswith("step_") and STATE not in names):
+            _discard(path)
 
 
-def check_space(folder: Path, num_parameters: int, ema: bool, keep: int = 2) -> None:
+def check_space(folder: AnyPath, num_parameters: int, ema: bool, keep: int = 2) -> None:
     """Raises UserError where the disk lacks the room for `keep` + 1 checkpoints (float32 weights and two moments)."""
+    if not isinstance(folder, Path):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     one = 4 * num_parameters * (3 + ema)
     free = shutil.disk_usage(folder).free
     if free < (keep + 1) * one:
         raise UserError(
-            f"output_dir {folder}: {free / 2**20:.0f} MiB free, and {keep + 1} checkpoints of {one / 2**20:.0f} MiB are needed"
+            f"{folder}: {free / 2**20:.0f} MiB free, and {keep + 1} checkpoints of {one / 2**20:.0f} MiB are needed; name "
+            "another output_dir, or checkpoint_dir"
         )
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware) -> None:
+def restore(checkpoint: AnyPath, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware) -> None:
     """Loads a checkpoint in place, on any number of ranks.
 
     Raises UserError where it is of another model, ema or optimizer, or the machine is at fault; Damaged where what it holds
@@ -151,12 +266,13 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     """
     tensors, whole = _tensors(model, optimizer, ema)
     try:
-        state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=hw.world_size == 1)
+        state_dict_loader.load(tensors, storage_reader=storage.reader(checkpoint), no_dist=hw.world_size == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # a file of tensors is a zip of pickles: it raises anything
         for cause in [failed for failed, _ in getattr(error, "failures", {}).values()] or [error]:
             if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # which the library wraps: nothing is wrong with the file
                 raise cause from None
-            if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in MACHINE):
+            here = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in MACHINE)
+            if here or isinstance(cause, Unreachable) or of_network(cause):
                 raise UserError(f"{checkpoint} cannot be read now ({reason(error)}); it is left as it is") from error
         if any(word in reason(error) for word in ("Missing key", "Size mismatch")):
             raise UserError(f"{checkpoint} is not a checkpoint of this model: {reason(error)}") from error

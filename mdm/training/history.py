@@ -15,19 +15,21 @@ from torch import Tensor
 
 from components.data.bad import Note
 from components.data.reading import json_lines
+from components.places import AnyPath
 from components.types import PAD_DOCUMENT
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate
 from mdm.data.pipeline import MicroBatch
 from mdm.hardware import Hardware
 from mdm.training import checkpoint
+from mdm.training.meter import Meter
 
 
 class NonFinite:
     """Watches losses and gradient norms without waiting for the device: they are looked at when `check` is called."""
 
-    def __init__(self, hw: Hardware) -> None:
-        self.hw = hw
+    def __init__(self, hw: Hardware, checkpoints: AnyPath) -> None:
+        self.hw, self.checkpoints = hw, checkpoints
         self.seen: list[tuple[int, str, torch.Tensor]] = []
 
     def record(self, step: int, micros: list[MicroBatch], loss: Float[Tensor, ""], norm: Float[Tensor, ""]) -> None:
@@ -35,7 +37,7 @@ class NonFinite:
         batch = f"samples {int(documents.min())} to {int(documents.max())}" if len(documents) else "no sample"
         self.seen.append((step, batch, torch.stack([loss.float(), norm.float()])))
 
-    def check(self, folder: Path) -> None:
+    def check(self) -> None:
         """Raises UserError for the first step whose loss or gradient was not finite. Nothing is saved after such a step."""
         if not self.seen:
             return
@@ -43,7 +45,7 @@ class NonFinite:
         for (step, batch, _), (loss, norm) in zip(self.seen, values, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-                kept = checkpoint.complete(folder / "checkpoints")
+                kept = checkpoint.complete(self.checkpoints)
                 last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint had been written yet"
                 raise UserError(
                     f"step {step}: the {what}, on the batch of {batch}; stopped, and {last}. A lower optimizer.lr may help"
@@ -112,8 +114,8 @@ def _identity(note: Note) -> tuple[str, str, bool]:
 
 
 OWN = {
-    "step", "tokens", "loss", "grad_norm", "squared_grad_norm", "lr", "tokens_per_second", "filled", "seconds", "bad_samples",
-    "cut_samples",
+    "step", "tokens", "loss", "grad_norm", "squared_grad_norm", "lr", "tokens_per_second", "mfu", "memory_gib", "data_seconds",
+    "checkpoint_seconds", "filled", "seconds", "bad_samples", "cut_samples",
 }  # fmt: skip
 """Keys of a line that are the run's own, beside `train_bits/<modality>` and `bits/<task>`."""
 
@@ -126,11 +128,12 @@ def is_own(key: str) -> bool:
 class History:
     """`history.jsonl`: a line for every log and every validation; and the metric logger of the config, if any.
 
+    `tokens_per_second` counts the time of steps and of waiting for data, not that of validation and checkpoints.
     A recipe's own numbers stand in these lines too:  history.log(accuracy=...), in any step
     """
 
-    def __init__(self, path: Path, hw: Hardware, logger: Any | None, resumed_step: int) -> None:
-        self.hw, self.logger, self.path = hw, logger, path
+    def __init__(self, path: Path, hw: Hardware, logger: Any | None, resumed_step: int, meter: Meter | None = None) -> None:
+        self.hw, self.logger, self.path, self.meter = hw, logger, path, meter or Meter(hw)
         if hw.main:
             kept = [line for line in read_history(path) if line["step"] <= resumed_step] if path.is_file() else []
             self.file = path.open("w")
@@ -155,6 +158,7 @@ class History:
         self.notes.add(micro.notes)
         content = micro.content
         self.filled += torch.tensor([micro.num_tokens, micro.noisy.noisy.numel()])
+        self.meter.count(micro)
         self.nelbo = nelbo if self.nelbo is None else self.nelbo + nelbo
         self.content = content if self.content is None else [a + b for a, b in zip(self.content, content, strict=True)]
 
@@ -203,6 +207,7 @@ class History:
         held, positions = self.hw.sum(self.filled).tolist()
         loss = self.hw.sum(self.loss / self.steps).item()
         self.seconds += time.perf_counter() - started  # on a GPU this is where the queued steps are waited for
+        self.seconds += self.meter.waited["data_seconds"]
         state["seconds"] += self.seconds
         line = {
             "step": state["step"],
@@ -212,6 +217,7 @@ class History:
             "squared_grad_norm": self.squared_norm.item() / self.steps,
             "lr": lr,
             "tokens_per_second": self.tokens / self.seconds,
+            **self.meter.line(self.seconds),
             "filled": held / positions,
             "seconds": state["seconds"],
         }
@@ -254,10 +260,10 @@ class History:
                 self.logger.close()
 
 
-def open_history(cfg: Any, hw: Hardware, resumed_step: int) -> History:
+def open_history(cfg: Any, hw: Hardware, resumed_step: int, meter: Meter) -> History:
     """The history of a run, continued after a resume; the metric logger is of the main process alone."""
     logger = instantiate(cfg.metric_logger, "metric_logger") if cfg.metric_logger is not None and hw.main else None
-    return History(Path(cfg.output_dir) / "history.jsonl", hw, logger, resumed_step)
+    return History(Path(cfg.output_dir) / "history.jsonl", hw, logger, resumed_step, meter)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

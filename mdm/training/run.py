@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,16 +12,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from components.places import AT_START, is_remote, place, publish, remove
+from components.copies import copied
+from components.files import Unreachable
+from components.places import AnyPath, exists, listing, place, publish, read_bytes, within
+from components.progress import Bar
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.config.names import up_to_date
 from mdm.data.position import load_state
 from mdm.data.processor import Processor
-from mdm.data.settings import check_data, check_tokenizers
-from mdm.hardware import Hardware, check_compile, check_hardware
+from mdm.data.settings import BatchSettings, check_data, check_tokenizers
+from mdm.hardware import COMPILING, Hardware, barrier, check_compile, check_hardware, number_of_processes
 from mdm.models.memory import check_memory
 from mdm.training import checkpoint
+from mdm.training.checkpoint import Checkpoints
 from mdm.training.history import read_history
+from mdm.training.output import check_output_dir
+
+ALONG = ("history.jsonl", "bad_samples.jsonl")
+"""Files of output_dir that go along with a checkpoint that is written elsewhere: the next machine has none of them."""
 
 FIXED = (
     "checkpoint",
@@ -42,41 +49,16 @@ FIXED = (
 """Settings that a resumed run must share with the one it goes on from."""
 
 
-def check_output_dir(output_dir: str, far: bool = False) -> None:
-    """Raises UserError where output_dir cannot be made or written to. A folder that was not there is not left behind.
-
-    far: it may be a URL
-    """
-    if is_remote(output_dir):
-        if not far:
-            raise UserError(f"output_dir={output_dir}: a run is written to a disk of this machine; name a folder of it")
-        try:
-            probe = place(output_dir) / ".writable"
-            publish(probe, b"", AT_START)
-            remove(probe)
-        except (OSError, ValueError) as error:
-            raise UserError(f"output_dir={output_dir} cannot be written to: {error}") from error
-        return
-    folder = Path(output_dir)
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"output_dir={output_dir} cannot be written to: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # another run has begun to write there
-            for parent in made:
-                parent.rmdir()
-
-
 def check_run(cfg: Any) -> None:
     """All settings of a training but its model: what `pretrain` and `finetune` share. Raises UserError."""
     cfg.canvas = {modality: length for modality, length in cfg.canvas.items() if length is not None}
     check_output_dir(cfg.output_dir)
+    if cfg.checkpoint_dir is not None:
+        check_output_dir(cfg.checkpoint_dir, far=True, key="checkpoint_dir")
     check_hardware(cfg.device, cfg.precision)
+    cfg.mesh.check()
+    if cfg.profile is not None:
+        cfg.profile.check()
     check_compile(cfg.compile)
     check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
     check_tokenizers(cfg.tokenizers)
@@ -92,12 +74,36 @@ def check_run(cfg: Any) -> None:
         "sample_every_tokens", "lanes",
     )  # fmt: skip
     check_lanes(cfg)
-    check_held(Path(cfg.output_dir), asdict(cfg))
+    check_held(Path(cfg.output_dir), checkpoint_folder(cfg), asdict(cfg))
+
+
+def checkpoint_folder(cfg: Any) -> AnyPath:
+    """Where a run's checkpoints lie: a folder, or a URL."""
+    return Path(cfg.output_dir) / "checkpoints" if cfg.checkpoint_dir is None else place(cfg.checkpoint_dir)
+
+
+def open_checkpoints(cfg: Any, hw: Hardware) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(checkpoint_folder(cfg), hw, along=[Path(cfg.output_dir) / name for name in ALONG])
+
+
+def check_shared(batch: BatchSettings, copies: int, processes: int) -> None:
+    """Raises UserError where a step has fewer rows than there are processes to share them.
+
+    copies: how often a row comes: twice, where masks come in pairs
+    """
+    for key, size in {"physical": batch.at(0), **{f"ramp.{share}": size for share, size in batch.ramp.items()}}.items():
+        if size // copies < processes:
+            rows = f"{size // copies} pairs" if copies > 1 else f"{size} sequences"
+            raise UserError(
+                f"batch.{key} = {size}: a step of {rows} cannot be shared by {processes} processes; take fewer of them, or a "
+                "larger batch.physical (batch.logical stays: the settings are scaled to it)"
+            )
 
 
 def check_lanes(cfg: Any) -> None:
     """Raises UserError where packed rows have fewer lanes than there are processes; of other rows it shows when they open."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = number_of_processes() // cfg.mesh.tensor
     packed = [name for name, s in cfg.data.items() if s.pack is not None]
     if packed and cfg.lanes < processes:
         raise UserError(
@@ -106,21 +112,35 @@ def check_lanes(cfg: Any) -> None:
         )
 
 
-def output_folder(output_dir: str) -> Path:
-    """The folder of this machine that a recipe writes to, made where there is none."""
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def introduce(run: Any) -> None:
+    """Says what is going to be trained, and where."""
+    cfg, hw = run.cfg, run.hw
+    flops = run.model.flops_per_token(run.model.config.max_length)
+    of = f" as {' x '.join(map(str, hw.mesh.shape))}" if hw.mesh is not None else ""
+    hw.say(
+        f"{run.num_parameters / 1e6:.1f} M parameters ({flops / 1e6:.0f} MFLOP a token), "
+        f"{hw.world_size} x {hw.device.type}{of}, {'bf16' if hw.bf16 else 'float32'}, "
+        f"{'compiled' if run.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of "
+        f"{run.physical(run.state['tokens'])} sequences; vocabulary of {run.vocabulary.size}"
+    )
+    if cfg.precision == "auto" and not hw.bf16:
+        hw.say("This hardware does not multiply bfloat16: training runs in float32, about a third slower.")
+    if run.compiled:
+        hw.say(COMPILING)
 
 
-def in_place_of(path: Path) -> str:
-    """What to say behind the name of a result that replaces one of an earlier run: to be asked before it is written."""
-    return ", in place of the one that was there" if path.exists() else ""
+def bar_of(run: Any) -> Bar:
+    """The progress bar of a training, in tokens."""
+    total, seen = run.cfg.tokens, run.state["tokens"]
+    return Bar(
+        total=total, initial=min(seen, total), unit="tok", unit_scale=True, desc="compiling" if run.compiled else "training",
+        disable=not run.hw.main, mininterval=1.0, smoothing=0.05,
+    )  # fmt: skip
 
 
-def newest_whole(checkpoints: Path) -> tuple[Path | None, Mapping[str, Any], dict[Path, str]]:
+def newest_whole(checkpoints: AnyPath) -> tuple[AnyPath | None, Mapping[str, Any], dict[AnyPath, str]]:
     """The newest checkpoint that can be read, with its state, and why each newer one cannot be."""
-    damaged = {}
+    damaged = dict[AnyPath, str]()
     for candidate in reversed(checkpoint.complete(checkpoints)):
         try:
             return candidate, checkpoint.read_state(candidate), damaged
@@ -129,12 +149,11 @@ def newest_whole(checkpoints: Path) -> tuple[Path | None, Mapping[str, Any], dic
     return None, {}, damaged
 
 
-def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path | None:
-    """The newest whole checkpoint of a run's folder; None where a new run begins. What is passed over is said.
+def find_resume(folder: Path, checkpoints: AnyPath, config: Mapping[str, Any], hw: Hardware) -> AnyPath | None:
+    """The newest whole checkpoint of a run; None where a new run begins. What is passed over is said.
 
     Raises UserError where the folder holds a run of other settings, or checkpoints of which none is whole.
     """
-    checkpoints = folder / "checkpoints"
     newest, saved, damaged = newest_whole(checkpoints)
     if newest is None and damaged:
         raise UserError(
@@ -142,8 +161,8 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
             f"choose another output_dir, or delete {checkpoints} to start again"
         )
     if newest is not None:
-        check_same(folder, saved, config)
-    checkpoint.barrier(hw)  # all ranks have looked
+        check_same(newest.parent, saved, config)
+    barrier(hw)  # all ranks have looked
     for path, why in damaged.items():
         pass_over(path, why, hw)
     history = folder / "history.jsonl"
@@ -155,49 +174,66 @@ def find_resume(folder: Path, config: Mapping[str, Any], hw: Hardware) -> Path |
     return newest
 
 
-def check_same(folder: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_same(checkpoints: AnyPath, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises UserError where a checkpoint's run had other settings, of those that a resumed run must share."""
     for key in filter(config.__contains__, FIXED):
         if key == "lanes" and key not in saved.get("fixed", {}):  # of a version that had none: see `restore_or_start`
             continue
         if _compared(key, saved.get("fixed", {}).get(key, {})) != _compared(key, config[key]):
-            raise UserError(
-                f"{folder} holds a run with another `{key}`; choose another output_dir, or delete it to start again"
-            )
+            where = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
+            raise UserError(f"{where} holds a run with another `{key}`; choose another one, or delete it to start again")
 
 
-def check_held(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a folder's newest whole checkpoint is of a run of other settings; nothing is changed there."""
-    newest, saved, _ = newest_whole(folder / "checkpoints")  # the damaged are said by the run, which sets them aside
+def check_held(folder: Path, checkpoints: AnyPath, config: Mapping[str, Any]) -> None:
+    """Raises UserError where the newest whole checkpoint is of a run of other settings; nothing is changed there."""
+    try:
+        newest, saved, _ = newest_whole(checkpoints)  # the damaged are said by the run, which sets them aside
+    except Unreachable as error:
+        raise UserError(f"checkpoint_dir={checkpoints} cannot be read: {error}") from error
     if newest is not None:
-        check_same(folder, saved, config)
+        check_same(checkpoints, saved, config)
 
 
-def pass_over(damaged: Path, why: str, hw: Hardware) -> None:
+def pass_over(damaged: AnyPath, why: str, hw: Hardware) -> None:
     """Sets a damaged checkpoint aside, and says so."""
     if hw.main:
         hw.say(f"{why}: this checkpoint is damaged and passed over; it is kept as {checkpoint.set_aside(damaged)}")
-    checkpoint.barrier(hw)
+    barrier(hw)
 
 
-def kept_processor(folder: Path, resumed: Path | None) -> Processor | None:
+def kept_processor(folder: Path, resumed: AnyPath | None) -> Processor | None:
     """The tokenizers that the run has had from its start, so that mended data changes none of them; None for a new run."""
-    kept = folder / "processor"
-    if resumed is None or not kept.is_dir():
+    if resumed is None:
         return None
+    kept: AnyPath = folder / "processor" if isinstance(resumed, Path) else resumed.parent / "processor"
     try:
+        kept = copied(kept)
+        if not kept.is_dir():
+            return None
         return Processor.load(kept, trust=True)  # a run is resumed by whom it belongs to: see SECURITY.md
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{kept}, the tokenizers of the run in {folder}, cannot be read: {error}") from error
 
 
-def keep_processor(folder: Path, processor: Processor) -> None:
-    """Writes the tokenizers of a run that begins: all of them, or none."""
+def keep_processor(folder: Path, checkpoints: AnyPath, processor: Processor) -> None:
+    """Writes the tokenizers of a run that begins: all of them, or none; beside checkpoints that are far away, too."""
     partial, kept = folder / "partial_processor", folder / "processor"
     shutil.rmtree(partial, ignore_errors=True)
     processor.save(partial)
+    if not isinstance(checkpoints, Path):
+        for file in listing(partial):
+            publish(checkpoints / "processor" / within(partial, file), read_bytes(file))
     shutil.rmtree(kept, ignore_errors=True)
     os.replace(partial, kept)
+
+
+def fetch_along(folder: Path, resumed: AnyPath | None, hw: Hardware) -> None:
+    """Brings along to a machine that has none what a run has written of itself until its checkpoint."""
+    if not hw.main or resumed is None or isinstance(resumed, Path):
+        return
+    for name in ALONG:
+        if not (folder / name).exists() and exists(resumed / name):
+            publish(folder / name, read_bytes(resumed / name))
 
 
 def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -217,13 +253,14 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
             break
         except checkpoint.Damaged as error:
             pass_over(run.resumed, str(error), hw)
-            run.resumed = find_resume(run.folder, config, hw)
+            run.resumed = find_resume(run.folder, run.checkpoints.folder, config, hw)
             if run.resumed is None:
                 raise UserError(f"{error}, and there is no checkpoint before it; run again to start at zero") from error
     if hw.main:
         OmegaConf.save(OmegaConf.create(config), run.folder / "config.yaml")
         if run.resumed is None:
-            keep_processor(run.folder, run.processor)
+            keep_processor(run.folder, run.checkpoints.folder, run.processor)
+    fetch_along(run.folder, run.resumed, hw)
     if run.resumed is not None:
         known = load_state(run.loader, state.pop("data"))
         hw.say(f"Resuming from {run.resumed}, at {state['tokens'] / 1e6:.2f} M tokens.")

@@ -29,6 +29,7 @@ from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
 from mdm.models.folder import load_config, load_processor
 from mdm.training.reach import Trial, said, told_at_once, unreachable
+from mdm.training.run import check_shared
 
 SAMPLES = 8  # of each source
 SECONDS = 20.0  # that drawing them from one source may take
@@ -136,12 +137,15 @@ def draw(source: Any, key: str, count: int = SAMPLES, seconds: float = SECONDS) 
     return kept
 
 
-def glance(cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mapping[str, Masker], max_length: int) -> None:
+def glance(
+    cfg: Any, opened: Mapping[str, Any], processor: Processor, by: Mapping[str, Masker], max_length: int, processes: int = 1
+) -> None:
     """A training's own look, before long work, at sources that are read as they are drawn: rows are made of a few samples.
 
     What a stream leaves out and counts is no reason to end. Raises UserError, or ValueError, for what would end it later.
     """
     check_pairs(cfg.batch, by)
+    check_shared(cfg.batch, 1 + any(m.pairs for m in by.values()), processes)
     lazy = {n: s for n, s in opened.items() if hasattr(s, "__len__") and not isinstance(s, list)}
     few = {name: draw(source, f"data.{name}.train", 4, 5.0) for name, source in lazy.items()}
     few = {name: drawn for name, drawn in few.items() if drawn and getattr(cfg.data[name], "on_long", "refuse") != "skip"}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mdm.config import UserError
+from mdm.hardware import MeshSettings
 from mdm.training import checkpoint
 from mdm.training.run import check_lanes
 
@@ -224,7 +225,7 @@ def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, 
 def test_fewer_lanes_than_processes_are_said_before_data_loads(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     pairs, packed = SimpleNamespace(pack=None), SimpleNamespace(pack=32)
-    check_lanes(SimpleNamespace(lanes=4, data={"pairs": pairs}))
-    check_lanes(SimpleNamespace(lanes=5, data={"pairs": pairs, "text": packed}))
+    check_lanes(SimpleNamespace(lanes=4, mesh=MeshSettings(), data={"pairs": pairs}))
+    check_lanes(SimpleNamespace(lanes=5, mesh=MeshSettings(), data={"pairs": pairs, "text": packed}))
     with pytest.raises(UserError, match=r"^lanes = 4: data\.text is cut into them, and 5 processes need at least as many"):
-        check_lanes(SimpleNamespace(lanes=4, data={"pairs": pairs, "text": packed}))
+        check_lanes(SimpleNamespace(lanes=4, mesh=MeshSettings(), data={"pairs": pairs, "text": packed}))

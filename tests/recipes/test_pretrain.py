@@ -194,7 +194,7 @@ def test_a_copied_recipe_runs_from_an_empty_folder(run, tmp_path, config):
     assert "my.py" in done.stdout
     assert (tmp_path / "my.yaml").is_file()
     source = (tmp_path / "my.py").read_text()
-    (tmp_path / "my.py").write_text(source.replace("M parameters (", "M parameters, edited ("))
+    (tmp_path / "my.py").write_text(source.replace("The model is in", "The edited model is in"))
     small = ["tokens=3000", "model.width=48", "batch.physical=24", "compile=false", "validation_samples=8"]
     done = run("run", "my.py", "--config", "my.yaml", "model.num_layers=2", *small, cwd=tmp_path)
     assert "edited" in done.stdout

@@ -236,7 +236,8 @@ def test_a_checkpoint_is_not_damaged_where_its_reading_is_interrupted(tmp_path, 
     monkeypatch.setattr(FileSystemReader, "read_data", fails)
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    kept = checkpoint.save(tmp_path, 1, model, optimizer, None, {}, ALONE)
+    with checkpoint.Checkpoints(tmp_path, ALONE) as checkpoints:
+        kept = checkpoints.save(1, model, optimizer, None, {})
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
         checkpoint.restore(kept, model, optimizer, None, ALONE)
 

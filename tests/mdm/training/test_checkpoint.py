@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from mdm.hardware import Hardware
 from mdm.training import checkpoint
+from mdm.training.checkpoint import Checkpoints
 from mdm.training.optim import EMA
 
 HERE = Hardware(torch.device("cpu"), 0, 1, False)
@@ -30,7 +31,8 @@ def step(model, optimizer, ema):
 def test_weights_moments_average_and_random_state_come_back(tmp_path):
     run = made(0)
     step(*run)
-    saved = checkpoint.save(tmp_path, 1, *run, {"step": 1}, HERE)
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        saved = checkpoints.save(1, *run, {"step": 1})
     expected = [step(*run) for _ in range(2)]
     again = made(1)
     step(*again)
@@ -46,8 +48,9 @@ def test_weights_moments_average_and_random_state_come_back(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     run = made(0)
     step(*run)
-    for k in range(1, 5):
-        checkpoint.save(tmp_path, k, *run, {}, HERE, keep=3)
+    with Checkpoints(tmp_path, HERE, keep=3) as checkpoints:
+        for k in range(1, 5):
+            checkpoints.save(k, *run, {})
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_00000002", "step_00000003", "step_00000004"]
 
 

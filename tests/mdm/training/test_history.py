@@ -123,9 +123,9 @@ def test_a_resume_keeps_the_lines_up_to_its_step(tmp_path):
 
 @pytest.mark.parametrize(("loss", "norm", "what"), [(math.nan, 1.0, "loss is nan"), (1.0, math.inf, "gradient norm is inf")])
 def test_a_loss_or_a_gradient_that_is_not_finite_names_its_step_and_samples(tmp_path, micro, loss, norm, what):
-    watch = NonFinite(HERE)
+    watch = NonFinite(HERE, tmp_path / "checkpoints")
     watch.record(4, [micro], torch.tensor(1.0), torch.tensor(1.0))
-    watch.check(tmp_path)
+    watch.check()
     watch.record(5, [micro], torch.tensor(loss), torch.tensor(norm))
     with pytest.raises(UserError, match=f"step 5: the {what}, on the batch of samples 7 to 10; stopped"):
-        watch.check(tmp_path)
+        watch.check()

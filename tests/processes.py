@@ -1,0 +1,51 @@
+"""Several processes of one run, forked from this one: what torchrun starts, without the seconds that each takes to import."""
+
+import os
+import pickle
+import signal
+import socket
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+
+def in_processes(count, work, *arguments, seconds=120):
+    """What `work(*arguments)` gives in each of `count` processes with the variables of torchrun. Fails with what they raise."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        children = [_fork(rank, count, port, Path(folder), work, arguments) for rank in range(count)]
+        deadline, left = time.monotonic() + seconds, set(children)
+        try:
+            while left and time.monotonic() < deadline:
+                left -= {child for child in left if os.waitpid(child, os.WNOHANG)[0]}
+                time.sleep(0.01)
+        finally:
+            for child in left:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        found = [pickle.loads(p.read_bytes()) if (p := Path(folder, str(rank))).is_file() else None for rank in range(count)]
+    failed = [f"rank {rank}:\n{result[1]}" for rank, result in enumerate(found) if result and not result[0]]
+    assert not failed, "\n".join(failed)
+    assert None not in found, f"processes ended, or were killed after {seconds} s: {[f is None for f in found]}"
+    return [result[1] for result in found]
+
+
+def _fork(rank, count, port, folder, work, arguments):
+    child = os.fork()
+    if child:
+        return child
+    try:
+        import torch
+
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in local.items()})
+        result = True, work(*arguments)
+    except BaseException:
+        result = False, traceback.format_exc()
+    (folder / "partial").with_name(f"{rank}.partial").write_bytes(pickle.dumps(result))
+    os.replace(folder / f"{rank}.partial", folder / str(rank))
+    os._exit(0)
