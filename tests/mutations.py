@@ -1044,15 +1044,26 @@ MUTATIONS = [
     *of(
         "mdm/training/planner.py",
         "mdm/training/test_planner.py",
-        ("gradients are not sharded", "gradients=4 * parameters / count / gib", "gradients=4 * parameters / gib"),
+        ("gradients are not sharded", "(split if accumulation == 1 else tensor) / gib", "tensor / gib"),
         ("moments in 8 bits are one byte", '"int8": 2.0 * (1', '"int8": 1.0 * (1'),
         (
             "all positions have logits",
             "min(rows * masked * config.vocab_size, max_logits)",
             "min(rows * config.vocab_size, max_logits)",
         ),
-        ("one card's speed", "tokens_per_second=count * card.tflops", "tokens_per_second=card.tflops"),
+        ("one card's speed", "tokens_per_second=count / token_seconds", "tokens_per_second=1 / token_seconds"),
         ("recomputing costs nothing", '"full": 4 / 3}[checkpointing]', '"full": 1.0}[checkpointing]'),
+    ),
+    *of(
+        "mdm/training/costs.py",
+        "mdm/training/test_costs.py",
+        ("a ring moves what a card has", "size * (1 - 1 / own)", "size"),
+        ("the whole tensor between machines", "size * (1 - 1 / machines) / own", "size * (1 - 1 / machines)"),
+        ("weights are gathered once a micro-batch", "gather * (2 * blocks + rest)", "gather * (blocks + rest)"),
+        ("replicas sum whole gradients", "2 * reduced / mesh.shard", "2 * reduced"),
+        ("a pair is read twice", "CODE / (2 if pairs else 1)", "CODE"),
+        ("Young without the two", "math.sqrt(2 * pause", "math.sqrt(pause"),
+        ("a failure loses the interval", "every / 2 / 3600", "every / 3600"),
     ),
     *of(
         "components/metrics/quality.py",

@@ -2,9 +2,13 @@
 
     plan(config, micro=16, length=2048, card=CARDS["h100"], count=8)
 
-Memory is counted: weights, gradients and AdamW's moments (all sharded over the processes), what a block keeps for its
-backward pass, and the logits of one chunk. Time is the model's FLOPs over the share of the peak that was measured for such a
-model (MFU): a prediction.
+Memory is counted: weights, gradients and AdamW's moments (sharded over the processes), what a block keeps for its backward
+pass, and the logits of one chunk. Time is that of the products, at the rate that large ones reached, and of all that lies
+between them, which waits for memory:
+
+    seconds a token = FLOPs / (0.795 peak) + 472 bytes * width * layers / bandwidth
+
+Both figures are fitted to compiled training on one H100, of widths 768 to 2048: a prediction. What else a run costs: `costs`.
 """
 
 from __future__ import annotations
@@ -20,22 +24,24 @@ from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its memory in GiB, and the dense bf16 peak in TFLOP/s (from the maker's data sheet)."""
+    """A GPU: its memory in GiB, the dense bf16 peak in TFLOP/s, and its memory's TB/s (from the maker's data sheet)."""
 
     name: str
     memory: float
     tflops: float
+    bandwidth: float
 
 
 CARDS = {
-    "a100": Card("A100", 79, 312),
-    "h100": Card("H100", 79, 989),
-    "h200": Card("H200", 140, 989),
-    "b200": Card("B200", 178, 2250),
+    "a100": Card("A100", 79, 312, 2.04),
+    "h100": Card("H100", 79, 989, 3.35),
+    "h200": Card("H200", 140, 989, 4.8),
+    "b200": Card("B200", 178, 2250, 8.0),
 }
 
-MEASURED_MFU = {768: 0.33, 1024: 0.45, 2048: 0.50}
-"""Share of the peak that training reached on one H100 in bf16, compiled, by width; narrower models reach less."""
+PRODUCTS = 786 / 989  # of the peak: what a large product reached on an H100
+BETWEEN = 472  # bytes a token, layer and unit of width: norms, gates, casts, the optimizer; fitted on an H100 (3.35 TB/s)
+NARROWEST = 768  # of the models that it was fitted to; narrower ones are slower than that
 
 
 def peak_tflops() -> float | None:
@@ -58,10 +64,11 @@ def parse_gpu(text: str) -> tuple[Card, int]:
 class Plan:
     """Memory of one process in GiB by part, and the time of the run.
 
-    micro:  rows of one forward pass of a process;  length: their positions
+    blocks: parameters but the embeddings
     """
 
     parameters: int
+    blocks: int
     weights: float
     gradients: float
     moments: float
@@ -85,52 +92,67 @@ def plan(
     state: str = "float32",
     masked: float = 0.5,
     max_logits: int = 2**27,
+    replicate: int = 1,
+    tensor: int = 1,
+    gather: float = 2.0,
+    accumulation: int = 1,
 ) -> Plan:
     """The plan of a training run in bf16 with float32 weights, sharded over `count` cards (FSDP2).
 
-    masked: mean share of the positions that are masked
+    masked:       mean share of the positions that are masked
+    replicate:    groups of cards that hold all weights each (hybrid sharding)
+    tensor:       cards that share each row's products
+    gather:       bytes of a gathered weight
+    accumulation: micro-batches of a step; more than one keep whole gradients until the last
     """
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)
-    parameters, gib = model.num_parameters(), 2**30
-    moment = {"float32": 8.0, "int8": 2.0 * (1 + 4 / 256), "float8": 2.0 * (1 + 4 / 256)}[state]
-    rows = micro * length
-    unsharded = 0.0 if count == 1 else 2 * (parameters + model.num_parameters(embeddings=False) / config.num_layers) / gib
+    parameters, blocks, gib = model.num_parameters(), model.num_parameters(embeddings=False), 2**30
+    rows, split = micro * length, count // replicate
+    # Gathered at a time: the embeddings, which stay for the whole step, the block at work and the next.
+    whole = 0.0 if split == tensor else gather * (parameters - blocks + 2 * blocks / config.num_layers) / tensor / gib
     logits = min(rows * masked * config.vocab_size, max_logits)
     flops = model.flops_per_token(length, masked)
     return Plan(
         parameters=parameters,
-        weights=4 * parameters / count / gib + unsharded,
-        gradients=4 * parameters / count / gib,
-        moments=moment * parameters / count / gib,
-        activations=rows * kept_bytes(config, checkpointing) / gib,
+        blocks=blocks,
+        weights=4 * parameters / split / gib + whole,
+        gradients=4 * parameters / (split if accumulation == 1 else tensor) / gib,
+        moments=moment_bytes(state) * parameters / split / gib,
+        activations=rows * kept_bytes(config, checkpointing, tensor) / gib,
         logits=logits * 10 / gib,  # bf16, float32, and float32's gradient
         flops_per_token=flops,
-        tokens_per_second=count * card.tflops * 1e12 * expected_mfu(config.width) / flops / _recompute(checkpointing),
+        tokens_per_second=count / token_seconds(config, flops, card) / recompute(checkpointing),
     )
 
 
-def kept_bytes(config: ModelConfig, checkpointing: str | None) -> float:
+def token_seconds(config: ModelConfig, flops: float, card: Card) -> float:
+    """Of one card, keeping all activations: the products, and what lies between them."""
+    return flops / (PRODUCTS * card.tflops * 1e12) + BETWEEN * config.width * config.num_layers / (card.bandwidth * 1e12)
+
+
+def moment_bytes(state: str) -> float:
+    """Bytes a parameter of AdamW's two moments."""
+    return {"float32": 8.0, "int8": 2.0 * (1 + 4 / 256), "float8": 2.0 * (1 + 4 / 256)}[state]
+
+
+def kept_bytes(config: ModelConfig, checkpointing: str | None, tensor: int = 1) -> float:
     """Bytes a position that the blocks keep for the backward pass, compiled, in bf16.
 
     Of a block: the residual stream twice, in float32; in bf16 both norms' outputs, q, k (before their norms too), v and
     attention's output, and three times SwiGLU's inner width (of each expert that a token goes through). "selective" keeps the
-    input and the products; "full" the input alone, and one block's rest at a time.
+    input and the products; "full" the input alone, and one block's rest at a time. Each of the cards that share the products
+    (`tensor`) keeps its part of heads and inner width, and all of the rest.
     """
     width, inner = config.width, config.hidden_ffn * (config.experts_per_token if config.num_experts else 1)
     kv = (config.num_kv_heads or config.num_heads) / config.num_heads
     normed = 1 + kv if config.qk_norm else 0
-    whole = 8 * width + 2 * (width * (2 + 2 + 2 * kv + normed) + 3 * inner)
-    products = 4 * width + 2 * (width * (2 + 2 * kv + 2) + 2 * inner)
+    whole = 8 * width + 2 * (2 * width + (width * (2 + 2 * kv + normed) + 3 * inner) / tensor)
+    products = 4 * width + 2 * (width + (width * (1 + 2 * kv + 2) + 2 * inner) / tensor)
     each = {None: whole, "selective": products, "full": 4 * width}[checkpointing]
     return float(each * config.num_layers + (whole if checkpointing else 0) + 8 * width)
 
 
-def expected_mfu(width: int) -> float:
-    """The measured share of the peak of the closest width."""
-    return MEASURED_MFU[min(MEASURED_MFU, key=lambda known: abs(known - width))]
-
-
-def _recompute(checkpointing: str | None) -> float:
+def recompute(checkpointing: str | None) -> float:
     """Time against a run that keeps everything: a second forward pass is a third more."""
     return {None: 1.0, "selective": 1.05, "full": 4 / 3}[checkpointing]

@@ -32,7 +32,8 @@ class Trial:
             return work()
         except Exception as error:
             if unreachable(error):
-                self.skipped[key] = f"cannot be reached ({first_line(error)})"
+                why = first_line(error).removeprefix(f"{key}: ")
+                self.skipped[key] = f"cannot be reached ({why})"
                 return None
             if isinstance(error, UserError):
                 raise
@@ -43,23 +44,30 @@ class Trial:
         return [*tried, *seen, *(f"not tried: {key}: {why}" for key, why in self.skipped.items())]
 
 
+PATIENCE = "MDM_PATIENCE"  # see `components.places`
+
+
 @contextlib.contextmanager
 def told_at_once() -> Iterator[None]:
     """Without a network the hub's clients try again for minutes: where its host is not reached, they are told so.
 
+    Nor is a file system that does not answer then asked again (its client has tried a few times), unless $MDM_PATIENCE says so.
     Behind a proxy, or with a hub of one's own, they are left to find out.
     """
     from datasets import config
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    before, waits = (constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE), os.environ.get(PATIENCE)
     elsewhere = any(name.upper() in ("HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT") for name in os.environ)
     if not (constants.HF_HUB_OFFLINE or elsewhere or _reached("huggingface.co")):
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+        os.environ[PATIENCE] = waits or "0"
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
+        os.environ.pop(PATIENCE, None)
+        os.environ |= {} if waits is None else {PATIENCE: waits}
 
 
 def _reached(host: str, seconds: float = 3.0) -> bool:
@@ -73,17 +81,20 @@ def _reached(host: str, seconds: float = 3.0) -> bool:
 OFFLINE = {
     "ConnectError",
     "ConnectTimeout",
+    "CredentialRetrievalError",
     "LocalEntryNotFoundError",
     "MaxRetryError",
     "NameResolutionError",
+    "NoCredentialsError",
     "OfflineModeIsEnabled",
+    "PartialCredentialsError",
     "ProxyError",
 }
-"""Names of exceptions of networks; those of requests, httpx and huggingface_hub need not be installed."""
+"""Names of exceptions of networks, and of a store that this machine has no key to; their packages need not be installed."""
 
 
 def unreachable(error: BaseException | None) -> bool:
-    """Whether an error comes of a network that is not there."""
+    """Whether an error comes of a network that is not there, or of credentials that another machine has."""
     while error is not None:
         names = {kind.__name__ for kind in type(error).__mro__}
         if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, BrokenPipeError):

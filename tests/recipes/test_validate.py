@@ -1,10 +1,16 @@
 """`mdm validate` finds what no look at the keys can tell, of every recipe that has sources, and leaves nothing behind."""
 
+import os
+import time
+
+import fsspec
 import numpy as np
 import pytest
+import tiktoken
 from PIL import Image
 
-from mdm.training import trial
+from components.places import patience
+from mdm.training import reach, trial
 from tests.recipes.conftest import mdm
 from tests.recipes.test_bad_input import one_line
 
@@ -282,3 +288,79 @@ def test_draw_spreads_over_a_source_names_bad_samples_and_stops_in_time():
 
 def test_a_stream_is_tried_by_its_first_samples():
     assert [s["n"] for s in trial.draw(({"n": n} for n in range(100)), "source")] == list(range(8))
+
+
+SHARDS = "data.text.train={_component_: TokenShards, path: s3://YOUR-BUCKET/tokens}"
+
+
+@pytest.fixture
+def no_credentials(monkeypatch, tmp_path):
+    """A laptop: nothing in its environment, no files, and no machine that would hand out some."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_bucket_without_credentials_is_named_by_a_trial_and_ends_a_training(config, folder, run, no_credentials):
+    done = validate(config, folder, SHARDS)
+    path = "s3://YOUR-BUCKET/tokens/index.json"
+    why = f"cannot be reached ({path} cannot be opened (NoCredentialsError: Unable to locate credentials))"
+    assert f"not tried: data.text.train: {why}\n" in done.stdout
+    assert "tried: a batch of digits with the masker" in done.stdout
+    assert "The config is valid." in done.stdout
+    done = run("run", "pretrain", "--config", config, SHARDS, check=False)
+    assert f"data.text.train: {path} cannot be opened (NoCredentialsError" in one_line(done)
+    assert "parameters" not in done.stdout
+
+
+def test_without_a_network_a_bucket_that_does_not_answer_is_not_waited_for(config, folder, no_credentials, monkeypatch):
+    """Nobody listens there. The client tries five times by itself, which takes seconds; here once."""
+    monkeypatch.setattr(reach, "_reached", lambda host: False)
+    s3 = fsspec.get_filesystem_class("s3")
+    monkeypatch.setattr(s3, "retries", 1)
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    began = time.monotonic()
+    done = validate(config, folder, SHARDS)
+    assert time.monotonic() - began < 15
+    line = next(line for line in done.stdout.splitlines() if line.startswith("not tried: data.text.train: "))
+    assert line.startswith("not tried: data.text.train: cannot be reached (s3://YOUR-BUCKET/tokens/index.json does not answer")
+    assert "MDM_PATIENCE" not in os.environ
+
+
+def test_how_long_a_trial_waits_is_what_the_environment_says(monkeypatch):
+    """And as long as ever where the hub is reached."""
+    for reached, said, waits in ((False, None, 0), (False, "7", 7), (True, None, 600), (True, "7", 7)):
+        monkeypatch.setattr(reach, "_reached", lambda host, reached=reached: reached)
+        monkeypatch.delenv("MDM_PATIENCE", raising=False)
+        if said is not None:
+            monkeypatch.setenv("MDM_PATIENCE", said)
+        for name in ("HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with reach.told_at_once():
+            assert patience() == waits
+        assert os.environ.get("MDM_PATIENCE") == said
+
+
+def test_the_papers_run_is_valid_without_a_network_and_without_credentials(no_credentials, monkeypatch, tmp_path):
+    monkeypatch.setattr(reach, "_reached", lambda host: False)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+
+    def absent(*args, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tiktoken.load, "read_file", absent)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    done = mdm("validate", "pretrain", "--config", "pretrain_3b")
+    named = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("not tried: ")]
+    sources = [f"data.{name}.{part}" for name in ("text", "captions", "speech") for part in ("train", "validation")]
+    assert sorted(named) == sorted([*sources, "tokenizers.text", "tokenizers.image", "tokenizers.audio"])
+    assert done.stdout.count("cannot be reached (") == 9
+    assert done.stdout.endswith("The config is valid.\n")
