@@ -13,6 +13,7 @@ Both figures are fitted to compiled training on one H100, of widths 768 to 2048:
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -105,14 +106,12 @@ def plan(
     gather:       bytes of a gathered weight
     accumulation: micro-batches of a step; more than one keep whole gradients until the last
     """
-    with torch.device("meta"):
-        model = MaskedDiffusionModel(config)
-    parameters, blocks, gib = model.num_parameters(), model.num_parameters(embeddings=False), 2**30
+    parameters, blocks, flops = counted(config, length, masked)
+    gib = 2**30
     rows, split = micro * length, count // replicate
     # Gathered at a time: the embeddings, which stay for the whole step, the block at work and the next.
     whole = 0.0 if split == tensor else gather * (parameters - blocks + 2 * blocks / config.num_layers) / tensor / gib
     logits = min(rows * masked * config.vocab_size, max_logits)
-    flops = model.flops_per_token(length, masked)
     return Plan(
         parameters=parameters,
         blocks=blocks,
@@ -124,6 +123,14 @@ def plan(
         flops_per_token=flops,
         tokens_per_second=count / token_seconds(config, flops, card) / recompute(checkpointing),
     )
+
+
+@functools.lru_cache
+def counted(config: ModelConfig, length: int, masked: float) -> tuple[int, int, float]:
+    """Parameters, those of the blocks, and FLOPs a token."""
+    with torch.device("meta"):
+        model = MaskedDiffusionModel(config)
+    return model.num_parameters(), model.num_parameters(embeddings=False), model.flops_per_token(length, masked)
 
 
 def token_seconds(config: ModelConfig, flops: float, card: Card) -> float:

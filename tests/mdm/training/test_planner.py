@@ -67,3 +67,27 @@ def test_gpus_are_named_with_their_count():
     for wrong in ("rtx", "h100:0", "h100:x", ":"):
         with pytest.raises(UserError, match="is not CARD or CARD:COUNT, e"):
             parse_gpu(wrong)
+
+
+def test_what_a_mesh_and_micro_batches_do_to_memory():
+    """Groups of 2 among 8 cards hold four times as much as one group of 8; several micro-batches hold whole gradients."""
+    config, card = shape(768, 12, 50_000), CARDS["h100"]
+    flat, hybrid = plan(config, 1, 1024, card, 8), plan(config, 1, 1024, card, 8, replicate=4)
+    assert hybrid.moments == pytest.approx(4 * flat.moments)
+    assert hybrid.gradients == pytest.approx(4 * flat.gradients)
+    assert plan(config, 1, 1024, card, 8, accumulation=2).gradients == pytest.approx(4 * flat.parameters / 2**30)
+    bf16 = flat.weights - 4 * flat.parameters / 8 / 2**30  # gathered: both embeddings, and two blocks of twelve
+    assert bf16 == pytest.approx(2 * (2 * 768 * 50_000 + flat.blocks / 6) / 2**30, rel=1e-3)
+    fp32 = plan(config, 1, 1024, card, 8, gather=4).weights - 4 * flat.parameters / 8 / 2**30
+    assert fp32 == pytest.approx(2 * bf16)
+    pair = plan(config, 1, 1024, card, 8, tensor=2)
+    assert pair.moments == pytest.approx(flat.moments)
+    assert pair.weights - 4 * flat.parameters / 8 / 2**30 == pytest.approx(bf16 / 2)
+    assert flat.activations / 2 < pair.activations < flat.activations
+
+
+def test_a_card_is_as_much_faster_as_its_products_and_its_memory():
+    config = shape(2048, 24, 120_000)
+    h100, h200, a100 = (plan(config, 8, 2048, CARDS[name]).tokens_per_second for name in ("h100", "h200", "a100"))
+    assert 1.05 < h200 / h100 < 4.8 / 3.35
+    assert 312 / 989 < a100 / h100 < 2.04 / 3.35
