@@ -6,20 +6,16 @@ import argparse
 import importlib
 import os
 import runpy
-import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from components.namesakes import say
-from mdm.config import UserError, carried, find_config, load, recipe_root
+from mdm.config import UserError, carried, recipe_root
 from mdm.config.names import close
 from mdm.config.recipes import about, called, config_of, copy, find_recipe, recipe_names, recipe_of
-from mdm.config.trust import trust_run
-from mdm.recipe import Parser, exit_on_user_error, explain, leave, load_module, load_recipe, takes_config
+from mdm.recipe import Parser, exit_on_user_error, explain, import_from_here, load_module, prepare, takes_config
 
 
 def _ls(parser: Parser, words: Sequence[str]) -> None:
@@ -52,16 +48,9 @@ def _start(recipe: Path, words: Sequence[str]) -> None:
     if _explained(recipe, words):
         return
     say(os.getcwd())
-    _import_from_here(recipe)
+    import_from_here(recipe)
     sys.argv = [str(recipe), *words]
     runpy.run_path(str(recipe), run_name="__main__")
-
-
-def _import_from_here(recipe: Path) -> None:
-    """A user's own files are importable: those of the current folder, and those beside a recipe of theirs."""
-    sys.path.insert(0, os.getcwd())
-    if recipe.parent != recipe_root():  # beside ours stand `evaluate` and others, which are not meant
-        sys.path.append(str(recipe.resolve().parent))
 
 
 def _explained(recipe: Path, words: Sequence[str], command: str = "run") -> bool:
@@ -77,42 +66,27 @@ def _explained(recipe: Path, words: Sequence[str], command: str = "run") -> bool
 
 
 def _launch(words: Sequence[str]) -> None:
-    """Runs a recipe in several processes: torchrun's own parser tells its flags from the recipe, its launcher starts them.
+    """Runs a recipe in several processes: torchrun's own parser tells the flags from the recipe; a launcher starts them."""
+    from mdm.hardware import supposing
+    from mdm.launch import ray_train, torchrun
 
-    Each process is this command again, so it imports what a process alone would.
-    """
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    flags = Parser(prog="mdm run", parents=[torchrun.get_args_parser()], add_help=False, allow_abbrev=True)
-    for action in flags._actions:
-        action.required = False  # what is missing has another name here
-    launched = flags.read(words)
+    launched, given = torchrun.read(words)
     if launched.training_script is None:
         raise UserError(f"mdm run needs a recipe: one of {', '.join(recipe_names())}, or the path of a .py file")
     if launched.module or launched.no_python or launched.run_path:
         raise UserError("mdm run takes a recipe or the path of a .py file; --module, --no_python and --run_path name none")
+    workers = ray_train.asked_for(launched, given) if launched.ray is not None else None
     recipe, own = find_recipe(launched.training_script), launched.training_script_args
     if _explained(recipe, own):
         return
-    _import_from_here(recipe)
-    os.environ["WORLD_SIZE"] = str(_processes(launched))
-    _validate_arguments(recipe, own)  # said once, here, rather than by every process
-    del os.environ["WORLD_SIZE"]
-    alone = ("nnodes", "rdzv_endpoint", "rdzv_backend", "master_port")
-    launched.standalone |= all(getattr(launched, flag) == flags.get_default(flag) for flag in alone)
-    launched.no_python, launched.training_script = True, sys.executable
-    launched.training_script_args = ["-u", "-P", "-m", "mdm.cli", "run", str(recipe), *own]
-    try:
-        torchrun.run(launched)
-    except SignalException as error:  # it was passed on to every process
-        leave(128 + error.sigval)
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise
-        leave(code)  # the process has said why
+    import_from_here(recipe)
+    if workers is None:
+        with supposing(_processes(launched)):
+            prepare(recipe, own)  # its mistakes are said once, here, rather than by every process
+        torchrun.start(launched, recipe, own)
+    else:
+        say(os.getcwd())
+        ray_train.start(workers, launched.max_restarts if "max_restarts" in given else ray_train.RESTARTS, recipe, own)
 
 
 def _processes(launched: argparse.Namespace) -> int:
@@ -140,13 +114,15 @@ def _validate(parser: Parser, words: Sequence[str]) -> None:
     recipe = find_recipe(arguments.recipe)
     if _explained(recipe, arguments.arguments, "validate"):
         return
+    from mdm.hardware import supposing
     from mdm.training.trial import try_out
 
     say(os.getcwd())
-    _import_from_here(recipe)
+    import_from_here(recipe)
     look, words = _looked_for(arguments.arguments)
-    module, filled = _validate_arguments(recipe, words)
-    found = getattr(module, "trial", try_out)(filled)
+    with supposing(0):  # how many it will be run by is not said
+        module, filled = prepare(recipe, words)
+        found = getattr(module, "trial", try_out)(filled)
     for line in found.lines():
         print(line)
     if look is not None:
@@ -162,17 +138,6 @@ def _looked_for(words: Sequence[str]) -> tuple[str | None, list[str]]:
     own.add_argument("--look")
     found, rest = own.parse_known_args(words)
     return found.look, rest
-
-
-def _validate_arguments(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
-    """The recipe, and its settings, whose keys are right."""
-    module = load_recipe(str(recipe))
-    parser = Parser(prog=f"mdm validate {recipe.stem}", add_help=False)
-    arguments = takes_config(parser, config_of(recipe, module.CONFIG)).read(words)
-    filled = load(module.Settings, find_config(arguments.config), arguments.overrides)
-    trust_run(asdict(filled), getattr(filled, "trust", False))
-    module.validate(filled)
-    return module, filled
 
 
 def _study(parser: Parser, words: Sequence[str]) -> None:
@@ -201,6 +166,13 @@ TORCHRUN = """\
 Flags of torchrun, before the recipe, start several processes (torchrun --help explains all of them):
   mdm run --nproc_per_node 8 pretrain
   mdm run --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 pretrain
+  mdm run --nnodes 1:8 --max-restarts 3 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 pretrain
+Processes that die are started again up to --max-restarts times, on the machines that are left of at most 8 and at least 1;
+SIGTERM and SIGUSR1 to this command reach every process, which may take --shutdown-timeout seconds (300) to save.
+
+--ray starts them as the workers of a Ray cluster (RAY_ADDRESS, one that runs here, or else one of this machine):
+  mdm run --ray 16 pretrain
+  mdm run --ray 16 --max-restarts 10 pretrain
 
 mdm run RECIPE --help explains a recipe, with every key of its config.
 """

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,11 +18,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from components.data.bad import Refused
-from mdm.config import UserError, find_config, layers, load
+from mdm.config import UserError, find_config, layers, load, recipe_root
 from mdm.config.names import close
 from mdm.config.recipes import called, config_of, find_recipe
 from mdm.config.trust import trust_run
 from mdm.training.stopping import Stopped
+
+AFTER_THE_FIRST = 3.0  # seconds; torchrun looks ten times a second
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -117,13 +120,33 @@ def run_recipe(
         arguments = parser.read(sys.argv[1:])
         if arguments.help:
             return explain(parser, arguments.config)
-        filled = load(settings, find_config(arguments.config), arguments.overrides)
-        trust_run(asdict(filled), getattr(filled, "trust", False))
-        validate(filled)
-        main(filled)
+        main(_filled(settings, validate, arguments))
 
     exit_on_user_error(work, again)
     leave(0)
+
+
+def prepare(recipe: Path, words: Sequence[str]) -> tuple[ModuleType, Any]:
+    """The recipe of a file, and its settings, whose keys are right. Raises UserError."""
+    module = load_recipe(str(recipe))
+    parser = Parser(prog=f"mdm validate {recipe.stem}", add_help=False)
+    arguments = takes_config(parser, config_of(recipe, module.CONFIG)).read(words)
+    return module, _filled(module.Settings, module.validate, arguments)
+
+
+def _filled(settings: type, validate: Callable[[Any], None], arguments: argparse.Namespace) -> Any:
+    """The settings that were asked for, looked at. Raises UserError."""
+    filled = load(settings, find_config(arguments.config), arguments.overrides)
+    trust_run(asdict(filled), getattr(filled, "trust", False))
+    validate(filled)
+    return filled
+
+
+def import_from_here(recipe: Path) -> None:
+    """A user's own files are importable: those of the current folder, and those beside a recipe of theirs."""
+    sys.path.insert(0, os.getcwd())
+    if recipe.parent != recipe_root():  # beside ours stand `evaluate` and others, which are not meant
+        sys.path.append(str(recipe.resolve().parent))
 
 
 def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> None:
@@ -131,13 +154,23 @@ def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> 
 
     again: see `run_recipe`
     """
+    ended = outcome(work, again)
+    if ended is not None:
+        end(*ended)
+
+
+def outcome(work: Callable[[], None], again: str = "begins anew") -> tuple[str, int] | None:
+    """Runs `work`: None where it came to its end, else what there is to say, and an exit code. Raises whatever is a bug.
+
+    again: see `run_recipe`
+    """
     try:
         work()
         sys.stdout.flush()  # while a reader that is gone can still be told from any other trouble
     except (UserError, Refused) as error:
-        _end(str(error), 2)
+        return str(error), 2
     except Stopped as stopped:
-        _end(str(stopped), stopped.code)
+        return str(stopped) if os.environ.get("RANK", "0") == "0" else "", stopped.code  # one process speaks for all
     except BrokenPipeError:
         if not _reader_gone():
             raise
@@ -145,17 +178,25 @@ def exit_on_user_error(work: Callable[[], None], again: str = "begins anew") -> 
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _end(f"no space left on the device: {error.filename or 'output_dir'}", 2)
+        return f"no space left on the device: {error.filename or 'output_dir'}", 2
     except KeyboardInterrupt:
-        _end(f"interrupted; the same command {again}", 128 + signal.SIGINT)
+        return f"interrupted; the same command {again}", 128 + signal.SIGINT
+    return None
 
 
-def _end(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(BrokenPipeError):
-        shown = "".join(
-            c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message
-        )  # a stranger's file may be cited
-        print(f"mdm: {shown}", file=sys.stderr, flush=True)
+def end(message: str, code: int) -> NoReturn:
+    """Says a line on stderr, where there is one, and exits.
+
+    A mistake is found by all processes of a machine at once: the first says it, and the launcher ends the others meanwhile.
+    """
+    if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(AFTER_THE_FIRST)
+    if message:
+        with contextlib.suppress(BrokenPipeError):
+            shown = "".join(
+                c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message
+            )  # a stranger's file may be cited
+            print(f"mdm: {shown}", file=sys.stderr, flush=True)
     leave(code)
 
 

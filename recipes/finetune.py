@@ -29,7 +29,7 @@ from mdm.config import UserError, at_least_one
 from mdm.data.pipeline import corpus, tokenizers
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
-from mdm.hardware import Hardware, hardware
+from mdm.hardware import Hardware, hardware, number_of_processes
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.models.folder import QUANTIZED, export, load_model, model_folder
 from mdm.models.transformer import MaskedDiffusionModel
@@ -69,6 +69,10 @@ def validate(cfg: Settings) -> None:
         raise UserError("model: it comes from checkpoint; only max_length may be set")
     if cfg.method == "qlora" and cfg.ema is not None:
         raise UserError("ema: an average of quantized weights makes no sense; set method=lora, or ema=null")
+    if cfg.method == "qlora" and number_of_processes() > 1:
+        raise UserError(
+            "method: qlora is for one process, whose GPU holds all of 4 bits; several shard the base of method=lora"
+        )
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
     folder = model_folder(cfg.checkpoint)
@@ -169,10 +173,11 @@ class Finetune(pretrain.Pretrain):
         """Writes adapter/, and the merged model, which anything loads."""
         if self.cfg.method == "full":
             return super().export()
+        trained = adapter_state(self.model)
         if self.hw.main:
             adapter = self.folder / "adapter"
             adapter.mkdir(exist_ok=True)
-            safetensors.torch.save_file(adapter_state(self.model), adapter / "adapter.safetensors")
+            safetensors.torch.save_file(trained, adapter / "adapter.safetensors")
             about = {"checkpoint": self.cfg.checkpoint, "method": self.cfg.method, **vars(self.cfg.lora)}
             (adapter / "adapter.json").write_text(json.dumps(about, indent=1))
         weights = merged(self.model, self.cfg.lora)

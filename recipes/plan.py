@@ -157,6 +157,8 @@ def around(
     if count > 1:
         dims = f"{{replicate: {mesh.replicate}, shard: {mesh.shard}, tensor: {mesh.tensor}}}"
         told("network", f"mesh: {dims}, weights gathered in {'bf16' if gather == 2 else 'float32'}; a step moves to each card")
+        if cfg.mesh.flat and mesh.replicate > 1:
+            told("", "that mesh is advised: the config's is one group of all cards")
         near = f"{si(moved.inside, 'B')} in its machine ({span(inside)})"
         told("", f"{near}, {si(moved.between, 'B')} between machines ({span(between)})")
     told("checkpoint", f"{span(saved.pause)} to stage into memory, {span(saved.write)} to write behind the steps")
@@ -215,15 +217,9 @@ def mean_row(cfg: Settings) -> float:
 def mesh_of(cfg: Settings, made: Plan, layers: int, count: int) -> tuple[Mesh, float]:
     """The mesh of the config and the bytes of a gathered weight; where it leaves the mesh open, the one whose traffic takes
     least: all cards one group, or a group in each machine. Raises UserError."""
-    said = vars(cfg).get("mesh")
-    gather = 4.0 if "fp32" in (cfg.precision, getattr(said, "gather", None)) else 2.0
-    cards = cfg.machine.cards
-    if said is not None and (said.replicate, said.shard, said.tensor) != (1, None, 1):
-        shard = said.shard or max(1, count // (said.replicate * said.tensor))
-        mesh = Mesh(said.replicate, shard, said.tensor)
-        if mesh.ranks * mesh.tensor != count:
-            raise UserError(f"mesh: {mesh.replicate} x {mesh.shard} x {mesh.tensor} cards are not the {count} of gpu={cfg.gpu}")
-        return mesh, gather
+    gather, cards = 4.0 if "fp32" in (cfg.precision, cfg.mesh.gather) else 2.0, cfg.machine.cards
+    if not cfg.mesh.flat:
+        return Mesh(*cfg.mesh.shape(count)), gather
     meshes = [Mesh(shard=count)]
     if count > cards and count % cards == 0:
         meshes.append(Mesh(count // cards, cards))

@@ -829,9 +829,9 @@ MUTATIONS = [
             'path.name.startswith("step_")]',
         ),
         ("one checkpoint is kept", "complete(self.folder)[: -self.keep]", "complete(self.folder)[:-1]"),
-        ("the random state is not restored", 'torch.set_rng_state(tensors["rng"])', "pass"),
-        ("the moments are not saved", '"optimizer": whole["state"]', '"optimizer": {}'),
-        ("the average is not saved", 'tensors["ema"] = ema.average', "pass"),
+        ("the random state is not restored", 'torch.set_rng_state(held["rng"])', "pass"),
+        ("the moments are not saved", '"optimizer": moments', '"optimizer": {}'),
+        ("the average is not saved", 'found["ema"] = ema.average', "pass"),
     ),
     *of(
         "mdm/hardware/sharding.py",

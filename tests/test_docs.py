@@ -161,7 +161,7 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
     return found
 
 
-TORCHRUN = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint"}
+TORCHRUN = {"--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--max-restarts", "--ray"}
 
 
 def recipe_and_config(words: list[str], copied: dict[str, str]) -> tuple[str, str | None, list[str]]:

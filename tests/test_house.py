@@ -29,6 +29,7 @@ WINGS = [
     "studies",
     "hub",
     "recipe",
+    "launch",
     "cli",
 ]
 """The rooms of mdm/, from the ground up: an arrow goes down, or stays inside."""

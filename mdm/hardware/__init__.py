@@ -1,6 +1,7 @@
 """Where a run happens: device and precision, compiler, CUDA graphs; one process, or many, laid out in a mesh.
 
 processes   what a process is, and what all of them agree on
+mesh        how processes are laid out
 sharding    FSDP2 and tensor parallelism over the mesh
 compiling   torch.compile, block by block
 graphs      CUDA graphs of sampling
@@ -8,7 +9,7 @@ graphs      CUDA graphs of sampling
 
 from mdm.hardware.compiling import COMPILING, can_compile, check_compile, compile_blocks
 from mdm.hardware.graphs import Recorded, Recorder, cuda_graph, recorded
-from mdm.hardware.mesh import MeshSettings, number_of_processes
+from mdm.hardware.mesh import MeshSettings, number_of_processes, supposing
 from mdm.hardware.processes import (
     Hardware,
     barrier,
@@ -42,6 +43,7 @@ __all__ = [
     "recorded",
     "reshard",
     "shard",
+    "supposing",
     "sync_gradients",
     "whole",
 ]

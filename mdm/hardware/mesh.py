@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +62,11 @@ class MeshSettings:
     tensor: int = 1
     gather: str = "auto"
 
+    @property
+    def flat(self) -> bool:
+        """Whether weights are sharded over all processes, however many there are."""
+        return (self.replicate, self.shard, self.tensor) == (1, None, 1)
+
     def shape(self, processes: int) -> tuple[int, int, int]:
         """(replicate, shard, tensor) of so many processes. Raises UserError where they do not multiply to them."""
         said = f"mesh: {{replicate: {_or_null(self.replicate)}, shard: {_or_null(self.shard)}, tensor: {self.tensor}}}"
@@ -92,6 +99,19 @@ class MeshSettings:
 
 def _or_null(value: int | None) -> str:
     return "null" if value is None else str(value)
+
+
+@contextlib.contextmanager
+def supposing(count: int) -> Iterator[None]:
+    """Looks at settings as one of `count` processes would; 0: of however many."""
+    before = os.environ.get("WORLD_SIZE")
+    os.environ["WORLD_SIZE"] = str(count)
+    try:
+        yield
+    finally:
+        os.environ.pop("WORLD_SIZE")
+        if before is not None:
+            os.environ["WORLD_SIZE"] = before
 
 
 def number_of_processes() -> int:

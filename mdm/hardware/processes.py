@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +112,8 @@ def hardware(device: str, precision: str, mesh: MeshSettings | None = None) -> I
     gather = torch.bfloat16 if mesh.gather != "fp32" and bf16 else torch.float32
     if cuda:
         torch.cuda.set_device(where)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_the_launcher()
     joins = world_size > 1 and not dist.is_initialized()
     if joins:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts are summed on the CPU
@@ -120,6 +125,12 @@ def hardware(device: str, precision: str, mesh: MeshSettings | None = None) -> I
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+def end_with_the_launcher() -> None:
+    """Asks the kernel for a SIGTERM when the launcher has died: else its processes would train on beside those of the next."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def fast_bf16(cuda: bool) -> bool:

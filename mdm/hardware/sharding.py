@@ -92,7 +92,7 @@ def _embedded(module: nn.Embedding, tokens: Int[Tensor, "*shape"]) -> Float[Tens
 
 def reshard(model: Any, hw: Hardware) -> None:
     """Gives back the weights that a forward pass without a backward has gathered (FSDP2); call it after evaluating."""
-    if hw.world_size > 1:
+    if hw.world_size > 1 and hasattr(model, "reshard"):  # one process may evaluate another model alone
         model.reshard()
 
 

@@ -27,7 +27,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -47,14 +46,14 @@ from mdm.training.stopping import Stopped
 STATE = "state.json"
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What DCP saves (tensors only, so that nothing in it is unpickled on the way back), and the whole optimizer state."""
-    whole = get_optimizer_state_dict(model, optimizer)
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
+    """What DCP saves: tensors only, so that nothing in it is unpickled on the way back."""
     trained = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
-    tensors = {"model": trained, "optimizer": whole["state"], "rng": torch.get_rng_state()}
+    moments = get_optimizer_state_dict(model, optimizer)["state"]
+    found = {"model": trained, "optimizer": moments, "rng": torch.get_rng_state()}
     if ema is not None:
-        tensors["ema"] = ema.average
-    return tensors, whole
+        found["ema"] = ema.average
+    return found
 
 
 class Checkpoints:
@@ -70,8 +69,7 @@ class Checkpoints:
     def __init__(self, folder: AnyPath, hw: Hardware, keep: int = 2, along: Sequence[Path] = ()) -> None:
         self.folder, self.hw, self.keep = folder, hw, keep
         self.along = () if isinstance(folder, Path) else along
-        cuda = hw.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
+        self._stager = storage.Stager(hw.device)
         self._group: Any = dist.new_group(backend="gloo") if hw.world_size > 1 else None  # the run's are in use meanwhile
         self._finisher = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -92,13 +90,13 @@ class Checkpoints:
                 _discard(self._writing)
             barrier(self.hw)
             written = state_dict_saver.async_save(
-                _tensors(model, optimizer, ema)[0],
+                tensors(model, optimizer, ema),
                 storage_writer=storage.writer(self._writing),
                 process_group=self._group,
                 async_stager=self._stager,
                 no_dist=self.hw.world_size == 1,
             )
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise self._failed(reason(error)) from error
         assert isinstance(written, Future)  # the copy is made
         along = {file.name: file.read_bytes() for file in self.along if self.hw.main and file.is_file()}
@@ -117,7 +115,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises UserError as `wait` does, for what is known by now. All ranks take part."""
-        self._agree(self._pending is not None and self._pending.done() and self._pending.exception() is not None)
+        self._agree(self._known())
 
     def wait(self) -> None:
         """Waits until what was saved is written. All ranks take part.
@@ -127,14 +125,20 @@ class Checkpoints:
         if self._pending is None:  # of all ranks, or of none
             return
         concurrent.futures.wait([self._pending])
-        self._agree(self._pending.exception() is not None)
+        self._agree(self._known())
         self._pending = None
 
-    def _agree(self, failed: bool) -> None:
-        """Raises UserError on all ranks where it failed on one."""
-        if not self.hw.sum(torch.tensor(float(failed))).item():
-            return
+    def _known(self) -> BaseException | None:
+        """Why what is being written here cannot be. Raises what is no fault of the place: another process may have died."""
         own = self._pending.exception() if self._pending is not None and self._pending.done() else None
+        if own is not None and not isinstance(own, (OSError, dcp.api.CheckpointException)):
+            raise own
+        return own
+
+    def _agree(self, own: BaseException | None) -> None:
+        """Raises UserError on all ranks where it failed on one."""
+        if not self.hw.sum(torch.tensor(float(own is not None))).item():
+            return
         causes = [cause for cause, _ in getattr(own, "failures", {}).values()]  # DCP's, of each rank
         why = reason((causes or [own or OSError("another process says why")])[0])
         self._pending = None
@@ -154,6 +158,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pending is not None and (kind is None or issubclass(kind, (UserError, Stopped))):
             concurrent.futures.wait([self._pending])
+        self._finisher.shutdown(wait=False)
         self._stager.close()
 
 
@@ -262,22 +267,28 @@ def restore(checkpoint: AnyPath, model: nn.Module, optimizer: torch.optim.Optimi
     """Loads a checkpoint in place, on any number of ranks.
 
     Raises UserError where it is of another model, ema or optimizer, or the machine is at fault; Damaged where what it holds
-    cannot be read.
+    cannot be read; and what torch.distributed does where another process has died.
     """
-    tensors, whole = _tensors(model, optimizer, ema)
+    held = tensors(model, optimizer, ema)
     try:
-        state_dict_loader.load(tensors, storage_reader=storage.reader(checkpoint), no_dist=hw.world_size == 1)
+        state_dict_loader.load(held, storage_reader=storage.reader(checkpoint), no_dist=hw.world_size == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # a file of tensors is a zip of pickles: it raises anything
+        if hw.world_size > 1 and not isinstance(error, dcp.api.CheckpointException):  # another process has died
+            raise
         for cause in [failed for failed, _ in getattr(error, "failures", {}).values()] or [error]:
             if isinstance(cause, (KeyboardInterrupt, SystemExit)):  # which the library wraps: nothing is wrong with the file
                 raise cause from None
             here = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in MACHINE)
             if here or isinstance(cause, Unreachable) or of_network(cause):
                 raise UserError(f"{checkpoint} cannot be read now ({reason(error)}); it is left as it is") from error
+        if "align with block boundary" in str(error):
+            raise UserError(
+                f"{checkpoint}: its 8-bit moments (optimizer.state) come in blocks that these processes cannot share; go on "
+                "with as many as it was saved by"
+            ) from error
         if any(word in reason(error) for word in ("Missing key", "Size mismatch")):
             raise UserError(f"{checkpoint} is not a checkpoint of this model: {reason(error)}") from error
         raise Damaged(f"{checkpoint} cannot be read ({reason(error)})") from error
-    set_optimizer_state_dict(
-        model, optimizer, {"state": tensors["optimizer"], "param_groups": whole["param_groups"]}, options=StateDictOptions()
-    )
-    torch.set_rng_state(tensors["rng"])
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+    set_optimizer_state_dict(model, optimizer, {"state": held["optimizer"], "param_groups": groups}, options=StateDictOptions())
+    torch.set_rng_state(held["rng"])

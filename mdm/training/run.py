@@ -13,7 +13,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from components.copies import copied
-from components.files import Unreachable
 from components.places import AnyPath, exists, listing, place, publish, read_bytes, within
 from components.progress import Bar
 from mdm.config import UserError, at_least, at_least_one, check
@@ -53,10 +52,11 @@ def check_run(cfg: Any) -> None:
     """All settings of a training but its model: what `pretrain` and `finetune` share. Raises UserError."""
     cfg.canvas = {modality: length for modality, length in cfg.canvas.items() if length is not None}
     check_output_dir(cfg.output_dir)
-    if cfg.checkpoint_dir is not None:
-        check_output_dir(cfg.checkpoint_dir, far=True, key="checkpoint_dir")
     check_hardware(cfg.device, cfg.precision)
     cfg.mesh.check()
+    if cfg.mesh.tensor > 1 and (cfg.float8 or cfg.compile.lower() == "true"):
+        what = "compile=auto (they run eagerly)" if not cfg.float8 else "float8=null"
+        raise UserError(f"mesh.tensor: split blocks cannot be compiled, nor multiply float8; set {what}, or mesh.tensor=1")
     if cfg.profile is not None:
         cfg.profile.check()
     check_compile(cfg.compile)
@@ -74,16 +74,22 @@ def check_run(cfg: Any) -> None:
         "sample_every_tokens", "lanes",
     )  # fmt: skip
     check_lanes(cfg)
-    check_held(Path(cfg.output_dir), checkpoint_folder(cfg), asdict(cfg))
+    if isinstance(folder := checkpoint_folder(cfg), Path):  # what is far away is looked at when the run begins
+        check_held(folder, asdict(cfg))
 
 
 def checkpoint_folder(cfg: Any) -> AnyPath:
-    """Where a run's checkpoints lie: a folder, or a URL."""
-    return Path(cfg.output_dir) / "checkpoints" if cfg.checkpoint_dir is None else place(cfg.checkpoint_dir)
+    """Where a run's checkpoints lie: a folder, or a URL. Raises UserError for what is neither."""
+    try:
+        return Path(cfg.output_dir) / "checkpoints" if cfg.checkpoint_dir is None else place(cfg.checkpoint_dir)
+    except ValueError as error:
+        raise UserError(f"checkpoint_dir={error}") from error
 
 
 def open_checkpoints(cfg: Any, hw: Hardware) -> Checkpoints:
-    """The checkpoints of a run."""
+    """The checkpoints of a run. Raises UserError where there can be none."""
+    if cfg.checkpoint_dir is not None:
+        check_output_dir(cfg.checkpoint_dir, far=True, key="checkpoint_dir")
     return Checkpoints(checkpoint_folder(cfg), hw, along=[Path(cfg.output_dir) / name for name in ALONG])
 
 
@@ -184,12 +190,9 @@ def check_same(checkpoints: AnyPath, saved: Mapping[str, Any], config: Mapping[s
             raise UserError(f"{where} holds a run with another `{key}`; choose another one, or delete it to start again")
 
 
-def check_held(folder: Path, checkpoints: AnyPath, config: Mapping[str, Any]) -> None:
+def check_held(checkpoints: Path, config: Mapping[str, Any]) -> None:
     """Raises UserError where the newest whole checkpoint is of a run of other settings; nothing is changed there."""
-    try:
-        newest, saved, _ = newest_whole(checkpoints)  # the damaged are said by the run, which sets them aside
-    except Unreachable as error:
-        raise UserError(f"checkpoint_dir={checkpoints} cannot be read: {error}") from error
+    newest, saved, _ = newest_whole(checkpoints)  # the damaged are said by the run, which sets them aside
     if newest is not None:
         check_same(checkpoints, saved, config)
 

@@ -1,9 +1,10 @@
 """A signal ends a training where nothing is lost: after the step that is being done, and with a checkpoint.
 
-with StopRequest() as stop:      the first Ctrl-C, SIGTERM or SIGUSR1 asks for the end, a second one ends at once
+with StopRequest() as stop:      the first Ctrl-C, SIGTERM or SIGUSR1 asks for the end, a second Ctrl-C ends at once
     ...                          processes add up `stop.votes` in a step; if they have `agreed`, all of them save and leave
 
 SIGUSR1 is what a scheduler sends some time before it takes a machine back (SLURM's --signal); it ends a run as SIGTERM does.
+Either may come several times, as schedulers send it to a launcher and its processes alike, and the launcher passes it on.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            raise KeyboardInterrupt
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.signum = signum
         if os.environ.get("RANK", "0") != "0":  # one process speaks for all
             return

@@ -28,6 +28,7 @@ from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
 from mdm.models.folder import load_config, load_processor
+from mdm.training.output import check_output_dir
 from mdm.training.reach import Trial, said, told_at_once, unreachable
 from mdm.training.run import check_shared
 
@@ -56,6 +57,8 @@ def try_out(cfg: Any, own: Mapping[str, Tokenizer] | None = None) -> Trial:
             of = f" of {len(source):,}" if hasattr(source, "__len__") else ""
             bad = f", {len(samples.bad)} more cannot be used ({samples.bad[0]})" if samples.bad else ""
             trial.tried.append(f"{len(samples)}{of} samples of {key}{bad}")
+    if (folder := getattr(cfg, "checkpoint_dir", None)) is not None:
+        trial.reach("checkpoint_dir", lambda: check_output_dir(folder, far=True, key="checkpoint_dir"))
     processor = build(cfg, own, opened, trial)
     data = getattr(cfg, "data", None) or {}
     usable = {name: s for name, s in data.items() if processor is not None and _has_tokenizers(s, name, processor, trial)}

@@ -24,8 +24,8 @@ def library(tmp_path, monkeypatch):
     """A folder of recipes and configs in place of the library's own: one config names a module beside it."""
     root = tmp_path / "library"
     (root / "configs").mkdir(parents=True)
-    for place in ("mdm.config.files.recipe_root", "mdm.config.recipes.recipe_root", "mdm.cli.recipe_root"):
-        monkeypatch.setattr(place, lambda: root)
+    for place in ("config.files", "config.recipes", "cli", "recipe"):
+        monkeypatch.setattr(f"mdm.{place}.recipe_root", lambda: root)
     (root / "show.py").write_text(
         '"""Show what was found."""\n'
         "from dataclasses import dataclass, field\n"
@@ -59,7 +59,7 @@ def test_every_command_is_listed_and_explained():
         assert f"\n    {command} " in page
     for command, takes in {
         "cp": ["RECIPE", "PATH", "--force"],
-        "run": ["[TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]", "--nproc_per_node 8"],
+        "run": ["[TORCHRUN FLAGS] RECIPE [--config CONFIG] [key=value ...]", "--nproc_per_node 8", "--ray 16 pretrain"],
         "validate": ["RECIPE [--config CONFIG] [key=value ...] [--look FOLDER]"],
         "study": ["FOLDER"],
         "generate": ["--film", "--config", "edit: null # an image or a clip", "batch_size: 100"],
@@ -140,6 +140,16 @@ WRONG = {
     "no recipe": (["run", "--nnodes=1"], "mdm run needs a recipe: one of "),
     "a flag of torchrun": (["run", "--nproc_per_nodes=2", "pretrain"], "(did you mean '--nproc_per_node'?); mdm run --help"),
     "a module": (["run", "--module", "torch"], "--module, --no_python and --run_path name none"),
+    "no number of workers": (
+        ["run", "--ray", "x", "pretrain"],
+        "--ray x: write how many workers there are to be, as in --ray 16",
+    ),
+    "no workers": (["run", "--ray", "0", "pretrain"], "--ray 0: write how many workers"),
+    "two launchers": (["run", "--ray", "2", "--nproc_per_node", "2", "pretrain"], "--ray 2: --nproc_per_node is torchrun's"),
+    "Ray's nodes": (
+        ["run", "--ray=2", "--nnodes=1:1", "pretrain"],
+        "--ray 2: --nnodes is torchrun's; Ray takes --max-restarts",
+    ),
     "a suite": (["bench", "trian"], "suite 'trian' is not one of train, compile, quantize"),
     "a preset": (["bench", "train", "--preset", "tpu"], "--preset tpu: choose from smoke, cpu, gpu"),
     "nearly a preset": (["bench", "train", "--preset", "smok"], "(did you mean 'smoke'?)"),
@@ -230,7 +240,8 @@ def test_torchruns_own_parser_tells_its_flags_from_the_recipe(monkeypatch, line)
 
     seen = []
     monkeypatch.setattr(torchrun, "run", seen.append)
-    monkeypatch.setattr(cli, "_validate_arguments", lambda recipe, words: None)
+    monkeypatch.setattr(cli, "prepare", lambda recipe, words: None)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # which the launcher would set for this process
     mdm_run = ["run", *line.split(), "a=1"]
     before = list(sys.path)
     try:

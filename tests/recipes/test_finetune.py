@@ -14,6 +14,7 @@ from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, n
 from mdm.models.folder import load_model
 from mdm.training import record
 from mdm.training.history import read_history
+from tests.processes import in_processes
 from tests.recipes.conftest import CONFIG, in_process, mdm
 
 FINETUNE = """
@@ -86,6 +87,27 @@ def test_finetuning_writes_a_model_and_what_it_could_do_before_and_after(base, r
         assert len(safetensors.torch.load_file(out / "adapter" / "adapter.safetensors")) == 2 * len(moved)
         assert metrics["trained_parameters"] < sum(v.numel() for v in before.values()) / 3
     run("generate", f"checkpoint={out}", "task=text_to_image", "prompt=after two", "count=1", f"output_dir={tmp_path / 'made'}")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_finetune_to_the_model_of_one(base, tmp_path, method):
+    settings = [f"checkpoint={base}", f"method={method}", "tokens=2000"]
+    config, one, two = base.parent / "finetune.yaml", tmp_path / "one", tmp_path / "two"
+    in_process("finetune", config, *settings, f"output_dir={one}", "judged={}", "crossed={}")
+    in_processes(2, in_process, "finetune", config, *settings, f"output_dir={two}", "judged={}", "crossed={}")
+    expected, found = weights(one), weights(two)
+    assert all(torch.equal(found[n], weights(base)[n]) == torch.equal(expected[n], weights(base)[n]) for n in expected)
+    for name, value in expected.items():
+        assert_close(found[name], value, rtol=0, atol=2e-4)
+    if method == "lora":
+        trained = [safetensors.torch.load_file(f / "adapter" / "adapter.safetensors") for f in (one, two)]
+        assert_close(trained[1], trained[0], rtol=0, atol=2e-4)
+
+
+def test_four_bits_are_for_one_process(base, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="method: qlora is for one process"):
+        in_process("finetune", base.parent / "finetune.yaml", f"checkpoint={base}", "method=qlora")
 
 
 def test_a_finetuning_resumes_bit_exactly(base, run, tmp_path):

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import itertools
 import json
 import math
@@ -20,7 +22,8 @@ from components.noise import seed_of
 from mdm.training import record
 from mdm.training.checkpoint import complete
 from mdm.training.history import read_history
-from tests.recipes.conftest import ROOT
+from tests.processes import in_processes
+from tests.recipes.conftest import CONFIG, ROOT, in_process
 
 
 def losses(folder, key="loss"):
@@ -78,15 +81,16 @@ def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path):
         "sample_every_tokens=1500",
         "checkpoint_every_tokens=1200",
     ]
-    two_processes = ["run", "--nproc_per_node", "2", "pretrain", "--config", config]
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     run("run", "pretrain", "--config", config, f"output_dir={one}", "tokens=3000", *settings)
-    run(*two_processes, f"output_dir={two}", "tokens=3000", *settings, typecheck="0")
+    in_processes(2, in_process, "pretrain", config, f"output_dir={two}", "tokens=3000", *settings)
     shutil.copytree(one, resumed)
     for late in complete(resumed / "checkpoints")[1:]:
         shutil.rmtree(late)
-    done = run(*two_processes, f"output_dir={resumed}", "tokens=3000", *settings, typecheck="0")
-    assert "Resuming from" in done.stdout
+    kept = complete(resumed / "checkpoints")[0]
+    said = in_processes(2, captured, "pretrain", config, f"output_dir={resumed}", "tokens=3000", *settings)
+    assert f"Resuming from {kept}" in said[0]
+    assert said[1] == ""  # one process speaks for all
     expected = losses(one)
     assert len(expected) > 5
     assert max(losses(one, "bad_samples").values()) >= 2
@@ -100,6 +104,89 @@ def test_two_processes_train_to_the_same_loss_curve(config, run, tmp_path):
         a, b = weights(one), weights(folder)
         for name in a:
             assert_close(b[name], a[name], rtol=0, atol=2e-4)
+
+
+def captured(*arguments):
+    """What a recipe prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        in_process(*arguments)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("processes", "mesh"), [(2, []), (3, []), (4, ["mesh.replicate=2"]), (4, ["mesh.tensor=2"])])
+def test_a_ramp_of_the_batch_on_several_processes_is_that_of_one(config, tmp_path, one_with_a_ramp, processes, mesh):
+    """Settings, moments and schedule follow the batch, and a step of 24 or 36 sequences is shared by two, three, or four."""
+    out = tmp_path / "out"
+    in_processes(processes, in_process, "pretrain", config, f"output_dir={out}", *RAMP, *mesh)
+    lines = [line for line in read_history(out / "history.jsonl") if "loss" in line]
+    expected = [line for line in read_history(one_with_a_ramp / "history.jsonl") if "loss" in line]
+    assert len({line["lr"] for line in lines}) == len(lines) > 6
+    assert max(b["tokens"] - a["tokens"] for a, b in itertools.pairwise(lines)) > 2 * lines[0]["tokens"]
+    for a, b in zip(lines, expected, strict=True):
+        assert (a["tokens"], a["lr"]) == (b["tokens"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)  # AdamW would hide a wrong scale of the gradient
+    found, one = weights(out), weights(one_with_a_ramp)
+    for name in one:
+        assert_close(found[name], one[name], rtol=0, atol=2e-4)
+
+
+RAMP = ["tokens=6000", "batch.ramp={0.3: 24, 0.6: 36}", "checkpoint_every_tokens=2000"]
+
+
+@pytest.fixture(scope="module")
+def one_with_a_ramp(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ramp")
+    (folder / "config.yaml").write_text(CONFIG.format(output_dir=folder / "out"))
+    in_process("pretrain", folder / "config.yaml", *RAMP)
+    return folder / "out"
+
+
+@pytest.mark.parametrize("mesh", ["mesh.replicate=2", "mesh.tensor=2"])
+def test_a_run_goes_on_on_another_mesh(config, tmp_path, mesh):
+    """From one process to four, and back to one: the loss curve of one."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ["tokens=4500", "checkpoint_every_tokens=1500", "ema=0.9"]
+    in_process("pretrain", config, f"output_dir={whole}", *settings)
+    for count, own in ((1, []), (4, [mesh]), (1, [])):
+        in_processes(count, in_process, "pretrain", config, f"output_dir={parts}", *settings, *own)
+        for late in complete(parts / "checkpoints")[1:]:
+            shutil.rmtree(late)
+    expected, found = losses(whole), losses(parts)
+    assert list(found) == list(expected)
+    assert_close(torch.tensor(list(found.values())), torch.tensor(list(expected.values())), rtol=1e-4, atol=0)
+
+
+def test_8_bit_moments_come_back_and_a_checkpoint_that_cannot_be_shared_is_left_alone(config, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ["tokens=3000", "checkpoint_every_tokens=1500", "optimizer.state=int8"]
+    in_processes(1, in_process, "pretrain", config, f"output_dir={whole}", *settings)  # its step is compiled: no fork after it
+    shutil.copytree(whole, parts)
+    shutil.rmtree(complete(parts / "checkpoints")[-1])
+    with pytest.raises(AssertionError, match=r"its 8-bit moments \(optimizer.state\) come in blocks that"):
+        in_processes(2, in_process, "pretrain", config, f"output_dir={parts}", *settings)
+    assert len(complete(parts / "checkpoints")) == 1
+    in_processes(1, in_process, "pretrain", config, f"output_dir={parts}", *settings)
+    assert losses(parts) == losses(whole)
+    one, other = weights(parts), weights(whole)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_more_processes_than_a_step_has_rows_are_one_line(config):
+    with pytest.raises(AssertionError, match=r"batch.physical = 2: a step of 1 pairs cannot be shared by 2 processes; take"):
+        in_processes(2, in_process, "pretrain", config, "batch.logical=2", "batch.micro=2")
+    with pytest.raises(AssertionError, match=r"batch.ramp.0.5 = 2: a step of 1 pairs cannot be shared by 2 processes"):
+        in_processes(2, in_process, "pretrain", config, "batch.ramp={0.5: 2}")
+
+
+def test_a_profile_is_of_the_steps_that_were_asked_for(config, run, tmp_path):
+    done = run("run", "pretrain", "--config", config, "tokens=3000", "profile={start: 2, steps: 3}")
+    trace = tmp_path / "out" / "profile" / "steps_3_to_5.json"
+    assert f"A profile of steps 3 to 5 of this process is in {trace}" in done.stdout
+    names = [event["name"] for event in json.loads(trace.read_text())["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step") for name in names) == 3
+    done = run("run", "pretrain", "--config", config, "profile={start: 0}", check=False)
+    assert done.stderr == "mdm: profile.start must be at least 1, got 0\n"
 
 
 def test_a_run_goes_on_with_another_batch_on_other_processes(config, run, tmp_path):

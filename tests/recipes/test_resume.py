@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from components.places import place
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.hardware import Hardware
@@ -98,10 +99,43 @@ def test_a_second_signal_ends_at_once_and_the_handlers_are_put_back(capsys):
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signum == signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)  # of a scheduler, to a launcher and to its processes
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert "once more stops at once" in capsys.readouterr().err
+
+
+def test_a_preemption_that_is_sent_to_all_and_passed_on_is_one_request():
+    with StopRequest() as stop:
+        for signum in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(signum)
+        assert stop.signum == signal.SIGUSR1
+        assert stop.stopped(3, "x").code == 143
+
+
+@pytest.mark.parametrize(
+    ("came", "code", "name"),
+    [
+        ([signal.SIGINT, None], 130, "SIGINT"),
+        ([None, signal.SIGTERM], 143, "SIGTERM"),
+        ([signal.SIGUSR1, None], 143, "SIGUSR1"),
+        ([signal.SIGINT, signal.SIGTERM], 143, "SIGTERM"),
+    ],
+)
+def test_all_processes_end_with_the_code_of_the_signal_that_came_to_one(came, code, name):
+    stops = [StopRequest() for _ in came]
+    for stop, signum in zip(stops, came, strict=True):
+        stop.signum = signum
+    votes = [sum(votes) for votes in zip(*(stop.votes for stop in stops), strict=True)]
+    for stop in stops:
+        assert not stop.asked
+        stop.agreed(votes)
+        assert stop.asked
+        stopped = stop.stopped(7, "there")
+        assert (stopped.code, str(stopped)) == (
+            code, f"stopped by {name} at step 7: saved as there; the same command goes on from there",
+        )  # fmt: skip
 
 
 def test_an_interruption_promises_only_what_the_recipe_does(capsys, monkeypatch):
@@ -120,6 +154,21 @@ def test_an_interruption_promises_only_what_the_recipe_does(capsys, monkeypatch)
         "mdm: interrupted; the same command begins anew\n"
         "mdm: interrupted; the same command writes the shards that are missing\n"
     )
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "mdm: stopped by SIGTERM at step 4\n"), ("3", "")])
+def test_one_process_says_for_all_that_they_were_stopped(capsys, monkeypatch, rank, said):
+    def stopped():
+        raise Stopped("stopped by SIGTERM at step 4", signal.SIGTERM)
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr("mdm.recipe.leave", leave)
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit, match="143"):
+        exit_on_user_error(stopped)
+    assert capsys.readouterr().err == said
 
 
 def test_a_reader_that_is_gone_ends_a_command_quietly(capsys, monkeypatch):
@@ -289,3 +338,24 @@ def test_a_stopped_run_of_a_sweep_is_no_crash(tmp_path, monkeypatch):
             runs.run_one(tmp_path, "a", "pretrain_pico", {}, {}, tolerant=True)
     assert (tmp_path / "a" / "checkpoints").is_dir()
     assert not (tmp_path / "a.json").exists()
+
+
+def test_a_run_goes_on_from_a_bucket_on_a_machine_that_has_nothing(config, run, tmp_path):
+    """Weights, order, tokenizers and history are those of a run that nothing disturbed."""
+    whole, moved, bucket = tmp_path / "whole", tmp_path / "moved", f"memory://{tmp_path.name}/run"
+    command = ["run", "pretrain", "--config", config, *SMALL]
+    run(*command, f"output_dir={whole}")
+    run(*command, f"output_dir={moved}", f"checkpoint_dir={bucket}")
+    assert not (moved / "checkpoints").exists()
+    kept = complete(place(bucket))
+    assert len(kept) == 2
+    shutil.rmtree(moved)
+    (kept[1] / "state.json").unlink()  # it was being written when the machine went
+    done = run(*command, f"output_dir={moved}", f"checkpoint_dir={bucket}")
+    assert f"Resuming from {kept[0]}" in done.stdout
+    assert_same_run(moved, whole)
+    line = one_line_of_many(run(*command, f"output_dir={moved}", f"checkpoint_dir={bucket}", "seed=3", check=False))
+    assert f"{bucket} holds a run with another `seed`" in line
+    done = run(*command, f"output_dir={tmp_path / 'other'}", "checkpoint_dir=nowhere://x", check=False)
+    assert done.stderr.startswith("mdm: checkpoint_dir=nowhere://x")
+    assert len(done.stderr.splitlines()) == 1
