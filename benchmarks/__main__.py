@@ -5,7 +5,9 @@ mdm bench compile                                    what the compiler gains, an
 mdm bench quantize [--checkpoint runs/quickstart]    int8, int4, float8: speed, memory and quality
 mdm bench sample                                     caches, compile, adaptive samplers
 mdm bench data [--ranks 1,8,64,512]                  rows a second against what training consumes; what a rank of many pays
+mdm bench checkpoints                                how long a checkpoint stops the steps
 mdm bench tokenizers                                 encoding and decoding
+mdm bench restarts [--launcher ray] [--kills 20]     kill -9 at random moments: what it costs, and that nothing else is lost
 mdm bench peers --checkouts FOLDER                   the code of others, from your own checkouts
 
 In a checkout, python -m benchmarks is the same.
@@ -24,7 +26,7 @@ from mdm.config import UserError
 from mdm.config.names import close
 from mdm.recipe import Parser, exit_on_user_error
 
-SUITES = ("train", "compile", "quantize", "sample", "data", "tokenizers", "peers")
+SUITES = ("train", "compile", "quantize", "sample", "data", "checkpoints", "restarts", "tokenizers", "peers")
 
 
 def main(words: Sequence[str], prog: str) -> None:
@@ -40,6 +42,9 @@ def main(words: Sequence[str], prog: str) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="quantize: a trained quickstart, whose quality is measured too")
     parser.add_argument("--checkouts", metavar="FOLDER", help="peers: a folder with checkouts, as benchmarks/peers names them")
     parser.add_argument("--ranks", metavar="1,8,64,512", help="data: what one rank of so many pays for its own rows")
+    parser.add_argument("--launcher", metavar="NAME", help="restarts: torchrun (the default) or ray")
+    parser.add_argument("--kills", metavar="N", help="restarts: so many runs lose a process; 3 if absent")
+    parser.add_argument("--seed", metavar="N", help="restarts: of the moments; 0 if absent")
     arguments = parser.read(words)
     if arguments.suite not in SUITES:
         raise UserError(f"suite {arguments.suite!r} is not one of {', '.join(SUITES)}{close(arguments.suite, SUITES)}")
@@ -53,7 +58,7 @@ def main(words: Sequence[str], prog: str) -> None:
     given = {
         key: value
         for key, value in vars(arguments).items()
-        if key in ("checkpoint", "checkouts", "ranks") and value is not None
+        if key in ("checkpoint", "checkouts", "ranks", "launcher", "kills", "seed") and value is not None
     }
     for key in given:
         if key not in own:

@@ -17,6 +17,7 @@ from torchtune.modules.peft import LoRALinear, get_merged_lora_ckpt
 
 from components.blocks import NormedProjection
 from mdm.config import UserError
+from mdm.hardware import whole
 
 BLOCK = 64  # weights that share a scale in NF4
 
@@ -124,18 +125,18 @@ def _lora(
 def merged(model: nn.Module, settings: LoraSettings) -> dict[str, Tensor]:
     """The state dict of an ordinary model that computes the same: W + (alpha / rank) B A in the place of the three.
 
-    In float32, whatever W is kept in.
+    In float32, whatever W is kept in. Of a sharded model all ranks take part.
     """
     state = {}
     for name, value in model.state_dict().items():
-        whole = value.get_original_weight() if is_nf4(value) else value
-        state[name] = whole.detach().cpu().float().clone()
+        plain = value.get_original_weight() if is_nf4(value) else whole(value)
+        state[name] = plain.detach().cpu().float().clone()
     return get_merged_lora_ckpt(state, settings.rank, settings.alpha)
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What was trained, alone."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """What was trained, alone. Of a sharded model all ranks take part."""
+    return {name: whole(p.detach()).cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def num_bytes(parameters: Sequence[Tensor]) -> int:
