@@ -256,6 +256,7 @@ def _unknown_key(schema: type, error: ConfigKeyError) -> str:
     at = schema
     for name in filter(None, parent.split(".")):
         at = typing.get_type_hints(at)[name]
+        at = next((part for part in typing.get_args(at) if dataclasses.is_dataclass(part)), at)  # of a table that may be null
     known = list(typing.get_type_hints(at))
     return f"unknown key {error.full_key!r}{close(key, known)}; {parent or 'the recipe'} has {', '.join(known)}"
 

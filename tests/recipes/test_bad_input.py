@@ -17,6 +17,10 @@ from mdm.training.run import check_lanes
 BAD = {
     "unknown key": (["lerning_rate=1"], "unknown key 'lerning_rate'"),
     "unknown nested key": (["optimizer.learning_rate=1"], "unknown key 'optimizer.learning_rate'"),
+    "unknown key of a table that is null": (
+        ["profile={start: 1, step: 3}"],
+        "unknown key 'profile.step' (did you mean 'steps'?)",
+    ),
     "unknown key of a component": (["model.num_layer=2"], "unknown key 'model.num_layer' (did you mean 'num_layers'?)"),
     "unknown component": (["model._component_=mdm.models.builders.huge"], "unknown component 'mdm.models.builders.huge'"),
     "wrong type": (["tokens=many"], "tokens: 'many' is no whole number; write it as 5000000"),
