@@ -21,12 +21,21 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import api as _api
 
+from mdm.config import UserError
 from mdm.recipe import Parser, leave
 
 api: Any = _api  # its agent is decorated in ways that types do not follow
 MISTAKE, STOPPED, INTERRUPTED = 2, 128 + signal.SIGTERM, 128 + signal.SIGINT
 DEFAULTS = {"signals_to_handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "shutdown_timeout": 300}
 """In place of torchrun's own, where its version has the flag: preemption is passed on, and a large checkpoint has the time."""
+COUNTS: Any = {
+    "nnodes": (lambda text: min(torchrun.parse_min_max_nnodes(text)), "how many machines there are, as in 16, or 1:16"),
+    "nproc_per_node": (
+        torchrun.determine_local_world_size,
+        "how many processes a machine has, as in 8; gpu, where it has any, is one for each",
+    ),
+}
+"""What a flag's text counts, and what to write; torchrun ends in a traceback."""
 VARIABLES = {"shutdown_timeout": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
 
 
@@ -37,6 +46,14 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
     """
     flags = _flags()
     launched = flags.read(words)
+    for flag, (count, form) in COUNTS.items():
+        text = str(getattr(launched, flag, 1))
+        try:
+            wrong = count(text) < 1
+        except (ValueError, RuntimeError):
+            wrong = True
+        if wrong:
+            raise UserError(f"--{flag} {text}: write {form}")
     for action in flags._actions:
         action.default = argparse.SUPPRESS
     return launched, set(vars(flags.read(words))) - {"training_script", "training_script_args"}

@@ -9,6 +9,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from mdm.config import UserError
 from mdm.launch import torchrun
 
 
@@ -27,6 +28,13 @@ def test_preemption_is_passed_on_and_waited_for_unless_the_user_says_otherwise(m
         assert torchrun.read(["--shutdown-timeout", "7", "x"])[0].shutdown_timeout == 7
         monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")
         assert torchrun.read(["x"])[0].shutdown_timeout is None  # torch reads the variable itself
+
+
+@pytest.mark.parametrize("count", ["two", "0"])
+@pytest.mark.parametrize(("flag", "form"), [("nproc_per_node", "processes a machine has"), ("nnodes", "machines there are")])
+def test_a_count_that_is_none_is_said_and_what_to_write(flag, form, count):
+    with pytest.raises(UserError, match=f"^--{flag} {count}: write how many {form}, as in "):
+        torchrun.read([f"--{flag}", count, "pretrain"])
 
 
 def test_an_earlier_torchs_flags_are_enough(monkeypatch):
