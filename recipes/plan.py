@@ -71,8 +71,8 @@ def main(cfg: Settings) -> None:
     physical, fitting = cfg.batch.at(0), list[tuple[float, int, str | None, Plan]]()
     print(
         f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}{said}, rows of {length} positions; "
-        f"{count} x {card.name} of {card.memory:.0f} GiB\n\nGiB of a card, rows at a time until a step has its "
-        f"{physical:,} sequences; while rows come one after the other, gradients are whole:\n"
+        f"{count} x {card.name} of {card.memory:.0f} GiB\n\nGiB of a card by its rows at a time (batch.micro), until a step "
+        f"has its {physical:,} sequences;\nwhere that takes more than one micro-batch, gradients are whole on each card:\n"
     )
     print(HEAD)
     for mode in (None, *reversed(CHECKPOINTING)):
@@ -172,7 +172,7 @@ def around(
     memory = f", and memory (activation_checkpointing={mode}: {recompute(mode) - 1:.0%} more time)" if mode else ""
     much = f" ({shares[slowest]:.1f} x compute)" if slowest != "compute" else ""
     beside = ", ".join(f"{name} {shares[name]:.0%}" for name in others if name != "compute" and shares[name] >= 0.005)
-    print(f"\nWhat binds: {slowest}{much}{memory}. Against compute: {beside or 'nothing'}")
+    print(f"\nWhat binds: {slowest}{much}{memory}. Behind it, as shares of compute: {beside or 'nothing'}")
 
 
 def told(name: str, text: str) -> None:

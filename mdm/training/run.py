@@ -122,11 +122,11 @@ def introduce(run: Any) -> None:
     """Says what is going to be trained, and where."""
     cfg, hw = run.cfg, run.hw
     flops = run.model.flops_per_token(run.model.config.max_length)
-    of = f" as {' x '.join(map(str, hw.mesh.shape))}" if hw.mesh is not None else ""
+    of = " as replicate {} x shard {} x tensor {}".format(*hw.mesh.shape) if hw.mesh is not None else ""
     hw.say(
         f"{run.num_parameters / 1e6:.1f} M parameters ({flops / 1e6:.0f} MFLOP a token), "
         f"{hw.world_size} x {hw.device.type}{of}, {'bf16' if hw.bf16 else 'float32'}, "
-        f"{'compiled' if run.compiled else 'eager'}; {cfg.tokens / 1e6:.1f} M tokens in steps of "
+        f"{'compiled' if run.compiled else 'eager'}; {cfg.tokens / 1e6:,.10g} M tokens in steps of "
         f"{run.physical(run.state['tokens'])} sequences; vocabulary of {run.vocabulary.size}"
     )
     if cfg.precision == "auto" and not hw.bf16:

@@ -135,7 +135,7 @@ def test_a_plan_says_what_binds_and_what_was_assumed(planned):
     assert f"a checkpoint {12 * parameters:.1f} GB; two, and one that is being written, {36 * parameters:.0f} GB" in planned
     assert "token shards 12.8 TB" in planned
     assert "vocabulary of 124,917 (as published: text 100,277, image 16,384, audio 8,192)" in planned
-    assert "What binds: compute. Against compute: network between machines" in planned
+    assert "What binds: compute. Behind it, as shares of compute: network between machines" in planned
     plan = ["plan", "--config", "pretrain_3b", "--gpu", "h100:256"]
     assert "What binds: network between machines (" in mdm(*plan, "machine.network=4").stdout
     assert "What binds: loader (" in mdm(*plan, "machine.loader=10_000").stdout
