@@ -13,7 +13,8 @@
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # Without "B:", SLURM sends the signal to what srun has started, and not to this script, which goes on below.
-srun --kill-on-bad-exit=0 mdm run \
+# From SLURM 22.05 on, srun does not take --cpus-per-task from sbatch: the launchers would share a core with all their processes.
+srun --kill-on-bad-exit=0 --cpus-per-task "$SLURM_CPUS_PER_TASK" mdm run \
     --nnodes "1:$SLURM_JOB_NUM_NODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" --max-restarts 10 \
     --rdzv_backend c10d --rdzv_endpoint "$host:29500" --rdzv_id "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" \
     "$@"
