@@ -825,8 +825,8 @@ MUTATIONS = [
         "mdm/training/test_checkpoint.py",
         (
             "a partial checkpoint is chosen, killed in the first",
-            'path.name.startswith("step_") and STATE in names]',
-            'path.name.startswith("step_")]',
+            "OWN.fullmatch(path.name) and STATE in names]",
+            "OWN.fullmatch(path.name)]",
         ),
         ("one checkpoint is kept", "complete(self.folder)[: -self.keep]", "complete(self.folder)[:-1]"),
         ("the random state is not restored", 'torch.set_rng_state(held["rng"])', "pass"),

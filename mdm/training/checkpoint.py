@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from components.data.bad import MACHINE
 from components.files import Unreachable
-from components.places import AnyPath, listing, of_network, patiently, publish, read_bytes, remove, sizes, system
+from components.places import AnyPath, listing, of_network, patiently, publish, read_bytes, remove, sizes, system, within
 from mdm.config import UserError, reason
 from mdm.hardware import Hardware, barrier
 from mdm.training import storage
@@ -44,6 +45,8 @@ from mdm.training.optim import EMA
 from mdm.training.stopping import Stopped
 
 STATE = "state.json"
+OWN, PARTIAL = re.compile(r"step_\d+"), re.compile(r"partial_\d+")
+"""Names of the folders that are a run's to remove: no others, as a copy that a user has made beside them."""
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
@@ -185,15 +188,18 @@ def _discard(folder: AnyPath) -> None:
 
 def complete(folder: AnyPath) -> list[AnyPath]:
     """Finished checkpoints, oldest first. Raises Unreachable."""
-    return [path for path, names in _folders(folder).items() if path.name.startswith("step_") and STATE in names]
+    found = [path for path, names in _folders(folder).items() if OWN.fullmatch(path.name) and STATE in names]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _folders(folder: AnyPath) -> dict[AnyPath, set[str]]:
-    """What lies in the folders of a run's checkpoints."""
+    """What lies in the folders of a run's checkpoints; none that are further below: they may be another run's."""
     found: dict[AnyPath, set[str]] = {}
     with contextlib.suppress(FileNotFoundError):
         for file in listing(folder):
-            found.setdefault(file.parent, set()).add(file.name)
+            own, *rest = within(folder, file).parts
+            if len(rest) == 1:
+                found.setdefault(folder / own, set()).add(file.name)
     return found
 
 
@@ -243,9 +249,9 @@ def set_aside(checkpoint: AnyPath) -> AnyPath:
 
 
 def remove_partial(folder: AnyPath) -> None:
-    """Removes what a killed run was writing."""
+    """Removes what a killed run was writing (`partial_*`: a version that renamed it in the end)."""
     for path, names in _folders(folder).items():
-        if path.name.startswith("partial_") or (path.name.startswith("step_") and STATE not in names):
+        if PARTIAL.fullmatch(path.name) or (OWN.fullmatch(path.name) and STATE not in names):
             _discard(path)
 
 

@@ -1,9 +1,13 @@
 """What a checkpoint brings back: everything that the next step depends on. (That a killed run resumes: tests/recipes.)"""
 
+import shutil
+
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from components.places import exists, place, publish
 from mdm.hardware import Hardware
 from mdm.training import checkpoint
 from mdm.training.checkpoint import Checkpoints
@@ -60,3 +64,40 @@ def test_what_was_being_written_is_no_checkpoint(tmp_path):
     (tmp_path / "partial_00000001" / "state.json").write_text("{}")
     (tmp_path / "step_00000002").mkdir()  # nor is one without a state
     assert checkpoint.complete(tmp_path) == []
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_lies_further_below_is_none_of_the_runs(tmp_path, far):
+    """A folder above: of another run's checkpoints, and of samples, none is resumed from, and none is removed."""
+    folder, run = place(f"memory://{tmp_path}/bucket/") if far else tmp_path, made(0)
+    step(*run)
+    with Checkpoints(folder / "other" / "checkpoints", HERE) as checkpoints:
+        other = [checkpoints.save(k, *run, {"step": k}) for k in (5, 6)]
+    publish(folder / "samples" / "step_00000001" / "samples.json", "[]")
+    publish(other[0].parent / "step_00000007" / "__0_0.distcp", "it is being written")
+    assert checkpoint.complete(folder) == []
+    with Checkpoints(folder, HERE) as checkpoints:
+        own = [checkpoints.save(k, *run, {"step": k}) for k in (1, 2, 3)]
+    checkpoint.remove_partial(folder)
+    assert checkpoint.complete(folder) == own[1:]
+    assert checkpoint.complete(other[0].parent) == other
+    assert exists(folder / "samples" / "step_00000001" / "samples.json")
+    assert exists(other[0].parent / "step_00000007" / "__0_0.distcp")
+
+
+def test_a_copy_that_a_user_has_made_is_neither_resumed_from_nor_removed(tmp_path):
+    run = made(0)
+    step(*run)
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        first = checkpoints.save(99_999_999, *run, {})
+        checkpoints.wait()
+        shutil.copytree(first, tmp_path / "step_best")
+        shutil.copytree(tmp_path / "step_best", tmp_path / "step_00000002.bak")
+        (tmp_path / "partial_results").mkdir()
+        (tmp_path / "partial_results" / "mine.txt").write_text("mine")
+        for k in (100_000_000, 100_000_001):
+            checkpoints.save(k, *run, {})
+    checkpoint.remove_partial(tmp_path)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_100000000", "step_100000001"]
+    kept = {"step_best", "step_00000002.bak", "partial_results"}
+    assert {p.name for p in tmp_path.iterdir()} == kept | {"step_100000000", "step_100000001"}
