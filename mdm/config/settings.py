@@ -74,7 +74,11 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         said = str(error).splitlines()[0]
         null = "is not Optional" in said or "value 'None'" in said
         why = "null is no value of it (and takes out only what the config builds on)" if null else said
-        why = f"keys and values stand there (as {error.full_key}.KEY=VALUE)" if "Cannot assign" in said else why
+        why = (
+            f"keys and values stand there (as {error.full_key}.KEY=VALUE)"
+            if "Cannot assign" in said or "a subclass" in said
+            else why
+        )
         raise UserError(f"{error.full_key}: {why}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -84,6 +84,13 @@ BAD = {
         ["canvas.text=2"],
         "tokens does not fit canvas.text = 2",
     ),
+    "unknown key of a mesh": (["mesh.shrad=2"], "unknown key 'mesh.shrad' (did you mean 'shard'?); mesh has replicate, shard"),
+    "unknown key of what may be null": (
+        ["profile={stop: 3}"],
+        "unknown key 'profile.stop' (did you mean 'steps'?); profile has start, steps",
+    ),
+    "no mesh": (["mesh=null"], "mesh: keys and values stand there (as mesh.KEY=VALUE)"),
+    "a mesh of none": (["mesh.tensor=0"], "mesh.tensor must be at least 1, got 0"),
     "output_dir is a file": (["output_dir=/dev/null"], "output_dir=/dev/null cannot be written to"),
 }
 

@@ -162,6 +162,7 @@ BAD = [
     ({"shard": 2}, 1, "is for 2 processes, and there is 1"),
     ({"replicate": None}, 4, "one of replicate and shard may be null"),
     ({"shard": 0}, 4, "mesh.shard must be at least 1, got 0"),
+    ({"tensor": 0}, 4, "mesh.tensor must be at least 1, got 0"),
     ({"gather": "fp16"}, 4, "mesh.gather: 'fp16' is not one of auto, bf16, fp32"),
 ]
 
@@ -202,6 +203,7 @@ def test_what_cannot_be_split_is_one_line():
         MeshSettings(tensor=3).check_model(model)
     with pytest.raises(UserError, match=r"splits plain layers, and blocks.0.mlp.w1 is missing"):
         MeshSettings(tensor=2).check_model(moe)
+    MeshSettings(tensor=0).check_model(model)  # its own line comes after: no traceback before it
 
 
 def test_weights_are_given_back_after_an_evaluation():
