@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -113,8 +114,15 @@ class Checkpoints:
             for name, content in along.items():
                 publish(final / name, content)
             _publish_state(final, state)
+            self._retain()
+
+    def _retain(self) -> None:
+        """Removes all but the newest. What cannot be removed stays until the next time: the new one is whole."""
+        try:
             for old in complete(self.folder)[: -self.keep]:
                 _discard(old)
+        except OSError as error:
+            self.hw.say(f"Checkpoints in {self.folder} that are older than the newest {self.keep} stay: {reason(error)}")
 
     def check(self) -> None:
         """Raises UserError as `wait` does, for what is known by now. All ranks take part."""
@@ -238,12 +246,14 @@ def read_state(checkpoint: AnyPath) -> dict[str, Any]:
 
 def set_aside(checkpoint: AnyPath) -> AnyPath:
     """Gives a damaged checkpoint another name, under which it is neither resumed from nor counted; nothing is deleted."""
-    aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+    taken = {path.name for path in _folders(checkpoint.parent)}
+    names = (f"damaged_{checkpoint.name}{more}" for more in itertools.chain([""], (f"_{i}" for i in itertools.count(2))))
+    aside = checkpoint.with_name(next(name for name in names if name not in taken))
     if not isinstance(checkpoint, Path):
         far, away = checkpoint.path, checkpoint.with_name(aside.name).path
         with contextlib.suppress(FileNotFoundError):
             patiently(checkpoint, lambda: system(checkpoint).mv(far, away, recursive=True))
-    elif checkpoint.is_dir() and not aside.exists():
+    elif checkpoint.is_dir():
         os.replace(checkpoint, str(aside))
     return aside
 
@@ -256,17 +266,18 @@ def remove_partial(folder: AnyPath) -> None:
 
 
 def check_space(folder: AnyPath, num_parameters: int, ema: bool, keep: int = 2) -> None:
-    """Raises UserError where the disk lacks the room for `keep` + 1 checkpoints (float32 weights and two moments)."""
+    """Raises UserError where the disk lacks the room for `keep` + 1 checkpoints (float32 weights and two moments), with those
+    of the run that are there already."""
     if not isinstance(folder, Path):
         return
     folder.mkdir(parents=True, exist_ok=True)
     one = 4 * num_parameters * (3 + ema)
-    free = shutil.disk_usage(folder).free
-    if free < (keep + 1) * one:
-        raise UserError(
-            f"{folder}: {free / 2**20:.0f} MiB free, and {keep + 1} checkpoints of {one / 2**20:.0f} MiB are needed; name "
-            "another output_dir, or checkpoint_dir"
+    free, more = shutil.disk_usage(folder).free, max(keep + 1 - len(complete(folder)), 1)
+    if free < more * one:
+        needed = (
+            f"{more} more checkpoint{'s' if more > 1 else ''} of {one / 2**20:.0f} MiB {'are' if more > 1 else 'is'} needed"
         )
+        raise UserError(f"{folder}: {free / 2**20:.0f} MiB free, and {needed}; name another output_dir, or checkpoint_dir")
 
 
 def restore(checkpoint: AnyPath, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, hw: Hardware) -> None:

@@ -84,7 +84,7 @@ BAD = {
         ["canvas.text=2"],
         "tokens does not fit canvas.text = 2",
     ),
-    "unknown key of a mesh": (["mesh.shrad=2"], "unknown key 'mesh.shrad' (did you mean 'shard'?); mesh has replicate, shard"),
+    "unknown key of a mesh": (["mesh.shrad=2"], "unknown key 'mesh.shrad' (did you mean 'shard'?); mesh has replicate"),
     "unknown key of what may be null": (
         ["profile={stop: 3}"],
         "unknown key 'profile.stop' (did you mean 'steps'?); profile has start, steps",
@@ -195,8 +195,15 @@ def test_a_run_with_other_data_is_not_resumed_by_accident(config, run):
 
 def test_too_little_space_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10 * 2**20))
-    with pytest.raises(UserError, match="10 MiB free, and 3 checkpoints of 12 MiB are needed"):
+    with pytest.raises(UserError, match="10 MiB free, and 3 more checkpoints of 12 MiB are needed"):
         checkpoint.check_space(tmp_path, num_parameters=2**20, ema=False)
+    for k in range(3):  # those that are there have theirs, and one of them goes
+        with pytest.raises(UserError, match=f"10 MiB free, and {3 - k} more checkpoints? of 12 MiB"):
+            checkpoint.check_space(tmp_path, num_parameters=2**20, ema=False)
+        (tmp_path / f"step_{k:08d}").mkdir()
+        (tmp_path / f"step_{k:08d}" / "state.json").write_text("{}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=13 * 2**20))
+    checkpoint.check_space(tmp_path, num_parameters=2**20, ema=False)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):

@@ -101,3 +101,42 @@ def test_a_copy_that_a_user_has_made_is_neither_resumed_from_nor_removed(tmp_pat
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_100000000", "step_100000001"]
     kept = {"step_best", "step_00000002.bak", "partial_results"}
     assert {p.name for p in tmp_path.iterdir()} == kept | {"step_100000000", "step_100000001"}
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_what_is_set_aside_again_is_kept_beside_the_first(tmp_path, far):
+    folder, run = place(f"memory://{tmp_path}/run") if far else tmp_path, made(0)
+    step(*run)
+    asides = []
+    for _ in range(3):
+        with Checkpoints(folder, HERE) as checkpoints:
+            saved = checkpoints.save(1, *run, {"step": 1})
+        asides.append(checkpoint.set_aside(saved))
+        assert checkpoint.complete(folder) == []
+    assert [aside.name for aside in asides] == [f"damaged_step_00000001{more}" for more in ("", "_2", "_3")]
+    assert all(exists(aside / name) for aside in asides for name in ("state.json", ".metadata", "__0_0.distcp"))
+
+
+def test_the_new_checkpoint_stays_where_an_old_one_cannot_be_removed(tmp_path, monkeypatch, capsys):
+    run, discard = made(0), checkpoint._discard
+    step(*run)
+
+    def refused(folder):
+        if folder.name == "step_00000001":
+            raise PermissionError(13, "Permission denied", str(folder))
+        discard(folder)
+
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        checkpoints.save(1, *run, {})
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoint, "_discard", refused)
+        for k in (2, 3):
+            checkpoints.save(k, *run, {})
+            checkpoints.wait()
+        assert [p.name for p in checkpoint.complete(tmp_path)] == [f"step_{k:08d}" for k in (1, 2, 3)]
+        said = capsys.readouterr().out
+        assert f"Checkpoints in {tmp_path} that are older than the newest 2 stay: [Errno 13] Permission denied" in said
+        monkeypatch.undo()
+        checkpoints.save(4, *run, {})
+        checkpoints.wait()
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_00000003", "step_00000004"]
