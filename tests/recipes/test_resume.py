@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from components.files import Unreachable
 from components.places import place
 from mdm.config import UserError
 from mdm.data.processor import Processor
@@ -104,6 +105,14 @@ def test_a_second_signal_ends_at_once_and_the_handlers_are_put_back(capsys):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert "once more stops at once" in capsys.readouterr().err
+
+
+def test_one_process_says_for_all_that_it_stops_after_the_step(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.votes == [0.0, 1.0, 0.0]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_preemption_that_is_sent_to_all_and_passed_on_is_one_request():
@@ -273,7 +282,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_last_whole_one_taken(whole
     assert all(torch.equal(value, before[name]) for name, value in weights(whole).items())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), OSError(errno.EMFILE, "Too many open files")], ids=repr)
+ELSEWHERE = [
+    KeyboardInterrupt(),
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+    Unreachable("s3://data does not answer"),
+    ConnectionResetError("reset"),
+]
+
+
+@pytest.mark.parametrize("error", ELSEWHERE, ids=repr)
 def test_a_checkpoint_is_not_damaged_where_its_reading_is_interrupted(tmp_path, monkeypatch, error):
     from torch.distributed.checkpoint import FileSystemReader
 

@@ -1,12 +1,14 @@
 """A checkpoint is written while steps go on: what is in it is of the step it was saved at, and it is one when all is there."""
 
+import shutil
 import threading
 import time
+from concurrent import futures
 
 import pytest
 import torch
 
-from components.places import place
+from components.places import place, sizes
 from mdm.config import UserError
 from mdm.hardware import Hardware, MeshSettings, hardware
 from mdm.training import checkpoint, storage
@@ -93,6 +95,7 @@ def test_far_away_the_newest_are_kept_and_what_is_damaged_or_half_written_is_dea
     names = ["step_00000003", "step_00000004"]
     assert [p.name for p in checkpoint.complete(folder)] == names
     assert (folder / names[1] / "history.jsonl").read_text() == history.read_text()
+    assert set(sizes(folder / names[1])) == {".metadata", "__0_0.distcp", "history.jsonl", "state.json"}
     (folder / names[1] / ".metadata").write_bytes(b"")
     with pytest.raises(checkpoint.Damaged, match="metadata cannot be read"):
         checkpoint.read_state(folder / names[1])
@@ -135,4 +138,134 @@ def test_where_one_process_cannot_write_all_say_so_and_the_last_whole_one_stays(
             f"cannot write the checkpoint {tmp_path / 'step_00000002'} ([Errno 28] No space left on device); the last complete "
             f"checkpoint is {tmp_path / 'step_00000001'}"
         ]
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step_00000001"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def without_a_state(folder):
+    """The main process alone fails, after all have written their part."""
+    with hardware("cpu", "fp32", MeshSettings()) as hw:
+        run = made(hw.rank)
+        step(*run)
+        with Checkpoints(folder, hw) as checkpoints:
+            if hw.main:
+                checkpoint._publish_state = refused
+            checkpoints.save(1, *run, {"step": 1})
+            with pytest.raises(UserError, match="Permission denied" if hw.main else "another process says why"):
+                checkpoints.wait()
+
+
+def refused(*arguments):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_where_the_main_process_cannot_finish_none_goes_on(tmp_path):
+    in_processes(2, without_a_state, tmp_path, seconds=30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_known_before_the_next_one(tmp_path, monkeypatch):
+    run = made(0)
+    step(*run)
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        monkeypatch.setattr(checkpoint, "_publish_state", refused)
+        checkpoints.save(1, *run, {"step": 1})
+        futures.wait([checkpoints._pending])
+        with pytest.raises(UserError, match=r"step_00000001 \(.*Permission denied\); there is no earlier checkpoint"):
+            checkpoints.check()
+
+
+def test_a_peer_that_has_died_is_no_fault_of_the_place(tmp_path, monkeypatch):
+    """A UserError would not be started again."""
+
+    def dead(*arguments, **options):
+        raise RuntimeError("Connection closed by peer")
+
+    run = made(0)
+    step(*run)
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        monkeypatch.setattr(checkpoint, "_publish_state", dead)
+        checkpoints.save(1, *run, {"step": 1})
+        with pytest.raises(RuntimeError, match="closed by peer"):
+            checkpoints.wait()
+        checkpoints._pending = None
+    monkeypatch.undo()
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        saved = checkpoints.save(2, *run, {"step": 2})
+    monkeypatch.setattr(checkpoint.state_dict_loader, "load", dead)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        checkpoint.restore(saved, *run, Hardware(torch.device("cpu"), 0, 2, False))
+
+
+def test_a_second_ctrl_c_waits_for_no_checkpoint(tmp_path, held):
+    run = made(0)
+    step(*run)
+    checkpoints, started = Checkpoints(tmp_path, HERE), time.monotonic()
+    checkpoints.save(1, *run, {"step": 1})
+    checkpoints.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert time.monotonic() - started < 10
+    assert checkpoint.complete(tmp_path) == []
+    held.set()
+    futures.wait([checkpoints._pending])  # the thread of this test, before the next one's
+
+
+def test_the_state_comes_last_all_of_it_or_nothing_and_goes_first(tmp_path, monkeypatch):
+    run, published, history = made(0), [], tmp_path / "history.jsonl"
+    history.write_text("{}")
+    step(*run)
+    publish, rmtree = checkpoint.publish, shutil.rmtree
+
+    def noted(path, *arguments):
+        published.append(path.name)
+        publish(path, *arguments)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    def without_state(folder, **options):
+        assert not (folder / "state.json").exists()
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(checkpoint, "publish", noted)
+    with Checkpoints(place(f"memory://{tmp_path}/run"), HERE, along=[history]) as checkpoints:
+        checkpoints.save(1, *run, {"step": 1})
+    assert published == ["history.jsonl", "state.json"]
+    with Checkpoints(tmp_path / "run", HERE, along=[history], keep=1) as checkpoints:
+        first = checkpoints.save(1, *run, {"step": 1})
+        checkpoints.wait()
+        assert set(sizes(first)) == {".metadata", "__0_0.distcp", "state.json"}  # the history lies where it is read
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.shutil, "rmtree", without_state)
+            second = checkpoints.save(2, *run, {"step": 2})
+            checkpoints.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.os, "fsync", full)
+            patched.setattr(checkpoint, "_discard", lambda folder: None)
+            third = checkpoints.save(3, *run, {"step": 3})
+            with pytest.raises(UserError, match="No space left"):
+                checkpoints.wait()
+        assert not (third / "state.json").exists()
+    assert checkpoint.complete(tmp_path / "run") == [second]
+
+
+def test_what_breaks_off_while_a_file_is_made_is_not_sent(tmp_path):
+    at = f"memory://{tmp_path}/file"
+
+    def breaks():
+        with storage.Far().create_stream(at, "wb") as stream:
+            stream.write(b"half")
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        breaks()
+    assert not storage.Far().exists(at)
+
+
+def test_what_lies_where_a_checkpoint_is_written_is_removed_first(tmp_path):
+    run, left = made(0), tmp_path / "step_00000001"
+    left.mkdir()
+    for name in ("__1_0.distcp", "state.json"):
+        (left / name).write_text("{}")
+    step(*run)
+    with Checkpoints(tmp_path, HERE) as checkpoints:
+        checkpoints.save(1, *run, {"step": 1})
+    assert set(sizes(left)) == {".metadata", "__0_0.distcp", "state.json"}

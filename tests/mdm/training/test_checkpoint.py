@@ -63,7 +63,10 @@ def test_what_was_being_written_is_no_checkpoint(tmp_path):
     (tmp_path / "partial_00000001").mkdir()
     (tmp_path / "partial_00000001" / "state.json").write_text("{}")
     (tmp_path / "step_00000002").mkdir()  # nor is one without a state
+    (tmp_path / "step_00000002" / "__0_0.distcp").write_text("")
     assert checkpoint.complete(tmp_path) == []
+    checkpoint.remove_partial(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("far", [False, True])
