@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
 from mdm.config import UserError
 from mdm.hardware.mesh import MeshSettings, number_of_processes
+
+MEETING = timedelta(minutes=10)
+"""How long processes wait for each other as they start."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,10 @@ def hardware(device: str, precision: str, mesh: MeshSettings | None = None) -> I
         end_with_the_launcher()
     joins = world_size > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")  # counts are summed on the CPU
+        # Counts are summed on the CPU. Who waits here for one that is gone gives up soon, and the launcher goes on without it;
+        # later one may wait for long, as for what the main process evaluates alone.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=MEETING)
+        _set_pg_timeout(default_pg_timeout)
     try:
         made = None
         if world_size > 1:

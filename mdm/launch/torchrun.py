@@ -56,7 +56,14 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
             raise UserError(f"--{flag} {text}: write {form}")
     for action in flags._actions:
         action.default = argparse.SUPPRESS
-    return launched, set(vars(flags.read(words))) - {"training_script", "training_script_args"}
+    given = set(vars(flags.read(words))) - {"training_script", "training_script_args"}
+    met = given & {"ray", "rdzv_endpoint", "master_addr"} or {"PET_RDZV_ENDPOINT", "PET_MASTER_ADDR"} & set(os.environ)
+    if not met and torchrun.parse_min_max_nnodes(str(launched.nnodes))[1] > 1:
+        raise UserError(
+            f"--nnodes {launched.nnodes}: say where the machines meet, as in --rdzv_backend c10d --rdzv_endpoint HOST:29500, "
+            "with any one of them for HOST"
+        )
+    return launched, given
 
 
 def _flags() -> Parser:

@@ -30,6 +30,13 @@ def test_preemption_is_passed_on_and_waited_for_unless_the_user_says_otherwise(m
         assert torchrun.read(["x"])[0].shutdown_timeout is None  # torch reads the variable itself
 
 
+def test_machines_that_meet_nowhere_are_one_line():
+    for nodes in ("2", "1:8"):
+        with pytest.raises(UserError, match=rf"^--nnodes {nodes}: say where the machines meet, as in --rdzv_backend c10d"):
+            torchrun.read(["--nnodes", nodes, "pretrain"])
+        torchrun.read(["--nnodes", nodes, "--rdzv_endpoint", "host:1", "pretrain"])
+
+
 @pytest.mark.parametrize("count", ["two", "0"])
 @pytest.mark.parametrize(("flag", "form"), [("nproc_per_node", "processes a machine has"), ("nnodes", "machines there are")])
 def test_a_count_that_is_none_is_said_and_what_to_write(flag, form, count):
@@ -43,8 +50,8 @@ def test_an_earlier_torchs_flags_are_enough(monkeypatch):
     earlier.add_argument("training_script")
     earlier.add_argument("training_script_args", nargs=argparse.REMAINDER)
     monkeypatch.setattr(torchrun.torchrun, "get_args_parser", lambda: earlier)
-    launched, given = torchrun.read(["--nnodes", "2", "pretrain"])
-    assert (launched.nnodes, given, launched.training_script) == ("2", {"nnodes"}, "pretrain")
+    launched, given = torchrun.read(["--nnodes", "1", "pretrain"])
+    assert (launched.nnodes, given, launched.training_script) == ("1", {"nnodes"}, "pretrain")
     assert not hasattr(launched, "shutdown_timeout")
 
 
