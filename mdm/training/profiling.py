@@ -34,7 +34,7 @@ def profiled(settings: ProfileSettings | None, folder: Path, hw: Hardware) -> It
     if settings is None or not hw.main:
         yield lambda: None
         return
-    first, last = settings.start + 1, settings.start + settings.steps
+    done, first, last = 0, settings.start + 1, settings.start + settings.steps
 
     def written(profiler: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,4 +47,12 @@ def profiled(settings: ProfileSettings | None, folder: Path, hw: Hardware) -> It
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     plan = torch.profiler.schedule(wait=settings.start - 1, warmup=1, active=settings.steps, repeat=1)
     with torch.profiler.profile(activities=activities, schedule=plan, on_trace_ready=written, record_shapes=True) as profiler:
-        yield profiler.step
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            profiler.step()
+
+        yield stepped
+    if done < last:
+        print(f"profile: steps {first} to {last} were asked for, and this process has done {done:,}", flush=True)

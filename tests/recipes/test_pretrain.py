@@ -197,6 +197,8 @@ def test_a_profile_is_of_the_steps_that_were_asked_for(config, run, tmp_path):
     assert f"A profile of steps 3 to 5 of this process is in {trace}" in done.stdout
     names = [event["name"] for event in json.loads(trace.read_text())["traceEvents"]]
     assert sum(name.startswith("Optimizer.step") for name in names) == 3
+    done = run("run", "pretrain", "--config", config, f"output_dir={tmp_path / 'short'}", "tokens=600", "profile={start: 90}")
+    assert "profile: steps 91 to 93 were asked for, and this process has done 2\n" in done.stdout
     done = run("run", "pretrain", "--config", config, "profile={start: 0}", check=False)
     assert done.stderr == "mdm: profile.start must be at least 1, got 0\n"
 
