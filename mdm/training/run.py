@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -80,6 +81,11 @@ def check_run(cfg: Any) -> None:
 
 def checkpoint_folder(cfg: Any) -> AnyPath:
     """Where a run's checkpoints lie: a folder, or a URL. Raises UserError for what is neither."""
+    if cfg.checkpoint_dir is not None and (meant := re.match(r"(\w+):/(?=[^/])", cfg.checkpoint_dir)):
+        raise UserError(
+            f"checkpoint_dir={cfg.checkpoint_dir}: a URL has two slashes, {meant[1]}://{cfg.checkpoint_dir[meant.end() :]}; a "
+            f"folder of that name is ./{cfg.checkpoint_dir}"
+        )
     try:
         return Path(cfg.output_dir) / "checkpoints" if cfg.checkpoint_dir is None else place(cfg.checkpoint_dir)
     except ValueError as error:
@@ -231,12 +237,14 @@ def keep_processor(folder: Path, checkpoints: AnyPath, processor: Processor) -> 
 
 
 def fetch_along(folder: Path, resumed: AnyPath | None, hw: Hardware) -> None:
-    """Brings along to a machine that has none what a run has written of itself until its checkpoint."""
+    """Brings along what a run has written of itself until its checkpoint, to a machine that has none of it, or less."""
     if not hw.main or resumed is None or isinstance(resumed, Path):
         return
     for name in ALONG:
-        if not (folder / name).exists() and exists(resumed / name):
-            publish(folder / name, read_bytes(resumed / name))
+        if exists(resumed / name):
+            content, here = read_bytes(resumed / name), folder / name
+            if not here.exists() or here.stat().st_size < len(content):  # the run was here before, and went on elsewhere
+                publish(here, content)
 
 
 def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,10 @@ BAD = {
     ),
     "no mesh": (["mesh=null"], "mesh: keys and values stand there (as mesh.KEY=VALUE)"),
     "a mesh of none": (["mesh.tensor=0"], "mesh.tensor must be at least 1, got 0"),
+    "one slash of a URL": (
+        ["checkpoint_dir=s3:/bucket/run"],
+        "checkpoint_dir=s3:/bucket/run: a URL has two slashes, s3://bucket",
+    ),
     "output_dir is a file": (["output_dir=/dev/null"], "output_dir=/dev/null cannot be written to"),
 }
 
