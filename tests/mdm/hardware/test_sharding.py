@@ -80,13 +80,14 @@ class Counted(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.gathered, self.reduced = 0, set()
+        self.gathered, self.reduced, self.reductions = 0, set(), 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if "allgather" in op._schema.name:
             self.gathered += args[0].numel() * args[0].element_size()
         if "reduce_scatter" in op._schema.name:
             self.reduced.add(args[0].dtype)
+            self.reductions += 1
         return op(*args, **(kwargs or {}))
 
 
@@ -94,6 +95,7 @@ def counted(gather):
     with hardware("cpu", "bf16", MeshSettings(gather=gather)) as hw, Counted() as count:
         *_, model, _ = trained(hw, steps=1)
         float32 = {p.dtype for p in model.parameters()} == {torch.float32}
+    assert count.reductions == len(model.blocks) + 1  # of four micro-batches, the last alone
     return count.gathered, count.reduced, float32
 
 
@@ -201,6 +203,9 @@ def test_what_cannot_be_split_is_one_line():
     MeshSettings(tensor=3).check_model(MaskedDiffusionModel(ModelConfig(**shape, ffn_width=192)))
     with pytest.raises(UserError, match=r"mesh.tensor: 3 does not divide model.ffn_width = 256"):
         MeshSettings(tensor=3).check_model(model)
+    shape = {"vocab_size": 9, "width": 64, "num_layers": 1, "max_length": 8, "num_heads": 4, "num_kv_heads": 2}
+    with pytest.raises(UserError, match=r"mesh.tensor: 4 does not divide model.num_kv_heads = 2"):
+        MeshSettings(tensor=4).check_model(MaskedDiffusionModel(ModelConfig(**shape)))
     with pytest.raises(UserError, match=r"splits plain layers, and blocks.0.mlp.w1 is missing"):
         MeshSettings(tensor=2).check_model(moe)
     MeshSettings(tensor=0).check_model(model)  # its own line comes after: no traceback before it
@@ -219,3 +224,29 @@ def test_weights_are_given_back_after_an_evaluation():
 
     for before, during, after in in_processes(2, held):
         assert before == after == during / 2
+
+
+def of_copies():
+    """In the process group of another launcher's: what copies see counts once, and the group is theirs to leave."""
+    torch.distributed.init_process_group("gloo")
+    with hardware("cpu", "fp32", MeshSettings(tensor=2, shard=1)) as hw:
+        found = hw.sum(torch.tensor(3)).item(), hw.sum(torch.tensor(3.0)).item(), hw.gather([7])
+    return found, torch.distributed.is_initialized()
+
+
+def test_what_copies_see_counts_once_and_the_launchers_group_is_kept():
+    assert in_processes(2, of_copies) == [((3, 3.0, [7]), True)] * 2
+
+
+def test_each_block_fetches_the_next_one_ahead(monkeypatch):
+    from torch.distributed.fsdp import FSDPModule
+
+    def ahead():
+        fetched = []
+        monkeypatch.setattr(FSDPModule, "set_modules_to_forward_prefetch", lambda own, others: fetched.append((own, others)))
+        with hardware("cpu", "fp32", MeshSettings()) as hw:
+            model = made()
+            shard(model, hw)
+            return [(own is model.blocks[0], others == [model.blocks[1]]) for own, others in fetched]
+
+    assert in_processes(2, ahead) == [[(True, True)]] * 2

@@ -1,6 +1,7 @@
 """What a line of the history says of time and memory."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,3 +75,24 @@ def test_waits_are_those_of_the_slowest_process(monkeypatch):
     assert 0.05 <= line["checkpoint_seconds"] < 0.5
     assert line["memory_gib"] >= meter.memory_gib(HERE) * 0.99 > 0.1
     assert own.waited == {"data_seconds": 0.0, "checkpoint_seconds": 0.0}
+
+
+def test_all_processes_work_is_held_against_all_their_peaks(monkeypatch):
+    class Two(Hardware):
+        def gather(self, values):
+            return values
+
+        def sum(self, values):
+            return values + 4
+
+    monkeypatch.setattr(meter, "peak_tflops", lambda: 1.0)
+    own = Meter(Two(torch.device("cpu"), 0, 2, False), flops=lambda *done: 1e12 * sum(done))
+    assert own.line(3.0)["mfu"] == pytest.approx(3 * 4 / 3 / 2)
+
+
+def test_padding_attends_to_nothing(vocabulary, make_batch):
+    micro = micro_batch(make_batch(), BernoulliMasker(vocabulary.mask_id), LossSettings(), vocabulary)
+    micro, document = replace(micro, whole_rows=False), micro.noisy.clean.document
+    before, seen = work(micro, vocabulary)[1], int((document[0] == document[0, 0]).sum())
+    document[0] = -1  # PAD_DOCUMENT
+    assert work(micro, vocabulary)[1] == before - seen**2
