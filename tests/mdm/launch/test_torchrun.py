@@ -63,6 +63,7 @@ MEANT = {
     "one had not begun": ([143, -15], 143),
     "a bug, and the others were ended": ([1, 143], None),
     "Ctrl-C": ([130, 1], 130),
+    "a mistake, while others were interrupted": ([130, 2], 2),
     "a death": ([-9, -15], None),
     "a bug": ([1, -15], None),
     "all were ended": ([-15], None),
@@ -156,3 +157,26 @@ def test_a_death_is_raised(monkeypatch, tmp_path):
     with pytest.raises(ChildFailedError) as raised:
         torchrun.start(torchrun.read(["pretrain"])[0], tmp_path / "my.py", [])
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("flags", "standalone", "threads"),
+    [
+        ([], True, None),
+        (["--nproc_per_node", "2"], True, "1"),
+        (["--nnodes", "1:2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "a:1"], False, None),
+        (["--rdzv_endpoint", "a:1"], False, None),
+    ],
+)
+def test_one_machine_meets_nobody_and_several_processes_take_a_thread_each(monkeypatch, tmp_path, flags, standalone, threads):
+    seen = []
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # is put back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(
+        torchrun.torchrun, "run", lambda asked: seen.append((asked.standalone, os.environ.get("OMP_NUM_THREADS")))
+    )
+    monkeypatch.setattr(torchrun.api, "LocalElasticAgent", torchrun.api.LocalElasticAgent)
+    torchrun.start(torchrun.read([*flags, "pretrain"])[0], tmp_path / "my.py", [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert seen == [(standalone, threads)]
