@@ -229,14 +229,13 @@ def read_state(checkpoint: AnyPath) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Damaged(f"{checkpoint / STATE}: {error}") from error
     try:
-        metadata = storage.reader(checkpoint).read_metadata()
+        metadata, ends = storage.reader(checkpoint).read_metadata(), dict[str, int]()
+        for part in metadata.storage_data.values():
+            ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
     except Unreachable:
         raise
-    except Exception as error:  # it is a pickle: a cut one raises anything
+    except Exception as error:  # it is a pickle: a cut one raises anything, or holds anything
         raise Damaged(f"{checkpoint / '.metadata'} cannot be read ({reason(error)})") from error
-    ends: dict[str, int] = {}
-    for part in metadata.storage_data.values():
-        ends[part.relative_path] = max(ends.get(part.relative_path, 0), part.offset + part.length)
     found = sizes(checkpoint)
     for name, end in ends.items():
         if found.get(name, 0) < end:

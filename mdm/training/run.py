@@ -174,7 +174,12 @@ def find_resume(folder: Path, checkpoints: AnyPath, config: Mapping[str, Any], h
         )
     if newest is not None:
         check_same(newest.parent, saved, config)
-    barrier(hw)  # all ranks have looked
+    found = {str(path) for path in hw.gather([newest])}  # all ranks have looked
+    if len(found) > 1:
+        raise UserError(
+            f"{checkpoints} is not the same folder for all processes: they find {' and '.join(sorted(found))}; name a shared "
+            "output_dir, or a checkpoint_dir that is a URL"
+        )
     for path, why in damaged.items():
         pass_over(path, why, hw)
     history = folder / "history.jsonl"

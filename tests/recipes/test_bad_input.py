@@ -1,6 +1,7 @@
 """Every mistake is one clear line and exit code 2, before any long work."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from mdm.config import UserError
 from mdm.hardware import MeshSettings
 from mdm.training import checkpoint
 from mdm.training.run import check_lanes
+from tests.recipes.conftest import in_process
 
 BAD = {
     "unknown key": (["lerning_rate=1"], "unknown key 'lerning_rate'"),
@@ -220,6 +222,28 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):
     assert "cannot write the checkpoint" in line
     assert "there is no earlier checkpoint" in line
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["compile=true"], "mesh.tensor: split blocks cannot be compiled, nor multiply float8; set compile=auto"),
+        (["model.num_heads=1"], "mesh.tensor: 2 does not divide model.num_heads = 1"),
+        (["mesh.shard=4"], "mesh: {replicate: 1, shard: 4, tensor: 2} is for 8 processes, and there are 2"),
+    ],
+)
+def test_what_cannot_be_split_over_processes_is_said_before_data_loads(config, monkeypatch, settings, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=re.escape(said)):
+        in_process("pretrain", config, "mesh.tensor=2", *settings)
+
+
+def test_processes_of_the_same_rows_need_one_lane(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    settings = {"lanes": 4, "data": {"text": SimpleNamespace(pack=32)}}
+    check_lanes(SimpleNamespace(mesh=MeshSettings(tensor=2), **settings))
+    with pytest.raises(UserError, match="8 processes need at least as many"):
+        check_lanes(SimpleNamespace(mesh=MeshSettings(), **settings))
 
 
 def test_plans_comparisons_studies_and_copies_of_what_is_none_are_one_line(run, tmp_path):

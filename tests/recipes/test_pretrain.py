@@ -184,6 +184,19 @@ def test_8_bit_moments_come_back_and_a_checkpoint_that_cannot_be_shared_is_left_
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def looking(folder, config):
+    """Each process has a disk of its own, on which the first alone has a checkpoint."""
+    os.chdir(folder / os.environ["RANK"])
+    in_process("pretrain", config, "output_dir=out", "tokens=2000", "checkpoint_every_tokens=1000")
+
+
+def test_processes_that_do_not_see_the_same_checkpoints_do_not_train_on(config, tmp_path):
+    (tmp_path / "1").mkdir()
+    in_process("pretrain", config, f"output_dir={tmp_path / '0' / 'out'}", "tokens=2000", "checkpoint_every_tokens=1000")
+    with pytest.raises(AssertionError, match=r"out/checkpoints is not the same folder for all processes: they find None and"):
+        in_processes(2, looking, tmp_path, config)
+
+
 def test_more_processes_than_a_step_has_rows_are_one_line(config):
     with pytest.raises(AssertionError, match=r"batch.physical = 2: a step of 1 pairs cannot be shared by 2 processes; take"):
         in_processes(2, in_process, "pretrain", config, "batch.logical=2", "batch.micro=2")
@@ -197,6 +210,7 @@ def test_a_profile_is_of_the_steps_that_were_asked_for(config, run, tmp_path):
     assert f"A profile of steps 3 to 5 of this process is in {trace}" in done.stdout
     names = [event["name"] for event in json.loads(trace.read_text())["traceEvents"]]
     assert sum(name.startswith("Optimizer.step") for name in names) == 3
+    assert {name for name in names if name.startswith("ProfilerStep")} == {"ProfilerStep#2", "ProfilerStep#3", "ProfilerStep#4"}
     done = run("run", "pretrain", "--config", config, f"output_dir={tmp_path / 'short'}", "tokens=600", "profile={start: 90}")
     assert "profile: steps 91 to 93 were asked for, and this process has done 2\n" in done.stdout
     done = run("run", "pretrain", "--config", config, "profile={start: 0}", check=False)

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 
@@ -262,6 +263,7 @@ DAMAGES = {
     "shard of zeros": lambda c: next(c.glob("*.distcp")).write_bytes(bytes(next(c.glob("*.distcp")).stat().st_size)),
     "metadata missing": lambda c: (c / ".metadata").unlink(),
     "metadata cut": lambda c: cut(c / ".metadata"),
+    "metadata of nothing": lambda c: (c / ".metadata").write_bytes(pickle.dumps([])),
 }
 
 
