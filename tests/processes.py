@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -40,7 +41,10 @@ def _fork(rank, count, port, folder, work, arguments):
     try:
         import torch
 
-        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork, nor does one of the compiler's processes
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        if (compiler := sys.modules.get("torch._dynamo.config")) is not None:
+            compiler.disable = True
         local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in local.items()})
         result = True, work(*arguments)
