@@ -75,4 +75,5 @@ class StopRequest:
         if os.environ.get("RANK", "0") != "0":  # one process speaks for all
             return
         with contextlib.suppress(RuntimeError):  # it came while stderr was written to
-            print("\nmdm: stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr, flush=True)
+            said = "stopping after this step, with a checkpoint; Ctrl-C once more stops at once"
+            print(f"\nmdm: {said}", file=sys.stderr, flush=True)
