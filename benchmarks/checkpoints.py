@@ -8,8 +8,6 @@ from __future__ import annotations
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from mdm.models import builders
 from mdm.training import storage
 from mdm.training.checkpoint import Checkpoints, tensors
 
-from .measure import Result, Timing, rows
+from .measure import Result, Timing, rows, timed
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 1_000, "repeats": 2},
@@ -69,16 +67,6 @@ def run(preset: str) -> Result:
         "step_while_written": statistics.median(steps["while a checkpoint is written"]) / statistics.median(steps["alone"]),
     }
     return Result("checkpoints", preset, "GB/s", p, rows(timings, size), figures)
-
-
-def timed(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def one_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> None:

@@ -104,13 +104,18 @@ def interleaved(variants: Mapping[str, Callable[[], object]], warmup: int, repea
         for _ in range(repeats):
             for name, call in variants.items():
                 bar.set_description(f"measuring: {name}")
-                _wait()
-                started = time.perf_counter()
-                call()
-                _wait()
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(timed(call))
                 bar.update()
     return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call, with what it has left to a GPU."""
+    _wait()
+    started = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - started
 
 
 def rows(

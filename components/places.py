@@ -181,13 +181,27 @@ def sizes(folder: str | AnyPath, seconds: float | None = None) -> dict[str, int]
     at = place(folder)
     if isinstance(at, Path):
         return {file.name: file.stat().st_size for file in at.iterdir() if file.is_file()} if at.is_dir() else {}
+    found = _entries(at, seconds)
+    return {PurePosixPath(file["name"]).name: int(file["size"] or 0) for file in found if file["type"] == "file"}
+
+
+def folders(root: str | AnyPath, seconds: float | None = None) -> list[AnyPath]:
+    """The folders that lie in a folder itself, by their names; none where there is no folder."""
+    at = place(root)
+    if isinstance(at, Path):
+        return sorted(path for path in at.iterdir() if path.is_dir()) if at.is_dir() else []
+    names = (PurePosixPath(entry["name"]).name for entry in _entries(at, seconds) if entry["type"] == "directory")
+    return [at / name for name in sorted(names)]
+
+
+def _entries(at: UPath, seconds: float | None) -> list[dict[str, Any]]:
+    """What lies in a folder itself, as fsspec tells it; none where there is no folder."""
     far = system(at)
     far.invalidate_cache()  # somebody else writes there
     try:
-        found = patiently(at, lambda: far.ls(at.path, detail=True), seconds)
+        return patiently(at, lambda: far.ls(at.path, detail=True), seconds)
     except FileNotFoundError:
-        return {}
-    return {PurePosixPath(file["name"]).name: int(file["size"] or 0) for file in found if file["type"] == "file"}
+        return []
 
 
 def within(root: AnyPath, file: AnyPath) -> PurePosixPath:

@@ -9,6 +9,7 @@ added up in float32, over micro-batches and over processes. Processes that diffe
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import warnings
 from typing import Any
@@ -73,9 +74,8 @@ def shard(model: Any, hw: Hardware) -> None:
     policy = MixedPrecisionPolicy(param_dtype=hw.gathers, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    for block, following in zip(model.blocks, [*model.blocks[1:], None], strict=True):
-        if following is not None:  # backward passes fetch ahead by themselves
-            block.set_modules_to_forward_prefetch([following])
+    for block, following in itertools.pairwise(model.blocks):  # backward passes fetch ahead by themselves
+        block.set_modules_to_forward_prefetch([following])
     if hw.gathers != torch.float32:
         model.embedding.forward = functools.partial(_embedded, model.embedding)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)

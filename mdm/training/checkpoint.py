@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from components.data.bad import MACHINE
 from components.files import Unreachable
-from components.places import AnyPath, listing, of_network, patiently, publish, read_bytes, remove, sizes, system, within
+from components.places import AnyPath, folders, of_network, patiently, publish, read_bytes, remove, sizes, system
 from mdm.config import UserError, reason
 from mdm.hardware import Hardware, barrier
 from mdm.training import storage
@@ -48,6 +48,7 @@ from mdm.training.stopping import Stopped
 STATE = "state.json"
 OWN, PARTIAL = re.compile(r"step_\d+"), re.compile(r"partial_\d+")
 """Names of the folders that are a run's to remove: no others, as a copy that a user has made beside them."""
+NAMED = re.compile(r"(damaged_)?(step|partial)_")
 
 
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
@@ -202,13 +203,7 @@ def complete(folder: AnyPath) -> list[AnyPath]:
 
 def _folders(folder: AnyPath) -> dict[AnyPath, set[str]]:
     """What lies in the folders of a run's checkpoints; none that are further below: they may be another run's."""
-    found: dict[AnyPath, set[str]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for file in listing(folder):
-            own, *rest = within(folder, file).parts
-            if len(rest) == 1:
-                found.setdefault(folder / own, set()).add(file.name)
-    return found
+    return {path: set(sizes(path)) for path in folders(folder) if NAMED.match(path.name)}
 
 
 class Damaged(Exception):

@@ -14,7 +14,7 @@ from components.data.bad import Refused, attempt
 from components.data.shards import TokenShards, sha256, write_shard
 from components.data.sources import Folder, Jsonl
 from components.files import Unreachable
-from components.places import exists, listing, of_network, patiently, place, publish, read_bytes, remove, sizes, within
+from components.places import exists, folders, listing, of_network, patiently, place, publish, read_bytes, remove, sizes, within
 
 
 @pytest.fixture
@@ -252,3 +252,13 @@ def test_a_shard_from_afar_is_held_against_its_checksum_whenever_it_is_fetched(m
     remove(folder / "s.safetensors")
     with pytest.raises(Refused, match="token shard not found: memory://"):
         TokenShards(str(folder))[1]
+
+
+def test_folders_are_those_of_a_folder_itself(tmp_path):
+    """Not what lies in them, however much that is: a bucket holds more than a run's checkpoints."""
+    for root in (tmp_path / "run", place(f"memory://{tmp_path.name}/folders/run")):
+        assert folders(root) == []
+        for name in ("b/state.json", "a/deep/file", "file"):
+            publish(root / name, b"x")
+        assert [path.name for path in folders(root)] == ["a", "b"]
+        assert folders(root)[0] == root / "a"
