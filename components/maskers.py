@@ -49,7 +49,7 @@ class LowDiscrepancyTimes:
     group: int = 32
 
     def __post_init__(self) -> None:
-        _check_group(self)
+        _check_group(type(self).__name__, self.group)
 
     def __call__(self, seed: int, index: int) -> float:
         offset = sample_rng(seed, "group", index // self.group).random()
@@ -63,15 +63,15 @@ class StratifiedTimes:
     group: int = 32
 
     def __post_init__(self) -> None:
-        _check_group(self)
+        _check_group(type(self).__name__, self.group)
 
     def __call__(self, seed: int, index: int) -> float:
         return (sample_rng(seed, "time", index).random() + index % self.group) / self.group
 
 
-def _check_group(sampler: LowDiscrepancyTimes | StratifiedTimes) -> None:
-    if sampler.group < 1:
-        raise ValueError(f"{type(sampler).__name__}: group must be at least 1, got {sampler.group}")
+def _check_group(name: str, group: int) -> None:
+    if group < 1:
+        raise ValueError(f"{name}: group must be at least 1, got {group}")
 
 
 @runtime_checkable

@@ -91,15 +91,42 @@ class Batch(Movable):
 
 
 @dataclass(frozen=True)
-class NoisyBatch(Movable):
-    """A batch after masking: what the model sees, and what each prediction weighs.
+class Replaced(Movable):
+    """Of noise that puts other tokens in a token's place: what a loss needs beside a weight (see components/divergence.py).
 
-    noisy:  tokens with the masked ones replaced by the mask id
-    mask:   True where masked
-    weight: NELBO weight -alpha'(t) / (1 - alpha(t)) of each masked position, 0 elsewhere
+    token:          what stands at the position
+    alpha, uniform: shares of kept and of uniformly drawn tokens at its noise level; uniform 0: the loss is cross-entropy
+    tilt:           log-odds by which the model's distribution favours the token that stands there over what the other positions
+                    say of it (see components/corruption.py); None where it is leave-one-out
+    cross_entropy:  trained by cross-entropy there too; the bound never is
+    """
+
+    token: Int[Tensor, "*shape"]
+    alpha: Float[Tensor, "*shape"]
+    uniform: Float[Tensor, "*shape"]
+    tilt: Float[Tensor, "*shape"] | None = None
+    cross_entropy: bool = False
+
+    def at(self, index: Int[Tensor, " n"]) -> Replaced:
+        """Those of some places of the flattened batch."""
+        own = (None if v is None else v.flatten()[index] for v in (self.token, self.alpha, self.uniform, self.tilt))
+        return Replaced(*own, cross_entropy=self.cross_entropy)
+
+
+@dataclass(frozen=True)
+class NoisyBatch(Movable):
+    """A batch after corruption: what the model sees, and what each prediction weighs.
+
+    noisy:    tokens, some of them replaced by the mask id or by others
+    mask:     True where predicted: the masked positions; and all that are maskable, where tokens may have become others
+    weight:   in the bound; of masks -alpha'(t) / (1 - alpha(t)); 0 where nothing is predicted
+    training: in the training loss; None: the same
+    replaced: where tokens may have become others
     """
 
     clean: Batch
     noisy: Int[Tensor, "batch seq"]
     mask: Bool[Tensor, "batch seq"]
     weight: Float[Tensor, "batch seq"]
+    training: Float[Tensor, "batch seq"] | None = None
+    replaced: Replaced | None = None

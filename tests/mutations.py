@@ -133,7 +133,7 @@ MUTATIONS = [
         "components/losses.py",
         "components/test_losses.py",
         ("plain: divided by maskable positions", 'clean.maskable if weighting == "nelbo" else noisy.mask', "clean.maskable"),
-        ("plain: weighed as the NELBO", 'noisy.weight if weighting == "nelbo" else noisy.mask.float()', "noisy.weight"),
+        ("plain: weighed as the NELBO", 'own if weighting == "nelbo" else noisy.mask.float()', "own"),
         ("a sequence is not averaged over its positions", "weight / positions.clamp(min=1)[document]", "weight"),
         ("documents without positions are counted", "((ids != PAD_DOCUMENT) & (positions > 0))", "(ids != PAD_DOCUMENT)"),
         (
@@ -146,32 +146,31 @@ MUTATIONS = [
             "torch.where(valid, weight.flatten()[index].float(), 0.0)",
             "weight.flatten()[index].float()",
         ),
-        ("the NELBO weighs as the loss", "(p.weight * ce.detach())", "(p.coefficient * ce.detach())"),
-        (
-            "the mask's logit is left in the softmax",
-            "        if 0 <= ruled_out < id_range.size:\n            logits[:",
-            "        if False:\n            logits[:",
-        ),
-        ("the mask's logit is left in a chunk", "if 0 <= ruled_out < len(rows):", "if False:"),
-        (
-            "the end token is no target of its own",
-            "torch.where(target == end_id, id_range.size, target - id_range.start) if",
-            "target - id_range.start if",
-        ),
-        (
-            "a chunk takes every target for its own",
-            "torch.where(inside, chunk_target, at_target)",
-            "chunk_target",
-            "components/test_losses.py",
-        ),
-        ("chunks are not added up", "log_z, at_target = torch.logaddexp(log_z, chunk_z)", "log_z, at_target = chunk_z"),
-        ("logits: no coefficient", "(coefficient[mask] * ce).sum()", "ce.sum()"),
+        ("the NELBO weighs as the loss", "(p.weight * bound)", "(p.coefficient * bound)"),
+        ("logits: no coefficient", "(coefficient[mask] * each).sum()", "each.sum()"),
         ("bits are nats", "return nelbo_nats / math.log(2) / max(tokens, 1)", "return nelbo_nats / max(tokens, 1)"),
         (
             "bits a byte are nats",
             "return nelbo_nats / math.log(2) / max(text_bytes, 1)",
             "return nelbo_nats / max(text_bytes, 1)",
         ),
+    ),
+    *of(
+        "components/range_losses.py",
+        "components/test_losses.py",
+        (
+            "the mask's logit is left in the softmax",
+            "    if ruled_out >= 0:\n        logits[:",
+            "    if False:\n        logits[:",
+        ),
+        ("the mask's logit is left in a chunk", "if 0 <= ruled_out < len(rows):", "if False:"),
+        (
+            "the end token is no target of its own",
+            "torch.where(ids == end_id, id_range.size, ids - id_range.start)",
+            "ids - id_range.start",
+        ),
+        ("a chunk takes every target for its own", "torch.where(inside, chunk, found)", "chunk"),
+        ("chunks are not added up", "log_z, found = torch.logaddexp(log_z, chunk_z)", "log_z, found = chunk_z"),
     ),
     *of(
         "components/likelihood.py",
@@ -319,6 +318,10 @@ MUTATIONS = [
             "[np.flatnonzero(row) for row in generate]",
             "[np.arange(len(row)) for row in generate]",
         ),
+    ),
+    *of(
+        "components/samplers/state.py",
+        "components/test_samplers.py",
         ("the confidence of every draw", "torch.where(now, probability, self.confidence)", "probability"),
     ),
     *of(

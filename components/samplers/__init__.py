@@ -6,6 +6,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
 
     ancestral.py      the reverse process on a time grid (MDLM)
     remasking.py      the same, masking decoded tokens again (ReMDM)
+    any_noise/        where a token may become any other: the step of any kernel, and samplers around it
     first_hitting.py  one token at a time, exactly (2409.02908)
     confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
     adaptive.py       as many as are sure enough (threshold, entropy-bounded)
@@ -18,13 +19,15 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
 
 from components.samplers.adaptive import EntropyBounded, Threshold
 from components.samplers.ancestral import Ancestral
-from components.samplers.base import LogitsFn, Sampled, Sampler, SamplerState, Selectable, Starting, deterministic, sample
+from components.samplers.any_noise.psi import Psi
+from components.samplers.base import LogitsFn, Sampled, Sampler, Selectable, Starting, deterministic, sample
 from components.samplers.composite import Blocks, PerModality
 from components.samplers.confidence import Confidence
 from components.samplers.constraints import FillAfterEnd
 from components.samplers.first_hitting import FirstHitting
 from components.samplers.guidance import LinearScale, guided
 from components.samplers.remasking import ReMDM
+from components.samplers.state import SamplerState
 
 __all__ = [
     "Ancestral",
@@ -36,6 +39,7 @@ __all__ = [
     "LinearScale",
     "LogitsFn",
     "PerModality",
+    "Psi",
     "ReMDM",
     "Sampled",
     "Sampler",

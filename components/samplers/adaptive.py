@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from components.samplers.base import POSITION, TOKEN, SamplerState
 from components.samplers.drawing import Drawing, keep_top
 from components.samplers.ranking import check_rank, entropy, rank
+from components.samplers.state import POSITION, TOKEN, SamplerState
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Ancestral sampling: the reverse process on a grid of times.
 
-From t to s < t each masked token is unmasked with probability (alpha(s) - alpha(t)) / (1 - alpha(t))  (MDLM, 2406.07524).
-Exact as the number of steps grows; with few, tokens unmasked together are drawn independently.
+From t to s < t each masked token is unmasked with probability (alpha(s) - alpha(t)) / (1 - alpha(t))  (MDLM, 2406.07524), and
+with noise of other kinds each token is kept or drawn afresh (reverse.py), as often as it happens. Exact as the number of steps
+grows; with few, tokens that change together are drawn independently.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from components.samplers.base import POSITION, TOKEN, SamplerState
+from components.samplers.any_noise.reverse import backward, denoised, stepped
 from components.samplers.drawing import Drawing
+from components.samplers.state import POSITION, TOKEN, SamplerState
 from components.schedules import Linear, Schedule
 
 
@@ -23,11 +25,16 @@ class Ancestral(Drawing):
 
     num_steps: int = 32
     schedule: Schedule = field(default_factory=Linear)
+    any_noise = True
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
-        """Unmasks each token with the probability of this interval of time."""
+        """Unmasks, or changes, each token with the probability of this interval of time."""
         s = next_time(state, self.num_steps)
         alpha_t, alpha_s = self.schedule.alpha(state.time), self.schedule.alpha(s)
+        if not state.noise.masks_only:
+            said = denoised(logits, state, 1 - alpha_t, self)
+            tau_s = (1 - alpha_s)[:, None].expand(state.tokens.shape)
+            return stepped(state, backward(said, state.noise.levels(tau_s, state.modality), state), said, s)
         probability = torch.where(s > 0, (alpha_s - alpha_t) / (1 - alpha_t), 1.0)
         now = state.masked & (state.uniform[:, POSITION] < probability[:, None])
         return state.unmask(now, *self.draw(logits, state.uniform[:, TOKEN]), time=s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +13,12 @@ from torch import Tensor
 
 from components.noise import sample_rng
 from components.precision import precise
+from components.samplers.any_noise.start import check_sampler, pure_noise
+from components.samplers.state import MASKS, SamplerState
+from components.samplers.state import POSITION as POSITION
+from components.samplers.state import TIME as TIME
+from components.samplers.state import TOKEN as TOKEN
+from components.weightings import Noises
 
 LogitsFn = Callable[[Tensor], Tensor]
 """tokens `[batch, seq]` -> logits `[batch, seq, vocab]`; position i predicts the token at i."""
@@ -30,112 +36,8 @@ class Selectable(Protocol):
         ...
 
 
-TOKEN, POSITION, TIME = 0, 1, 2
-"""What each of a position's three random numbers decides."""
-
 PATIENCE = 1000
 """Passes, at the least, that a row is given to unmask one more token before `sample` gives up."""
-
-
-@dataclass(frozen=True)
-class SamplerState:
-    """A batch of sequences on their way. All tensors; a step never reads one on the host.
-
-    tokens:     the canvas so far, mask tokens where `masked`
-    masked:     positions still to be filled
-    generate:   positions that are generated at all; the others are given
-    modality:   which modality (or any other grouping) each position belongs to
-    confidence: probability that each generated token had when it was drawn; 0 before
-    uniform:    this step's random numbers, for each position three: TOKEN, POSITION, TIME
-    step:       steps done (in the current block)
-    total:      positions masked at the start (of the current block)
-    time:       of the reverse process, from 1 down to 0
-    block:      the current block, in semi-autoregressive decoding
-    finished:   rows that need no further step
-    mask_id:    the mask token
-    children:   states of the parts, in a sampler made of several
-    """
-
-    tokens: Int[Tensor, "batch seq"]
-    masked: Bool[Tensor, "batch seq"]
-    generate: Bool[Tensor, "batch seq"]
-    modality: Int[Tensor, "batch seq"]
-    confidence: Float[Tensor, "batch seq"]
-    uniform: Float[Tensor, "batch 3 seq"]
-    step: Int[Tensor, " batch"]
-    total: Int[Tensor, " batch"]
-    time: Float[Tensor, " batch"]
-    block: Int[Tensor, " batch"]
-    finished: Bool[Tensor, " batch"]
-    mask_id: int
-    children: tuple[SamplerState, ...] = ()
-
-    @classmethod
-    def start(
-        cls,
-        tokens: Int[Tensor, "batch seq"],
-        generate: Bool[Tensor, "batch seq"],
-        mask_id: int,
-        modality: Int[Tensor, "batch seq"] | None = None,
-    ) -> SamplerState:
-        """Everything that is to be generated is masked."""
-        total = generate.sum(dim=1)
-        zeros = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
-        return cls(
-            tokens=tokens.masked_fill(generate, mask_id),
-            masked=generate,
-            generate=generate,
-            modality=torch.zeros_like(tokens) if modality is None else modality,
-            confidence=zeros,
-            uniform=zeros[:, None].repeat(1, 3, 1),
-            step=torch.zeros_like(total),
-            total=total,
-            time=torch.ones(len(tokens), dtype=torch.float64, device=tokens.device),
-            block=torch.zeros_like(total),
-            finished=total == 0,
-            mask_id=mask_id,
-        ).clone()
-
-    def unmask(
-        self,
-        now: Bool[Tensor, "batch seq"],
-        drawn: Int[Tensor, "batch seq"],
-        probability: Float[Tensor, "batch seq"],
-        time: Float[Tensor, " batch"] | None = None,
-    ) -> SamplerState:
-        """The state after a step that puts the drawn tokens at the positions `now`."""
-        masked = self.masked & ~now
-        return replace(
-            self,
-            tokens=torch.where(now, drawn, self.tokens),
-            masked=masked,
-            confidence=torch.where(now, probability, self.confidence),
-            step=self.step + 1,
-            time=self.time if time is None else time,
-            finished=~masked.any(dim=1),
-        )
-
-    def clone(self) -> SamplerState:
-        """A state that shares no tensor with this one: a step compiled for shared ones would be compiled again without."""
-        return self._map(lambda own: own.clone())
-
-    def select(self, rows: Int[Tensor, " rows"]) -> SamplerState:
-        """Some of the rows."""
-        return self._map(lambda own: own[rows])
-
-    def merge(self, rows: Int[Tensor, " rows"], part: SamplerState) -> SamplerState:
-        """The whole batch, with the given rows replaced by those of `part`."""
-        return self._map(lambda own, other: own.index_copy(0, rows, other), part)
-
-    def _map(self, change: Callable[..., Tensor], *others: SamplerState) -> SamplerState:
-        """The state with each of its tensors changed, given the same one of the others."""
-        changed = {}
-        for f in fields(self):
-            own, *theirs = (getattr(state, f.name) for state in (self, *others))
-            if isinstance(own, tuple):
-                own = tuple(child._map(change, *rest) for child, *rest in zip(own, *theirs, strict=True))
-            changed[f.name] = change(own, *theirs) if isinstance(own, Tensor) else own
-        return SamplerState(**changed)
 
 
 @runtime_checkable
@@ -143,7 +45,8 @@ class Sampler(Protocol):
     """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
 
     One that needs more may be `Starting`. One that may go on for more than `PATIENCE` passes without filling any offers how
-    many as `num_steps`; one that leaves nothing to chance says so, `deterministic = True`.
+    many as `num_steps`; one that leaves nothing to chance says so, `deterministic = True`; one that takes noise of other kinds
+    than masks, `any_noise = True`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
@@ -191,6 +94,7 @@ def sample(
     seed: int = 0,
     index: Sequence[int] | None = None,
     on_step: Callable[[SamplerState], None] | None = None,
+    noise: Noises = MASKS,
 ) -> Sampled:
     """Fills the masked positions of `tokens`; the others stay as they are.
 
@@ -200,17 +104,23 @@ def sample(
     constraint: changes the state after each step, e.g. `FillAfterEnd`
     seed, index: a row's noise is a function of (seed, its index, step), so a sample does not depend on its batch
     on_step:    called with the state of the whole batch after each step (progress, films)
+    noise:      what the model was trained against (its config says so): where that is no mask at the start, random tokens
 
     Probabilities are taken in float32 or more; the tensors that `logits_fn` returns are not written to.
 
     Raises ValueError for an empty batch, where a position to fill is allowed no id, where its logits are NaN, infinite or rule
-    out every id, and for a sampler that fills nothing more of a row in max(PATIENCE, its num_steps) passes.
+    out every id, for a sampler that fills nothing more of a row in max(PATIENCE, its num_steps) passes, and for one that knows
+    masks alone where there are none.
     """
     generate = tokens == mask_id if generate is None else generate
     index = range(len(tokens)) if index is None else index
     _check(tokens, generate, allowed, mask_id)
-    state = started(sampler, SamplerState.start(tokens, generate, mask_id, modality))
-    noise = Noise(generate.cpu().numpy(), seed, index)
+    state = SamplerState.start(tokens, generate, mask_id, modality, noise)
+    check_sampler(sampler, state)
+    if not noise.masks_only:
+        state = replace(state, tokens=pure_noise(state, allowed, seed, index))
+    state = started(sampler, state)
+    chance = Chance(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))
     active, rows = everything, torch.arange(len(tokens), device=tokens.device)
@@ -225,7 +135,7 @@ def sample(
             active_fn = logits_fn.select(rows)
         whole = active == everything
         part = state if whole else state.select(rows)
-        part = replace(part, uniform=noise(active).to(tokens.device))
+        part = replace(part, uniform=chance(active).to(tokens.device))
         logits = precise(active_fn(part.tokens))
         if barred is None:  # once for the same rows
             own = allowed if whole or allowed is None or len(allowed) == 1 else allowed[rows]
@@ -290,7 +200,7 @@ def passes(sampler: object) -> int:
     return max([getattr(sampler, "num_steps", 0), *(passes(part) for part in parts if part is not None)])
 
 
-class Noise:
+class Chance:
     """The random numbers of each step, `[rows, 3, seq]`: every row from a generator of its own, for its own positions."""
 
     def __init__(self, generate: np.ndarray, seed: int, index: Sequence[int]) -> None:

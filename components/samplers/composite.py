@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from components.samplers.base import Sampler, SamplerState, deterministic, started
+from components.samplers.base import Sampler, deterministic, started
+from components.samplers.state import SamplerState
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Blocks:
 
     sampler: Sampler
     block_length: int = 32
+    any_noise = True
 
     def __post_init__(self) -> None:
         if self.block_length < 1:
@@ -75,6 +77,7 @@ class PerModality:
     """The i-th sampler for the positions of modality i, all in the same forward passes: each ends in its own time."""
 
     samplers: Sequence[Sampler]
+    any_noise = True
 
     @property
     def deterministic(self) -> bool:

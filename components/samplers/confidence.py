@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from components.samplers.ancestral import next_time
-from components.samplers.base import POSITION, TOKEN, SamplerState
 from components.samplers.drawing import Drawing, gumbel, keep_top, probability_of
 from components.samplers.ranking import check_rank, rank
+from components.samplers.state import POSITION, TOKEN, SamplerState
 from components.schedules import Schedule
 
 RATE_ERROR = 1e-12  # far above the rounding of a rate in float64, far below what tells two of the counts apart

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from components.samplers.base import SamplerState
+from components.samplers.state import SamplerState
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class FillAfterEnd:
     """Everything behind an end token of its span is end tokens too: filled at once, without further forwards.
 
     A span is a run of positions of one modality. Where training fills every span with end tokens behind the first one, this is
-    no approximation: nothing else has ever stood there.
+    no approximation: nothing else has ever stood there. Where an end token may still change, nothing is filled.
     """
 
     end_id: int
 
     def __call__(self, state: SamplerState) -> SamplerState:
         """The state with the spans that have ended filled up."""
-        behind = state.masked & after(state.tokens == self.end_id, state.modality)
+        behind = state.masked & after((state.tokens == self.end_id) & ~state.masked, state.modality)
         masked = state.masked & ~behind
         return replace(
             state,

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from components.samplers.base import POSITION, TIME, TOKEN, SamplerState
 from components.samplers.drawing import Drawing
+from components.samplers.state import POSITION, TIME, TOKEN, SamplerState
 from components.schedules import Linear, Schedule
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from components.samplers.ancestral import next_time
-from components.samplers.base import POSITION, TOKEN, SamplerState
 from components.samplers.drawing import Drawing
+from components.samplers.state import POSITION, TOKEN, SamplerState
 from components.schedules import Linear, Schedule
 
 VARIANTS = ("cap", "rescale", "confidence")

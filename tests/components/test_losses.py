@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components import losses
+from components import range_losses
 from components.losses import (
     bits_per_byte,
     bits_per_token,
@@ -129,7 +129,7 @@ def test_the_mask_token_has_no_share_of_the_probability(monkeypatch, max_logits,
     """Where it lies inside the range, as in a model from elsewhere: cross-entropy over the other ids alone."""
     if fused and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs liger-kernel, and TRITON_INTERPRET=1 off a GPU")
-    monkeypatch.setattr(losses, "_liger", losses._liger if fused else lambda device: None)
+    monkeypatch.setattr(range_losses, "_liger", range_losses._liger if fused else lambda device: None)
     vocabulary = Vocabulary.of_text(9, mask=4, pad=0, end=8)
     g = torch.Generator().manual_seed(0)
     hidden, unembedding = torch.randn(1, 5, WIDTH, generator=g), torch.randn(9, WIDTH, generator=g)

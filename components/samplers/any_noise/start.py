@@ -1,0 +1,48 @@
+"""Where sampling begins: pure noise, of the kind that the model was trained against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from components.noise import sample_rng
+from components.samplers.state import SamplerState
+
+
+def check_sampler(sampler: object, state: SamplerState) -> None:
+    """Raises ValueError for a sampler that unmasks, at positions whose noise is no mask at the start."""
+    for i, noise in enumerate(state.noise.each):
+        own = getattr(sampler, "samplers", None)
+        part = own[i] if own is not None and i < len(own) else sampler
+        here = state.generate if len(state.noise.each) == 1 else state.generate & (state.modality == i)
+        if not (noise.kernel.ends_masked or takes_any_noise(part)) and bool(here.any()):
+            raise ValueError(
+                f"sample: {type(part).__name__} fills in masks, and the noise that the model was trained with, {noise.kernel}, "
+                "ends in none; take Ancestral, Psi, Gibbs or LeastSureFirst"
+            )
+
+
+def takes_any_noise(sampler: object) -> bool:
+    """Whether a sampler says that it knows noise of other kinds than masks."""
+    inner = getattr(sampler, "sampler", None)
+    return bool(getattr(sampler, "any_noise", False)) and (inner is None or takes_any_noise(inner))
+
+
+def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Sequence[int]) -> Int[Tensor, "batch seq"]:
+    """The canvas before the first step: masks, or tokens drawn uniformly from those that may stand there."""
+    vocab = state.mask_id + 1 if allowed is None else allowed.shape[-1]
+    if allowed is None:
+        allowed = torch.ones(1, 1, vocab, dtype=torch.bool, device=state.tokens.device)
+    ids = (allowed & (torch.arange(vocab, device=allowed.device) != state.mask_id)).expand(*state.tokens.shape, -1)
+    numbers = np.stack([sample_rng(seed, "start", i).random((2, state.tokens.shape[1])) for i in index])
+    position, token = torch.from_numpy(numbers).to(state.tokens.device).unbind(dim=1)
+    mask = state.noise.levels(torch.ones_like(position), state.modality).mask
+    size = ids.sum(dim=-1)
+    place = (token * size).long().clamp(max=size - 1)
+    drawn = torch.searchsorted(ids.long().cumsum(dim=-1), place[..., None] + 1)[..., 0]  # the place-th of those allowed
+    drawn = torch.where(position < mask, state.mask_id, drawn.clamp(max=vocab - 1))
+    return torch.where(state.generate, drawn, state.tokens)
