@@ -40,7 +40,8 @@ class KernelCorruption:
     pairs:      samples 2j and 2j + 1 are one sequence, at antithetic times and numbers: t and 1 - t, u and 1 - u. Each is a
                 sample of the process, so that any of its expectations is unbiased; of masks on the linear schedule the two are
                 complements (anti-masking), and with other noise every token is noise at least once in a pair
-    t_min:      times are drawn from (t_min, 1], and from (t_min, 1 - t_min) where tokens may become others or come in pairs
+    t_min, t_max: times are drawn between them. t_max null is 1 for masks alone, 1 - t_min for pairs (it has to be), else 0.999:
+                at 1 nothing of a token is left, and rates are infinite
     weighting, clip: in training, see above
     per_token:  a time for each position instead of each document: a training loss, no bound
     """
@@ -52,13 +53,17 @@ class KernelCorruption:
     pairs: bool = False
     seed: int = 0
     t_min: float = 1e-3
+    t_max: float | None = None
     weighting: str = "exact"
     clip: float | None = None
     per_token: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_min < 0.5:
-            raise ValueError(f"KernelCorruption: t_min must be in [0, 0.5), got {self.t_min}")
+        if not 0 <= self.t_min < (0.5 if self.pairs else self._t_max) <= 1:
+            range_ = "[0, 0.5) with pairs" if self.pairs else f"[0, t_max = {self._t_max})"
+            raise ValueError(f"KernelCorruption: t_min must be in {range_}, and t_max at most 1; got {self.t_min}")
+        if self.pairs and self.t_max not in (None, 1 - self.t_min):
+            raise ValueError(f"KernelCorruption: pairs are at t and 1 - t, so t_max is 1 - t_min; got {self.t_max}")
         modalities = self.vocabulary.modalities
         if isinstance(self.kernel, Mapping) and set(self.kernel) != set(modalities):
             named = ", ".join(self.kernel) or "none"
@@ -76,9 +81,14 @@ class KernelCorruption:
         """Whether the weighted loss is a bound."""
         return self.schedule.complete and not self.per_token
 
+    @property
+    def _t_max(self) -> float:
+        masks = all(noise.kernel.masks_only for noise in self.noise.values())
+        return self.t_max if self.t_max is not None else 1 - self.t_min if self.pairs else 1.0 if masks else 0.999
+
     def __call__(self, batch: Batch) -> NoisyBatch:
         noises = [self.noise[name] for name in self.vocabulary.modalities]
-        t, u, v = self._draw(batch, symmetric=self.pairs or not all(n.kernel.masks_only for n in noises))
+        t, u, v = self._draw(batch)
         size, ids = _ids(self.vocabulary)
         ranges = batch.id_range.clamp(min=0)
         count = size[ranges]
@@ -120,10 +130,10 @@ class KernelCorruption:
             replaced = Replaced(noisy, alpha.float(), uniform.float(), own, self.weighting == "cross_entropy")
         return NoisyBatch(batch, noisy, mask, weight.float(), training.float(), replaced)
 
-    def _draw(self, batch: Batch, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each position its time, and two uniform numbers: what becomes of it, and which other token."""
         t, u, v = np.full(batch.tokens.shape, 0.5), np.ones(batch.tokens.shape), np.zeros(batch.tokens.shape)
-        t_max = 1 - self.t_min if symmetric else 1.0
+        t_max = self._t_max
         for row, span, index in documents(batch):
             key, length = index // 2 if self.pairs else index, span.stop - span.start
             drawn = self.times(self.seed, key)

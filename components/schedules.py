@@ -78,7 +78,7 @@ LogLinear = Linear
 
 @dataclass(frozen=True)
 class Cosine:
-    """alpha(t) = 1 - cos(pi/2 (1 - t)): MaskGIT's mask rate (2202.04200), in MD4's notation."""
+    """alpha(t) = 1 - cos(pi/2 (1 - t)): MaskGIT's (2202.04200), in MD4's notation. The *mask rate* is a cosine of 1 - t."""
 
     complete = True
 
@@ -94,6 +94,25 @@ class Cosine:
 
     def inverse(self, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return 1 - 4 / math.pi * torch.asin(torch.sqrt(alpha / 2))
+
+
+@dataclass(frozen=True)
+class MDLMCosine:
+    """alpha(t) = cos(pi/2 t): MDLM's (2406.07524). The *visible* share is the cosine: not MaskGIT's, which is `Cosine`."""
+
+    complete = True
+
+    def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.sin(math.pi / 2 * (1 - t))  # cos(pi/2 t), without cancellation at t = 1
+
+    def alpha_prime(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return -math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+    def nelbo_weight(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return math.pi / 2 / torch.tan(math.pi / 4 * t)  # sin(x) / (1 - cos(x)) = 1 / tan(x / 2): none at t = 0
+
+    def inverse(self, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 2 / math.pi * torch.acos(alpha)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ class Replaced(Movable):
 
     def at(self, index: Int[Tensor, " n"]) -> Replaced:
         """Those of some places of the flattened batch."""
-        own = (None if v is None else v.flatten()[index] for v in (self.token, self.alpha, self.uniform, self.tilt))
-        return Replaced(*own, cross_entropy=self.cross_entropy)
+        token, alpha, uniform = (v.flatten()[index] for v in (self.token, self.alpha, self.uniform))
+        return Replaced(token, alpha, uniform, None if self.tilt is None else self.tilt.flatten()[index], self.cross_entropy)
 
 
 @dataclass(frozen=True)

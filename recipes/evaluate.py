@@ -27,6 +27,7 @@ from components.progress import Bar, working
 from components.samplers import Sampler
 from components.samplers.guidance import Scale
 from components.tasks import find_task
+from components.weightings import Noise
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
@@ -192,7 +193,9 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     check_modalities(cfg, processor.tokenizers)
     with working("reading what was held out"):
         held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats)
+        plan = validation_batches(
+            cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats, noise=model.config.noise
+        )
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
         2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )
@@ -267,13 +270,13 @@ def generated(
     cfg: Any, model: Any, processor: Processor, task: str, prompts: Sequence[dict], progress: Callable[[int], Any]
 ) -> list[dict]:
     """What the model makes of prompts, sampled as `mdm generate` does it."""
-    how = inference(cfg, task, processor)
+    how = inference(cfg, task, processor, model.config.noise)
     return generate(model, processor, task, prompts, *how, seed=cfg.seed, batch_size=50, progress=progress).outputs
 
 
-def inference(cfg: Any, task: str, processor: Processor) -> tuple[Sampler, Scale]:
+def inference(cfg: Any, task: str, processor: Processor, noise: Mapping[str, Noise]) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale of a task: those beside the model, else the packaged ones."""
-    own = Defaults.beside(getattr(cfg, "checkpoint", cfg.output_dir)).of(task, processor.vocabulary.modalities)
+    own = Defaults.beside(getattr(cfg, "checkpoint", cfg.output_dir)).of(task, processor.vocabulary.modalities, noise)
     return own.sampler, own.guidance_scale if find_task(task).given else 0.0
 
 

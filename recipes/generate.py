@@ -46,7 +46,7 @@ from mdm.generation.prompts import (
     suffixes,
 )
 from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
-from mdm.models.folder import load_model, load_processor
+from mdm.models.folder import load_config, load_model, load_processor
 from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs, sheet_name
 from mdm.recipe import run_recipe
@@ -215,7 +215,8 @@ def check_length(cfg: Settings, processor: Processor, prompt: Mapping[str, str],
 
 def choose(cfg: Settings, processor: Processor) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
-    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities)
+    noise = load_config(cfg.checkpoint).noise
+    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities, noise)
     sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
     if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:

@@ -32,7 +32,7 @@ from components.places import AnyPath
 from components.progress import working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
-from mdm.data.pipeline import corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.pipeline import corpus, learned_noise, maskers, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.position import whole_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
@@ -144,6 +144,7 @@ class Pretrain:
             masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
+            self.model.config = replace(self.model.config, noise=learned_noise(cfg.data, masker, cfg.loss))
             longest = self.model.config.max_length
             drawn = (longest, cfg.lanes, cfg.data_workers)
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, *drawn)
@@ -152,8 +153,9 @@ class Pretrain:
                 mix, masker, self.processor, self.physical, cfg.batch.micro, cfg.loss, cfg.seed, hw.data_rank, hw.data_ranks,
             )  # fmt: skip
             self.plan = validation_batches(
-                cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive
-            )
+                cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive,
+                noise=self.model.config.noise,
+            )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from error
 

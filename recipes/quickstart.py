@@ -52,7 +52,7 @@ NEEDS = {  # module: its package, and what of a config needs it
     "espeakng_loader": ("espeakng-loader", "spoken_"),
 }
 LABELS = range(len(WORDS))
-MASKS = "from all masks"
+MASKS, NOISE = "from all masks", "from noise"
 
 pretrain = load_recipe("pretrain")
 evaluate = load_recipe("evaluate")
@@ -221,20 +221,23 @@ def film_section(
     prompts = [{caption: shown.task.caption.format(word)} for word in WORDS]
     how: tuple[Sampler, Scale]
     how, order = (Confidence(num_steps=8), 1.0), "the most confident tokens first, in eight steps"
-    if fixed_length(shown.tokenizer) is None:
-        how, order = evaluate.inference(cfg, shown.task.write, shown.processor), "as mdm generate makes it"
+    noise = model.config.noise
+    if fixed_length(shown.tokenizer) is None or shown.modality in noise:
+        how, order = evaluate.inference(cfg, shown.task.write, shown.processor, noise), "as mdm generate makes it"
+    masks = shown.modality not in noise or noise[shown.modality].kernel.ends_masked
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)
     scale = times(shown.tokenizer.draw(made.outputs[0][shown.modality]), 96)
     frames = [film.frame(shown.processor, made.batch, step.tokens, scale) for step in made.steps]
     still, moving = film.strip(film.thinned(frames, 9)), film.gif(film.thinned(frames, 30))
-    stem = "film" if not any(title.startswith(MASKS) for title in panels) else f"film_{shown.name}"
+    stem = "film" if not any(title.startswith((MASKS, NOISE)) for title in panels) else f"film_{shown.name}"
     still.save(folder / f"{stem}.png")
     (folder / f"{stem}.gif").write_bytes(moving)
-    panels[f"{MASKS} to {shown.name}"] = film.strip(film.thinned(frames, 5))
-    body = report.picture(moving, "the unmasking; what is still masked is blue", "gif")
+    panels[f"{MASKS if masks else NOISE} to {shown.name}"] = film.strip(film.thinned(frames, 5))
+    body = report.picture(moving, "the unmasking; what is still masked is blue" if masks else "the denoising", "gif")
     body += report.picture(still, "the same, step below step")
-    return Section(f"From masks to {shown.name}", f"From all masks, {order}.", body)
+    begin = "masks" if masks else "noise"
+    return Section(f"From {begin} to {shown.name}", f"From all {begin}, {order}.", body)
 
 
 def played_section(shown: Judged, panels: dict[str, Image.Image]) -> Section:

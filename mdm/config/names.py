@@ -27,12 +27,13 @@ TOKENIZERS = {
 """What a model's folder, or one of token shards, may hold: tokenizers as they were saved."""
 
 SCHEDULES = {
-    name: f"components.schedules.{name}" for name in ("Linear", "LogLinear", "Polynomial", "Cosine", "Geometric", "Truncated")
+    name: f"components.schedules.{name}"
+    for name in ("Linear", "LogLinear", "Polynomial", "Cosine", "MDLMCosine", "Geometric", "Truncated")
 }
 SAMPLERS = {
     name: f"components.samplers.{name}"
     for name in (
-        "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Blocks", "PerModality",
+        "Ancestral", "Psi", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Blocks", "PerModality",
         "LinearScale",
     )
 } | SCHEDULES  # fmt: skip
@@ -50,6 +51,8 @@ NAMES = {
             "BernoulliMasker", "FixedCountMasker", "NextToken", "UniformTimes", "LowDiscrepancyTimes", "StratifiedTimes",
         )
     },
+    "KernelCorruption": "components.corruption.KernelCorruption",
+    **{name: f"components.kernels.{name}" for name in ("Mask", "Uniform", "Hybrid", "HybridLogSNR")},
     **{name: f"components.data.sources.{name}" for name in ("Folder", "Jsonl", "hugging_face", "adapted")},
     "TokenShards": "components.data.shards.TokenShards",
     "digits": "components.data.digits.digits",

@@ -14,7 +14,7 @@ from mdm.config import UserError, check, locate
 ON_LONG = ("refuse", "skip", "cut")
 
 
-MASKER_SUPPLIED = ("mask_id", "modalities", "seed")
+MASKER_SUPPLIED = ("mask_id", "modalities", "seed", "vocabulary")
 """What a run hands to its maskers."""
 
 

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from components.corruption import KernelCorruption
 from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
 from components.data.draws.order import WholeOrder
-from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken, TimeSampler
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate, content
 from components.tasks import INSTRUCT, find_task
+from components.vocabulary import Vocabulary
+from components.weightings import Noise
 from mdm.data.pipeline import MicroBatch, micro_batch
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
@@ -38,6 +41,7 @@ def validation_batches(
     repeats: int = 1,
     seed: int = 0,
     autoregressive: bool = False,
+    noise: Mapping[str, Noise] | None = None,
 ) -> dict[str, list[tuple[MicroBatch, int]]]:
     """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
 
@@ -48,6 +52,8 @@ def validation_batches(
     Raises ValueError where a sample is refused, or none of a source can be used.
 
     autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
+    noise:          what the model undoes, by modality: of a task that generates one with other noise than masks it is that
+                    noise's own bound, at low-discrepancy times
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
     for name, source in sources.items():
@@ -55,6 +61,8 @@ def validation_batches(
         rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
         fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
         masker = NextToken() if autoregressive else fixed
+        if noise and set(noise) & set(find_task(task).generated if task != INSTRUCT else ("text",)):
+            masker = corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
         batches = []
         for start in range(0, len(rows), batch_size):
             part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]
@@ -65,6 +73,15 @@ def validation_batches(
             batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
         plan[task] = plan.get(task, []) + batches
     return plan
+
+
+def corruption(noise: Mapping[str, Noise], vocabulary: Vocabulary, times: TimeSampler, seed: int) -> KernelCorruption:
+    """What a model's bound is taken with: its noise, from almost no noise to all."""
+    kernels = {m: noise.get(m, Noise()).kernel for m in vocabulary.modalities}
+    own = next(iter(noise.values()))
+    return KernelCorruption(
+        vocabulary, kernels, times=times, seed=seed, t_min=1e-4, t_max=1 - 1e-4, weighting=own.weighting, clip=own.clip
+    )
 
 
 def fitting(name: str, source: Any, processor: Processor, settings: StreamSettings) -> Iterator[Any]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from components.files import in_one_line
-from components.samplers import FirstHitting, PerModality, Sampler
+from components.samplers import Ancestral, FirstHitting, PerModality, Sampler
+from components.samplers.any_noise.start import takes_any_noise
 from components.samplers.guidance import Scale
 from components.schedules import Schedule
 from components.tasks import find_task, name_of
+from components.weightings import Noise
 from mdm.config import UserError, instantiate, one_line
 from mdm.config.names import SAMPLERS, in_full
 from mdm.config.protocols import lacking, members
@@ -85,15 +87,19 @@ class Defaults:
         own = model_folder(checkpoint) / FILE
         return cls.load(path) if path else cls.load(own) if own.is_file() else cls.packaged()
 
-    def of(self, task: str, modalities: Sequence[str]) -> Inference:
+    def of(self, task: str, modalities: Sequence[str], noise: Mapping[str, Noise] | None = None) -> Inference:
         """The settings of a task: its own, or those of what it generates (of each, where that is more than one modality).
 
         modalities: of the model, in the order of their indices
+        noise:      what the model undoes, of modalities that are not masked: where that ends in no masks, a sampler that fills
+                    them in gives way to `Ancestral`
         """
         generated, task = find_task(task).generated, name_of(find_task(task))
         if task in self.settings or len(generated) == 1:
-            return self._one(task if task in self.settings else generated[0])
+            own = self._one(task if task in self.settings else generated[0])
+            return own if all(_suits(own.sampler, m, noise) for m in generated) else replace(own, sampler=Ancestral())
         each = {m: self._one(m) for m in generated}
+        each = {m: own if _suits(own.sampler, m, noise) else Inference(Ancestral()) for m, own in each.items()}
         absent = next(iter(each.values())).sampler  # never used: such a modality has no position
         return Inference(PerModality([each[m].sampler if m in each else absent for m in modalities]))
 
@@ -102,6 +108,11 @@ class Defaults:
             return Inference(FirstHitting())
         node = self.settings[key]
         return Inference(instantiate(node["sampler"], f"{key}.sampler"), build_scale(node.get("guidance_scale"), key))
+
+
+def _suits(sampler: Sampler, modality: str, noise: Mapping[str, Noise] | None) -> bool:
+    own = (noise or {}).get(modality)
+    return own is None or own.kernel.ends_masked or takes_any_noise(sampler)
 
 
 MAX_BYTES = 2**20

@@ -20,6 +20,7 @@ from components.sequences import TokenSequence, collate
 from components.tasks import find_task, name_of
 from components.types import Batch
 from components.vocabulary import Vocabulary
+from components.weightings import Noise, Noises
 from mdm.config.errors import said
 from mdm.data.processor import Processor
 from mdm.generation.canvas import CACHES, CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
@@ -104,10 +105,12 @@ def generate(
     spec = find_task(task)
     task = name_of(spec)
     check_settings(task, prompts, batch_size, cache, sampler)
+    noise = Noises.of(model.config.noise, processor.vocabulary.modalities)
     if sampler is None or guidance_scale is None:  # else there is no file to read
-        defaults = Defaults.packaged().of(task, processor.vocabulary.modalities)
+        defaults = Defaults.packaged().of(task, processor.vocabulary.modalities, model.config.noise)
         sampler = sampler or defaults.sampler
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
+    check_noise(spec.generated, model.config.noise, cache, guidance_scale)
     canvas = processor.stretched(task, length)
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
         canvas.pop("text", None)  # running text has no canvas: what is edited has its own length
@@ -151,6 +154,7 @@ def generate(
             seed=seed,
             index=range(start, start + len(prompt)),
             on_step=on_step if film or watch is not None else None,
+            noise=noise,
         )
         results.append((slots.whole(done.tokens).cpu(), slots.spread(done.confidence).cpu(), done.forwards))
         if progress is not None:
@@ -170,6 +174,23 @@ def check_settings(task: str, prompts: Sequence[Any], batch_size: int, cache: st
         raise ValueError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
     if cache != "off" and not isinstance(sampler, Blocks):
         raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")
+
+
+def check_noise(generated: Sequence[str], noise: Mapping[str, Noise], cache: str, guidance_scale: Scale) -> None:
+    """Raises ValueError for settings that count masks, where noise of other kinds leaves none or changes tokens again."""
+    other = next((m for m in generated if m in noise), None)
+    if other is None:
+        return
+    if cache != "off":
+        raise ValueError(
+            f"cache {cache!r} keeps what lies outside a block, and the model's {other}, trained with {noise[other].kernel}, "
+            "may change there again; set cache=off"
+        )
+    if callable(guidance_scale):
+        raise ValueError(
+            f"guidance_scale changes with the share of masked tokens, and the model's {other} was trained with "
+            f"{noise[other].kernel}, whose tokens are not told by it; give a number"
+        )
 
 
 def prepare(processor: Processor, task: str, prompts: Sequence[Mapping[str, Any]], canvas: Mapping[str, int]) -> Given:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from components.files import in_one_line, short
+from components.weightings import Noise, Noises
 from mdm.config import UserError, check, one_line, read_json, reason
 from mdm.data.processor import Processor
 from mdm.hardware import Hardware
@@ -107,12 +108,15 @@ def load_config(checkpoint: str | Path) -> ModelConfig:
     raw = read_json(folder / "config.json")
     if is_open(raw):
         return find_format(raw, str(folder)).config(raw, str(folder))
+    noise = raw.pop("noise", {})
     for name, value in raw.items():  # `check` would import what a table in it names
         if isinstance(value, (dict, list)):
             raise UserError(f"checkpoint {folder}: config.json: {name} must be a number or a word, got {short(value)}")
     check({**raw, "_component_": "mdm.models.transformer.ModelConfig"}, f"checkpoint {folder}: config.json")
     try:
-        return ModelConfig(**raw)
+        if not isinstance(noise, dict):
+            raise ValueError(f"noise must name modalities, got {short(noise)}")
+        return ModelConfig(**raw, noise={modality: Noise.from_dict(own) for modality, own in noise.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {in_one_line(error)}") from error
 
@@ -159,6 +163,7 @@ def _check_processor(processor: Processor, config: ModelConfig, about: Mapping[s
             f"checkpoint {folder}: its vocabulary ({vocabulary.size} ids) is not the one the model was trained with "
             f"({config.vocab_size} ids); vocabulary.json and model.safetensors are of different runs"
         )
+    Noises.of(config.noise, vocabulary.modalities)  # of what it has
     for modality, length in processor.canvas.items():
         if length > config.max_length:
             raise UserError(

@@ -10,7 +10,8 @@ The blocks grow what open models need (see mdm/models/open_models.py): biases, o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torchtune.modules import RMSNorm
 
 from components.blocks import document_mask, transformer_block
 from components.parameterization import CompleteP, initialize
+from components.weightings import Noise
 from mdm.hardware import Recorder
 
 RULES = {
@@ -48,6 +50,7 @@ class ModelConfig:
     predicts_next: the hidden state of a position predicts the *next* one, as in models adapted from autoregressive ones
                    (Dream); `hidden` moves it there, so that for everybody else each position predicts itself
     causal:        a position sees none behind it: with `predicts_next`, an autoregressive model (a baseline)
+    noise:         what it was trained to undo, and what it learns there, by modality; masks where none is named
     """
 
     vocab_size: int
@@ -67,9 +70,10 @@ class ModelConfig:
     experts_per_token: int = 1
     predicts_next: bool = False
     causal: bool = False
+    noise: Mapping[str, Noise] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
+        for name in filter("noise".__ne__, self.__dataclass_fields__):
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
                 raise ValueError(f"model.{name} {complaint}")
@@ -240,4 +244,7 @@ class MaskedDiffusionModel(nn.Module):
         return self.flops(1, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:
-        return asdict(self.config)
+        """Its config as plain values, the noise only where there is one beside masks."""
+        plain = asdict(replace(self.config, noise={}))
+        noise = {modality: own.to_dict() for modality, own in self.config.noise.items()}
+        return {**plain, "noise": noise} if noise else {key: value for key, value in plain.items() if key != "noise"}

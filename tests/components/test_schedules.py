@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components.schedules import Cosine, Geometric, Linear, LogLinear, Polynomial, Schedule, Truncated
+from components.schedules import Cosine, Geometric, Linear, LogLinear, MDLMCosine, Polynomial, Schedule, Truncated
 from tests.oracles import MASK, all_masks, all_sequences, exact_conditionals, exact_nelbo, perturbed_model, tiny_joint
 
-COMPLETE = [Linear(), Cosine(), Polynomial(2.0), Polynomial(0.5), Geometric(), Geometric(1e-3, 8.0)]
+COMPLETE = [Linear(), Cosine(), MDLMCosine(), Polynomial(2.0), Polynomial(0.5), Geometric(), Geometric(1e-3, 8.0)]
 ALL = [*COMPLETE, Truncated(0.2, 0.7), Truncated(0.1, 1.0, Cosine())]
 T = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
 
