@@ -5,22 +5,27 @@
 
 The first is a bound by Monte Carlo: k is stratified over the draws of a sequence, so that few of them cover all mask rates. The
 second is exact for the order that is asked for, from left to right if none is. The NELBO is its mean over all orders (RADD,
-2406.03736; any-order autoregressive models, 2110.02037).
+2406.03736; any-order autoregressive models, 2110.02037). Noise of other kinds has a bound of its own (`corrupted_nelbo`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.corruption import Corruption
+from components.divergence import divergence
 from components.noise import sample_rng
 from components.precision import precise
 from components.samplers.base import LogitsFn, Selectable, ruled_out
+from components.types import PAD_DOCUMENT, Batch, NoisyBatch
+from components.vocabulary import Vocabulary
+from components.weightings import untilted
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,66 @@ def nelbo(
     weight = lengths[:, None] / masks.sum(dim=2)
     each = -weight * log_p.sum(dim=2)
     return Bound(each.mean(dim=1), each.std(dim=1) / draws**0.5)
+
+
+@torch.no_grad()
+def corrupted_nelbo(
+    logits_fn: LogitsFn,
+    batch: Batch,
+    corruption: Corruption,
+    vocabulary: Vocabulary,
+    draws: int = 16,
+    batch_size: int = 64,
+    progress: Callable[[int], object] | None = None,
+) -> Bound:
+    """The bound of each row under any corruption: of its maskable positions, given the others, in nats.
+
+    batch:      a document a row; what is drawn is a function of its place in the batch
+    corruption: its times should cover all noise levels over `draws` consecutive samples: LowDiscrepancyTimes(draws)
+
+    Bounds of different corruptions are not comparable by their tightness. Raises ValueError for one whose weighted loss is no
+    bound, NaN logits, and fewer than two draws.
+    """
+    if not getattr(corruption, "complete", True):
+        raise ValueError(
+            f"nelbo: {type(corruption).__name__} is not complete (a schedule that does not meet both ends, or a time for each "
+            "token), so that its weighted loss is no bound"
+        )
+    if draws < 2:
+        raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
+    rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
+    index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
+    own = Batch(*(getattr(batch, name)[rows] for name in Batch.__dataclass_fields__))
+    noisy = corruption(replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index)))
+    allowed, found = vocabulary.allowed(batch.id_range), torch.zeros(len(rows), dtype=torch.float64)
+    for part in torch.arange(len(rows)).split(batch_size):
+        fn = logits_fn.select(rows[part]) if isinstance(logits_fn, Selectable) else logits_fn
+        logits = precise(fn(noisy.noisy[part])).masked_fill(~allowed[rows[part]], float("-inf"))
+        found[part] = _weighed(logits, noisy, part, vocabulary.mask_id)
+        if not bool(found[part].isfinite().all()):
+            row = int(rows[part][~found[part].isfinite()][0])
+            raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
+        if progress is not None:
+            progress(len(part))
+    each = found.reshape(-1, draws)
+    return Bound(each.mean(dim=1), each.std(dim=1) / draws**0.5)
+
+
+def _weighed(
+    logits: Float[Tensor, "rows seq vocab"], noisy: NoisyBatch, rows: Int[Tensor, " rows"], mask_id: int
+) -> Float[Tensor, " rows"]:
+    """What some rows of a noisy batch add to their bound: weight times D at every predicted position."""
+    mask, target = noisy.mask[rows], noisy.clean.tokens[rows]
+    log_p = logits - logits.logsumexp(dim=-1, keepdim=True)
+    each = -torch.where(mask, log_p.gather(-1, target[..., None])[..., 0], 0.0)
+    if noisy.replaced is not None:
+        others = mask & (noisy.replaced.uniform[rows] > 0)
+        here = noisy.replaced.at((torch.arange(noisy.mask.numel()).view_as(noisy.mask)[rows])[others])
+        place, chosen = here.token.masked_fill(here.token == mask_id, -1), logits[others]
+        size = (chosen > float("-inf")).sum(dim=1)
+        chosen = chosen if here.tilt is None else untilted(chosen, place, here.tilt)
+        each[others] = divergence(chosen, target[others], place, here.alpha, here.uniform, size).to(each.dtype)
+    return (noisy.weight[rows].double() * each.double()).sum(dim=1)
 
 
 @torch.no_grad()

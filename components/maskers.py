@@ -114,6 +114,11 @@ class BernoulliMasker:
                 f"BernoulliMasker: a schedule for each of {sorted(self.modalities)}, got one for {sorted(self.schedule)}"
             )
 
+    @property
+    def complete(self) -> bool:
+        """Whether the weighted loss is a bound."""
+        return all(s.complete for s in (self.schedule.values() if isinstance(self.schedule, Mapping) else [self.schedule]))
+
     def __call__(self, batch: Batch) -> NoisyBatch:
         u = np.ones(batch.tokens.shape)
         t = np.ones(batch.tokens.shape)

@@ -22,11 +22,14 @@ from jaxtyping import Bool, Int
 from lm_eval.api.model import TemplateLM
 from torch import Tensor
 
-from components.likelihood import nelbo, ordered
+from components.likelihood import corrupted_nelbo, nelbo, ordered
+from components.maskers import LowDiscrepancyTimes
 from components.progress import Bar
-from components.samplers import Confidence, Sampler
+from components.samplers import Ancestral, Confidence, Sampler
+from components.types import Batch
 from mdm.config import UserError
 from mdm.data.processor import Processor
+from mdm.data.validation import corruption
 from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models.transformer import MaskedDiffusionModel
@@ -177,17 +180,32 @@ class HarnessModel(TemplateLM):
         vocabulary = self.processor.vocabulary
         text = torch.full_like(tokens, vocabulary.ranges_of("text")[0])
         allowed = vocabulary.allowed(text)
+        if self.likelihood == "left_to_right" and "text" in self.net.config.noise:
+            kernel = self.net.config.noise["text"].kernel
+            raise UserError(f"likelihood: left_to_right fills in masks, and text was trained with {kernel}; take nelbo")
         if self.likelihood == "left_to_right":
             each = ordered(self.net, tokens, vocabulary.mask_id, scored, allowed=allowed, batch_size=self.rows)
             return float(each.sum())
+        noise = self.net.config.noise
+        if "text" in noise:  # the bound of its own noise
+            corrupted = corruption(noise, vocabulary, LowDiscrepancyTimes(self.draws), self.seed)
+            zeros = torch.zeros_like(tokens)
+            batch = Batch(tokens, zeros + vocabulary.modalities.index("text"), text, scored, zeros, zeros).to("cpu")
+            net = lambda z: self.net(z.to(tokens.device)).cpu()  # noqa: E731
+            return -float(corrupted_nelbo(net, batch, corrupted, vocabulary, self.draws, self.rows).nats)
         bound = nelbo(self.net, tokens, vocabulary.mask_id, scored, allowed, self.draws, self.rows, self.seed)
         return -float(bound.nats)
 
     def is_greedy(self, context: list[int], continuation: list[int]) -> bool:
         """Whether decoding, the most confident token first, gives the continuation."""
-        return self.continued([context], len(continuation), Confidence(num_steps=len(continuation), temperature=0.0))[0] == [
-            *continuation
-        ]
+        greedy = self.default_sampler(len(continuation), temperature=0.0)
+        return self.continued([context], len(continuation), greedy)[0] == [*continuation]
+
+    def default_sampler(self, length: int, **drawing: Any) -> Sampler:
+        """The most confident token first, one a pass; of a model whose noise ends in no masks, as many ancestral steps."""
+        noise = self.net.config.noise.get("text")
+        kind = Confidence if noise is None or noise.kernel.ends_masked else Ancestral
+        return kind(num_steps=length, **drawing)
 
     def continued(self, contexts: list[list[int]], length: int, sampler: Sampler) -> list[list[int]]:
         """The ids that go on with each context."""
@@ -228,7 +246,7 @@ class HarnessModel(TemplateLM):
                 length = self.answer_length(asked.length, len(context), note)
                 context = last(context, self.length - length, note, "prompt")
                 own = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": asked.top_k}
-                sampler = self.sampler or Confidence(num_steps=max(length, 1), **own)
+                sampler = self.sampler or self.default_sampler(max(length, 1), **own)
                 ids = self.continued([context], length, sampler)[0] if length else []
             texts.append(self.until(ids, asked.until))
         return texts

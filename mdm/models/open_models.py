@@ -195,6 +195,8 @@ def save_open(folder: str | Path, model: MaskedDiffusionModel, processor: Proces
     config = form.to_config(model.config, processor.vocabulary)
     if set(processor.tokenizers) != {"text"}:
         raise UserError(f"{form.architecture} is a text model; this one has {', '.join(processor.tokenizers)}")
+    if noise := model.config.noise.get("text"):
+        raise UserError(f"{form.architecture} is a masked model; this one was trained with {noise.kernel}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     processor.tokenizers["text"].save(folder)
