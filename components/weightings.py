@@ -96,9 +96,8 @@ class Noise:
         numbers = {**settings, "clip": raw.get("clip") or 1.0}
         unknown = set(settings) - set(kind.__dataclass_fields__)
         if unknown or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers.values()):
-            raise ValueError(
-                f"noise {raw['kernel']} takes numbers for {', '.join(kind.__dataclass_fields__)}, got {str(raw)[:80]}"
-            )
+            named = ", ".join(kind.__dataclass_fields__) or "nothing"
+            raise ValueError(f"noise {raw['kernel']} takes numbers for {named}, got {str(raw)[:80]}")
         return cls(kind(**settings), raw.get("weighting", "exact"), raw.get("clip"))
 
 

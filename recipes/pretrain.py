@@ -32,7 +32,8 @@ from components.places import AnyPath
 from components.progress import working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
-from mdm.data.pipeline import corpus, learned_noise, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.corruption import learned_noise, maskers
+from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.position import whole_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, LossSettings, StreamSettings, check_tasks, tasks_of
@@ -141,7 +142,7 @@ class Pretrain:
         try:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
             self.vocabulary = self.processor.vocabulary
-            masker = maskers(cfg.data, cfg.masker, self.processor, cfg.seed)
+            masker = maskers(cfg.data, cfg.masker, self.processor.vocabulary, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
             self.model.config = replace(self.model.config, noise=learned_noise(cfg.data, masker, cfg.loss))

@@ -117,9 +117,7 @@ def sample(
     _check(tokens, generate, allowed, mask_id)
     state = SamplerState.start(tokens, generate, mask_id, modality, noise)
     check_sampler(sampler, state)
-    if not noise.masks_only:
-        state = replace(state, tokens=pure_noise(state, allowed, seed, index))
-    state = started(sampler, state)
+    state = started(sampler, pure_noise(state, allowed, seed, index))
     chance = Chance(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))

@@ -20,16 +20,15 @@ from components.losses import RangePositions, coefficients, positions_by_range
 from components.maskers import Masker
 from components.noise import seed_of
 from components.sequences import content
-from components.tasks import INSTRUCT, find_task
+from components.tasks import INSTRUCT
 from components.tokenizers import Tokenizer
 from components.types import PAD_DOCUMENT, Batch, Movable, NoisyBatch
 from components.vocabulary import Vocabulary
-from components.weightings import Noise
 from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
 from mdm.data.processor import Processor
 from mdm.data.rows import Builder, builder
-from mdm.data.settings import MASKER_SUPPLIED, BatchSettings, LossSettings, StreamSettings, lacking, row_length
+from mdm.data.settings import LossSettings, StreamSettings, lacking, row_length
 
 LANES = 64
 BLOCK = 1000  # samples of a streamed source that are drawn from in random order, over all its lanes
@@ -100,53 +99,6 @@ def corpus(sources: Mapping[str, Any], modality: str, limit: int = 20_000_000) -
                 seen += len(sample[modality])
             if seen > limit:
                 return
-
-
-def maskers(
-    data: Mapping[str, StreamSettings], default: Mapping[str, Any], processor: Processor, seed: int
-) -> dict[str, Masker]:
-    """What masks each stream's rows, with a seed of its own: the stream's masker, or that of the node `default`."""
-    built = {}
-    for name, settings in data.items():
-        vocabulary = processor.vocabulary
-        supplied = (vocabulary.mask_id, vocabulary.modalities, seed_of(seed, name), vocabulary)
-        node, key = (default, "masker") if settings.masker is None else (settings.masker, f"data.{name}.masker")
-        built[name] = conforming(node, key, Masker, **dict(zip(MASKER_SUPPLIED, supplied, strict=True)))
-    return built
-
-
-def learned_noise(data: Mapping[str, StreamSettings], masker: Mapping[str, Masker], loss: LossSettings) -> dict[str, Noise]:
-    """What a model learns to undo, of the modalities whose noise is not masks alone: its config keeps it.
-
-    Raises UserError where streams corrupt a modality in different ways, and for weights that such noise does not go with.
-    """
-    found: dict[str, tuple[str, Noise]] = {}
-    for name, settings in data.items():
-        own: Mapping[str, Noise] = getattr(masker[name], "noise", {})
-        generated = {m: None for task in settings.tasks for m in (["text"] if task == INSTRUCT else find_task(task).generated)}
-        for modality in generated:
-            noise = own.get(modality, Noise())
-            first, known = found.setdefault(modality, (name, noise))
-            if known != noise and not (known.kernel.masks_only and noise.kernel.masks_only):
-                raise UserError(
-                    f"data.{name}.masker: {modality} is corrupted by {noise.kernel} with weights {noise.weighting}, and in "
-                    f"data.{first} by {known.kernel} with {known.weighting}; a model undoes one noise of each modality"
-                )
-    learned = {modality: noise for modality, (_, noise) in found.items() if not noise.kernel.masks_only}
-    if learned and loss.weighting != "nelbo":
-        raise UserError(
-            f"loss.weighting={loss.weighting} is for masks; tokens that become others have weights of their own: set "
-            "masker.weighting, e.g. to low_variance"
-        )
-    return learned
-
-
-def check_pairs(batch: BatchSettings, masker: Mapping[str, Masker]) -> None:
-    """Raises ValueError where a batch that comes later in the run than its first has half a pair."""
-    pairs = next((name for name, m in masker.items() if m.pairs), None)
-    for share, size in batch.ramp.items():
-        if pairs is not None and size % 2:
-            raise ValueError(f"batch.ramp.{share} = {size} must be even: data.{pairs} is masked in pairs")
 
 
 def tokenizers(nodes: Mapping[str, Mapping[str, Any]], words: Callable[[str], Iterator[str]]) -> dict[str, Tokenizer]:

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from components.corruption import KernelCorruption
 from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
 from components.data.draws.order import WholeOrder
-from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken, TimeSampler
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate, content
 from components.tasks import INSTRUCT, find_task
-from components.vocabulary import Vocabulary
 from components.weightings import Noise
+from mdm.data.corruption import bound_corruption
 from mdm.data.pipeline import MicroBatch, micro_batch
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
@@ -62,7 +61,7 @@ def validation_batches(
         fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
         masker = NextToken() if autoregressive else fixed
         if noise and set(noise) & set(find_task(task).generated if task != INSTRUCT else ("text",)):
-            masker = corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
+            masker = bound_corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
         batches = []
         for start in range(0, len(rows), batch_size):
             part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]
@@ -73,15 +72,6 @@ def validation_batches(
             batches.append((micro, int(content(batch, processor.vocabulary.end_id).sum())))
         plan[task] = plan.get(task, []) + batches
     return plan
-
-
-def corruption(noise: Mapping[str, Noise], vocabulary: Vocabulary, times: TimeSampler, seed: int) -> KernelCorruption:
-    """What a model's bound is taken with: its noise, from almost no noise to all."""
-    kernels = {m: noise.get(m, Noise()).kernel for m in vocabulary.modalities}
-    own = next(iter(noise.values()))
-    return KernelCorruption(
-        vocabulary, kernels, times=times, seed=seed, t_min=1e-4, t_max=1 - 1e-4, weighting=own.weighting, clip=own.clip
-    )
 
 
 def fitting(name: str, source: Any, processor: Processor, settings: StreamSettings) -> Iterator[Any]:

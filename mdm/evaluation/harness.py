@@ -28,8 +28,8 @@ from components.progress import Bar
 from components.samplers import Ancestral, Confidence, Sampler
 from components.types import Batch
 from mdm.config import UserError
+from mdm.data.corruption import bound_corruption
 from mdm.data.processor import Processor
-from mdm.data.validation import corruption
 from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models.transformer import MaskedDiffusionModel
@@ -188,7 +188,7 @@ class HarnessModel(TemplateLM):
             return float(each.sum())
         noise = self.net.config.noise
         if "text" in noise:  # the bound of its own noise
-            corrupted = corruption(noise, vocabulary, LowDiscrepancyTimes(self.draws), self.seed)
+            corrupted = bound_corruption(noise, vocabulary, LowDiscrepancyTimes(self.draws), self.seed)
             zeros = torch.zeros_like(tokens)
             batch = Batch(tokens, zeros + vocabulary.modalities.index("text"), text, scored, zeros, zeros).to("cpu")
             net = lambda z: self.net(z.to(tokens.device)).cpu()  # noqa: E731

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.samplers import Blocks, FillAfterEnd, Sampler, SamplerState, guided, sample
+from components.samplers.any_noise.start import pure_noise
 from components.samplers.guidance import Scale
 from components.sequences import TokenSequence, collate
 from components.tasks import find_task, name_of
@@ -140,19 +141,22 @@ def generate(
             if watch is not None:
                 watch(step, batch)
 
+        masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
+        may_stand, rows = slots.take(allowed[..., ids].to(device)), range(start, start + len(prompt))
         if film or watch is not None:
-            on_step(SamplerState.start(torch.full_like(slots.index, len(ids) - 1), slots.slots, len(ids) - 1))
+            before = SamplerState.start(masks, slots.slots, len(ids) - 1, own, noise)
+            on_step(pure_noise(before, may_stand, seed, rows))
         done = sample(
             sampler,
             OnCanvas(slots, logits_fn),
-            torch.full_like(slots.index, len(ids) - 1),
+            masks,
             mask_id=len(ids) - 1,
             generate=slots.slots,
-            allowed=slots.take(allowed[..., ids].to(device)),
-            modality=slots.take(batch.modality.to(device)),
+            allowed=may_stand,
+            modality=own,
             constraint=local_end(ids, vocabulary.end_id) if stop_at_end else None,
             seed=seed,
-            index=range(start, start + len(prompt)),
+            index=rows,
             on_step=on_step if film or watch is not None else None,
             noise=noise,
         )

@@ -11,7 +11,8 @@ from components.data.digits import WORDS
 from components.gradient_variance import GradientVariance
 from components.samplers import FirstHitting
 from components.tasks import find_task
-from mdm.data.pipeline import maskers, next_step, open_source, streams, training_loader
+from mdm.data.corruption import maskers
+from mdm.data.pipeline import next_step, open_source, streams, training_loader
 from mdm.evaluation.judges import ImageJudge, Judged, coded
 from mdm.evaluation.nelbo import forward_loss
 from mdm.generation.generate import generate
@@ -48,7 +49,7 @@ class TrainingGradient:
             model.train()
             seed = cfg.seed + 1_000_003
             sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
-            masker = maskers(cfg.data, cfg.masker, processor, seed)
+            masker = maskers(cfg.data, cfg.masker, processor.vocabulary, seed)
             mix = streams(cfg.data, sources, processor, masker, seed, cfg.prompt_dropout)
             batches = iter(training_loader(mix, masker, processor, cfg.batch.at, cfg.batch.micro, cfg.loss, seed, prefetch=0))
             for _ in range(self.steps):

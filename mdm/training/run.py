@@ -18,6 +18,7 @@ from components.places import AnyPath, exists, listing, place, publish, read_byt
 from components.progress import Bar
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.config.names import up_to_date
+from mdm.data.corruption import check_maskers
 from mdm.data.position import load_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, check_data, check_tokenizers
@@ -64,6 +65,8 @@ def check_run(cfg: Any) -> None:
     check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
     check_tokenizers(cfg.tokenizers)
     check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
+    if getattr(cfg, "checkpoint", None) is None:  # else its modalities are among them
+        check_maskers(cfg.data, cfg.masker, cfg.loss, list(cfg.tokenizers))
     cfg.optimizer.validate()
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")

@@ -23,7 +23,8 @@ from components.tasks import INSTRUCT, find_task
 from components.tokenizers import Tokenizer
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
-from mdm.data.pipeline import check_pairs, corpus, maskers, next_step, open_source, streams, tokenizers, training_loader
+from mdm.data.corruption import check_pairs, maskers
+from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
@@ -236,7 +237,7 @@ def lengths(name: str, stream: Any, samples: list, processor: Processor) -> str:
 def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], processor: Processor) -> None:
     """One batch of every stream as training makes it. Raises UserError."""
     try:
-        by = maskers(data, cfg.masker, processor, cfg.seed)
+        by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed)
         mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, positions(cfg))
         size = SAMPLES * len(data) * (1 + any(s.pairs for s in mix))  # every sample that was drawn, where there are no packs
         micros = next_step(iter(training_loader(mix, by, processor, lambda seen: size, size, cfg.loss, cfg.seed, prefetch=0)))

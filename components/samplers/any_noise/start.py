@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from components.noise import sample_rng
@@ -32,17 +32,24 @@ def takes_any_noise(sampler: object) -> bool:
     return bool(getattr(sampler, "any_noise", False)) and (inner is None or takes_any_noise(inner))
 
 
-def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Sequence[int]) -> Int[Tensor, "batch seq"]:
-    """The canvas before the first step: masks, or tokens drawn uniformly from those that may stand there."""
+def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Sequence[int]) -> SamplerState:
+    """The state before the first step: masks, or tokens drawn uniformly from those that may stand there.
+
+    Without `allowed`, those are all below the mask token.
+    """
+    if state.noise.masks_only:
+        return state
     vocab = state.mask_id + 1 if allowed is None else allowed.shape[-1]
     if allowed is None:
         allowed = torch.ones(1, 1, vocab, dtype=torch.bool, device=state.tokens.device)
     ids = (allowed & (torch.arange(vocab, device=allowed.device) != state.mask_id)).expand(*state.tokens.shape, -1)
-    numbers = np.stack([sample_rng(seed, "start", i).random((2, state.tokens.shape[1])) for i in index])
+    numbers = np.ones((len(state.tokens), 2, state.tokens.shape[1]))
+    for row, (i, own) in enumerate(zip(index, state.generate.cpu().numpy(), strict=False)):
+        numbers[row][:, own] = sample_rng(seed, "start", i).random((2, own.sum()))
     position, token = torch.from_numpy(numbers).to(state.tokens.device).unbind(dim=1)
     mask = state.noise.levels(torch.ones_like(position), state.modality).mask
     size = ids.sum(dim=-1)
     place = (token * size).long().clamp(max=size - 1)
     drawn = torch.searchsorted(ids.long().cumsum(dim=-1), place[..., None] + 1)[..., 0]  # the place-th of those allowed
     drawn = torch.where(position < mask, state.mask_id, drawn.clamp(max=vocab - 1))
-    return torch.where(state.generate, drawn, state.tokens)
+    return replace(state, tokens=torch.where(state.generate, drawn, state.tokens))

@@ -12,7 +12,8 @@ from components.data.shards import TokenShards, write_shard
 from components.maskers import BernoulliMasker
 from components.tokenizers.text import TextTokenizer
 from components.types import PAD_DOCUMENT
-from mdm.data.pipeline import check_pairs, streams, training_loader
+from mdm.data.corruption import check_pairs
+from mdm.data.pipeline import streams, training_loader
 from mdm.data.position import load_state, whole_state
 from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, LossSettings, StreamSettings
