@@ -11,7 +11,6 @@ Writes metrics.json, samples/, and gallery.html to look at; `mdm run compare` la
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from omegaconf import MISSING
 
 from components.data.bad import usable
 from components.data.digits import WORDS
-from components.losses import bits_per_byte
 from components.progress import Bar, working
 from components.samplers import Sampler
 from components.samplers.guidance import Scale
@@ -33,8 +31,9 @@ from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
 from mdm.data.settings import StreamSettings, canonical, hold_out, name_tasks, tasks_of
 from mdm.data.validation import validation_batches
-from mdm.evaluation.judges import accuracy, class_in_text, coded, train_judge
-from mdm.evaluation.nelbo import nelbo, num_bytes, task_bits, unigram_bits
+from mdm.evaluation.fluency import Fluency
+from mdm.evaluation.judges import accuracy, class_in_text, coded, distance, train_judge
+from mdm.evaluation.nelbo import bound_figures, nelbo
 from mdm.evaluation.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import second_half
@@ -193,23 +192,16 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     check_modalities(cfg, processor.tokenizers)
     with working("reading what was held out"):
         held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-        plan = validation_batches(
-            cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats, noise=model.config.noise
-        )
+        noise = model.config.noise
+        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats, noise=noise)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
-        2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
+        ("text" in plan) + 2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )
     with Bar(total=work, desc="evaluating") as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
-        for task, value in task_bits(nats, plan).items():
-            if not math.isfinite(value):
-                raise UserError(f"the NELBO of {task} is {value}: broken weights, or an overflow")
-            results.metrics[f"{task}_bits_per_token"] = value
+        results.metrics |= bound_figures(nats, plan, processor, noise)
         if "text" in plan:
-            texts = [micro.noisy.clean for micro, _ in plan["text"]]
-            results.metrics["text_unigram_bits_per_token"] = unigram_bits(texts)
-            results.metrics["text_exp_nelbo"] = 2 ** results.metrics["text_bits_per_token"]
-            results.metrics["text_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))
+            results.metrics |= written(cfg, held_out, model, processor, hw, bar.update)
         for name, task in cfg.judged.items():
             judge = judged(cfg, name, task, model, processor, hw, results, bar.update)
             if task.complete is not None:
@@ -236,6 +228,17 @@ def require(modalities: Collection[str], asked: Mapping[str, Sequence[str]]) -> 
                 raise UserError(f"{key}: the model has no {modality}, only {known}; take {key} out of the config")
 
 
+def written(
+    cfg: Any, held_out: Mapping[str, Any], model: Any, processor: Processor, hw: Hardware, progress: Callable[[int], Any]
+) -> dict[str, float]:
+    """Writes `samples` running texts, and scores how they read: what models with different bounds can be compared by."""
+    name, prompts = next(n for n in held_out if "text" in cfg.data[n].tasks), [{}] * cfg.samples
+    length, how = processor.text_room(cfg.data[name].pack), inference(cfg, "text", processor, model.config.noise)
+    with hw.autocast():
+        made = generate(model, processor, "text", prompts, *how, cfg.seed, 50, length, progress=progress)
+    return Fluency(usable(held_out[name]), processor).beside_real(made)
+
+
 def judged(
     cfg: Any, name: str, task: JudgedTask, model: Any, processor: Processor, hw: Hardware, results: Results,
     progress: Callable[[int], Any],
@@ -245,16 +248,16 @@ def judged(
     judge = train_judge(task.judge, f"judged.{name}.judge", processor, modality)
     test = list(usable(open_source(task.test, f"judged.{name}.test")))
     labels = [s["label"] for s in test]
-    results.metrics[f"{name}_judge_accuracy"] = accuracy(
-        judge.classify([s[modality] for s in coded(test, processor, modality)]), labels
-    )
-
+    real = [s[modality] for s in coded(test, processor, modality)]
+    results.metrics[f"{name}_judge_accuracy"] = accuracy(judge.classify(real), labels)
     classes = [i % len(WORDS) for i in range(cfg.samples)]
     prompts = [{caption: task.caption.format(WORDS[c])} for c in classes]
     with hw.autocast():
         made = generated(cfg, model, processor, task.write, prompts, progress)
         judgement = judge.classify([m[modality] for m in made])
         results.metrics[f"text_to_{name}_accuracy"] = accuracy(judgement, classes)
+        shown = distance(judge, [m[modality] for m in made], real)
+        results.metrics |= {f"text_to_{name}_{k}": v for k, v in shown.items()}
         results.written[name] = [{**m, "label": c, "judged": int(j)} for m, c, j in zip(made, classes, judgement, strict=True)]
         results.samples[task.write] = prompts, made
         chosen = shuffled(test, cfg.samples, cfg.seed)

@@ -24,7 +24,6 @@ from omegaconf import MISSING, OmegaConf
 
 from components.data.bad import usable
 from components.data.digits import WORDS
-from components.metrics.quality import NGram, distinct, unigram_entropy
 from components.progress import Bar
 from components.tasks import find_task
 from mdm.config import UserError, at_least, check, instantiate
@@ -32,6 +31,7 @@ from mdm.config.names import in_full
 from mdm.config.spelling import spelled
 from mdm.data.pipeline import open_source
 from mdm.data.settings import canonical
+from mdm.evaluation.fluency import Fluency
 from mdm.evaluation.judges import Judged, train_judge
 from mdm.generation.defaults import build_scale
 from mdm.generation.generate import Generated, generate
@@ -199,21 +199,8 @@ def scorer(
     """The prompts, the function that scores what was made of them, and the same figures of real held-out samples."""
     test = list(usable(open_source(swept.test, f"modalities.{name}.test")))
     if swept.judge is None:
-        documents = [processor.tokenizers[name].encode(s[name]).tolist() for s in test]
-        kept = [d for i, d in enumerate(documents) if i % 5]
-        ngram = NGram(kept, max(processor.tokenizers[name].codebooks))  # each fifth document shows what a real one scores
-
-        def of_text(samples: list[list[int]]) -> dict[str, float]:
-            return {"ngram_bits": ngram.bits(samples), "entropy_bits": unigram_entropy(samples), "distinct": distinct(samples)}
-
-        def measure_text(made: Generated) -> dict[str, float]:
-            end = processor.vocabulary.end_id
-            own = [row[m] for row, m in zip(made.tokens, made.batch.maskable, strict=True)]
-            ends = [[*(row == end).tolist(), True].index(True) for row in own]
-            texts = [processor.vocabulary.to_codes(name, row[:n]).tolist() for row, n in zip(own, ends, strict=True)]
-            return {"forwards": made.forwards.double().mean().item(), **of_text([t for t in texts if t])}
-
-        return [{}] * cfg.samples, measure_text, of_text(documents[::5])
+        fluency = Fluency(test, processor, name)
+        return [{}] * cfg.samples, fluency, fluency.real()
 
     judged = Judged(train_judge(swept.judge or {}, f"modalities.{name}.judge", processor, name), processor, name, test)
     classes = [i % len(WORDS) for i in range(cfg.samples)]

@@ -95,6 +95,13 @@ def train_judge(node: Mapping[str, Any], key: str, processor: Processor, modalit
     return instantiate(own, key, samples=[*training, *coded(training, processor, modality)])
 
 
+def distance(judge: Any, made: Sequence[Any], real: Sequence[Any]) -> dict[str, float]:
+    """The Frechet distance between what was made and held-out samples; none without features, or of few samples."""
+    if not hasattr(judge, "features") or min(len(made), len(real)) < 2:
+        return {}
+    return {"frechet": frechet(judge.features(made), judge.features(real))}
+
+
 class Judged:
     """Scores samples of known classes by a judge: accuracy, Frechet distance to held-out samples, share of distinct ones."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 
 from components.blocks import document_mask
-from components.losses import LossSums, bits_per_token, loss_from_hidden
+from components.losses import LossSums, bits_per_byte, bits_per_token, loss_from_hidden
 from components.tasks import INSTRUCT, find_task
 from components.types import Batch
 from components.vocabulary import Vocabulary
+from components.weightings import Noise
 from mdm.config import UserError
 from mdm.data.pipeline import MicroBatch
 from mdm.data.processor import Processor
@@ -55,6 +57,34 @@ def nelbo(
     reshard(model, hw)
     model.train()
     return nats
+
+
+def bound_name(task: str, noise: Mapping[str, Noise]) -> str:
+    """What the bound of a task is called: of other noise than masks by its kernel, since bounds of different noise are not
+    comparable by their tightness."""
+    generated = ("text",) if task == INSTRUCT else find_task(task).generated
+    kernels = sorted({noise[m].to_dict()["kernel"] for m in generated if m in noise})
+    return "_".join([task, *kernels])
+
+
+def bound_figures(
+    nats: Mapping[str, float],
+    plan: Mapping[str, Sequence[tuple[MicroBatch, int]]],
+    processor: Processor,
+    noise: Mapping[str, Noise],
+) -> dict[str, float]:
+    """Bits per token of each task, and of text per byte too. Raises UserError for a bound that is not finite."""
+    found = {}
+    for task, value in task_bits(nats, plan).items():
+        if not math.isfinite(value):
+            raise UserError(f"the NELBO of {task} is {value}: broken weights, or an overflow")
+        found[f"{bound_name(task, noise)}_bits_per_token"] = value
+    if "text" in plan:
+        texts, name = [micro.noisy.clean for micro, _ in plan["text"]], bound_name("text", noise)
+        found["text_unigram_bits_per_token"] = unigram_bits(texts)
+        found[f"{name}_exp_nelbo"] = 2 ** found[f"{name}_bits_per_token"]
+        found[f"{name}_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))
+    return found
 
 
 def task_bits(nats: Mapping[str, float], plan: Mapping[str, Sequence[tuple[MicroBatch, int]]]) -> dict[str, float]:

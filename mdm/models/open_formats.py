@@ -108,15 +108,8 @@ class Format:
 
     def to_config(self, config: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
         """Their config of ours, with the special tokens. Raises UserError where ours computes something else."""
-        own: dict[str, Any] = asdict(config) | {
-            "ffn_width": config.hidden_ffn,
-            "num_kv_heads": config.num_kv_heads or config.num_heads,
-        }
-        if own.pop("noise"):
-            raise UserError(
-                f"a model trained on {', '.join(config.noise)} with other noise than masks cannot be {self.architecture}"
-            )
-        for key in sorted(set(own) - set(self.keys)):
+        own = asdict(config) | {"ffn_width": config.hidden_ffn, "num_kv_heads": config.num_kv_heads or config.num_heads}
+        for key in sorted(set(own) - set(self.keys) - {"noise"}):
             value = self.fixed.get(key, ModelConfig.__dataclass_fields__[key].default)
             if own[key] != value:
                 raise UserError(
