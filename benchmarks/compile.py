@@ -32,7 +32,7 @@ def run(preset: str) -> Result:
         raise UserError("compile: there is no C++ compiler here, so nothing to compare")
     hw = Hardware(device, 0, 1, fast_bf16(device.type == "cuda"))
     vocabulary = Vocabulary.build({"text": (p["vocab"],)}, ["text"], tasks=("text",))
-    batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed)[0] for seed in range(10)]
+    batches = [random_batch(vocabulary, p["rows"], p["length"], device, seed=seed)[0] for seed in range(10)]
     models = ways(build(vocabulary, p, device), device)
 
     def forward(model: Any) -> Any:
