@@ -87,6 +87,7 @@ def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision, cfg.mesh) as hw:
         with working("reading the data and the checkpoint", hw.main):
             run = Finetune(cfg, hw)  # first: it finds what is wrong with the data
+        run.say_noise()
         before = score_base(cfg, hw, folder, run.resumed is not None)
         started = time.perf_counter()
         run.train()
@@ -158,6 +159,7 @@ class Finetune(pretrain.Pretrain):
         All in float32; what QLoRA freezes stays in bfloat16 where it is so, and the run multiplies bfloat16.
         """
         cfg, (model, _) = self.cfg, self.base
+        self.undone = model.config.noise
         self.kept = model.embedding.weight.dtype
         quantize = cfg.method == "qlora"  # layer by layer, so that there is never a whole model in float32
         if not quantize:
@@ -185,6 +187,14 @@ class Finetune(pretrain.Pretrain):
         if self.kept != torch.float32:
             kept = str(self.kept).removeprefix("torch.")
             self.hw.say(f"The base is in {kept}; model/ is in float32, so that nothing of what was learned is rounded away")
+
+    def say_noise(self) -> None:
+        """Says where the base was trained to undo other noise than this run's masker makes."""
+        now = self.model.config.noise
+        for modality in {**self.undone, **now}:
+            before, after = (str(noise[modality].kernel) if modality in noise else "masks" for noise in (self.undone, now))
+            if before != after:
+                self.hw.say(f"The checkpoint undoes {before} of {modality}; here it learns to undo {after} (see masker).")
 
     def sizes(self) -> dict[str, float]:
         """Trained parameters, and the memory of weights, gradients and AdamW's moments."""

@@ -70,10 +70,15 @@ def probability_of(token: Int[Tensor, "*shape"], logits: Float[Tensor, "*shape v
 
 def invert(logits: Float[Tensor, "*shape vocab"], uniform: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """The id at which the cumulative distribution passes `uniform`. An id of probability 0 is never it."""
-    cumulative = precise(logits).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    return invert_probabilities(precise(logits).softmax(dim=-1), uniform)
+
+
+def invert_probabilities(p: Float[Tensor, "*shape vocab"], uniform: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The same of probabilities, which need not sum to 1."""
+    cumulative = p.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[..., -1:]
     u = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, u, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, u, right=True)[..., 0].clamp(max=p.shape[-1] - 1)
 
 
 def top_k_filter(logits: Float[Tensor, "*shape vocab"], top_k: int) -> Float[Tensor, "*shape vocab"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.kernels import Levels, kept, marginal
 from components.precision import precise
-from components.samplers.drawing import Drawing, invert, probability_of
+from components.samplers.drawing import Drawing, invert_probabilities, probability_of
 from components.samplers.state import POSITION, TIME, TOKEN, SamplerState
 from components.weightings import untilted
 
@@ -69,7 +69,7 @@ def afresh(
 ) -> Int[Tensor, "batch seq"]:
     """A draw from q(. | p)."""
     ids, mask = marginal(p, levels, allowed)
-    drawn = invert(ids.log(), state.uniform[:, TOKEN])
+    drawn = invert_probabilities(ids, state.uniform[:, TOKEN])
     return torch.where(state.uniform[:, TIME] < mask, state.mask_id, drawn)
 
 
