@@ -70,7 +70,7 @@ class ModelConfig:
     experts_per_token: int = 1
     predicts_next: bool = False
     causal: bool = False
-    noise: Mapping[str, Noise] = field(default_factory=dict)
+    noise: Mapping[str, Noise] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in filter("noise".__ne__, self.__dataclass_fields__):
