@@ -16,6 +16,7 @@ from typing import Any
 
 from components.tasks import INSTRUCT
 from mdm.config import UserError, at_least_one, check, instantiate
+from mdm.data.corruption import check_maskers
 from mdm.data.settings import check_streams, row_length
 from mdm.models.memory import CHECKPOINTING
 from mdm.models.transformer import ModelConfig
@@ -68,6 +69,8 @@ def main(cfg: Settings) -> None:
     length = max(row_length(s, task, cfg.canvas) for s, task, _ in tasks(cfg))
     first = plan(shape, 1, length, card)
     mesh, gather = mesh_of(cfg, first, shape.num_layers, count)
+    noise = check_maskers(cfg.data, cfg.masker, cfg.loss, list(cfg.tokenizers))
+    predicted = 1.0 if noise else 0.5  # where tokens become others, every one is; of masks, half on average
     physical, fitting = cfg.batch.at(0), list[tuple[float, int, str | None, Plan]]()
     print(
         f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}{said}, rows of {length} positions; "
@@ -79,7 +82,7 @@ def main(cfg: Settings) -> None:
         for rows in (1, 2, 4, 8, 16, 32, 64, 128):
             micros = shared(physical, mesh.ranks * rows)
             meshed = (mesh.replicate, mesh.tensor, gather, micros)
-            made = plan(shape, rows, length, card, count, mode, cfg.optimizer.state, 0.5, 2**27, *meshed)
+            made = plan(shape, rows, length, card, count, mode, cfg.optimizer.state, predicted, 2**27, *meshed)
             fits = made.total < 0.92 * card.memory  # what the allocator and NCCL need besides
             parts = (made.weights, made.gradients, made.moments, made.activations, made.logits, made.total)
             print(f"{rows:>5}  {mode or 'none':<14}" + "".join(f"{v:>9.1f}" for v in parts) + ("  yes" if fits else "  no"))

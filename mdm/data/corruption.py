@@ -31,11 +31,11 @@ def maskers(
 
 def check_maskers(
     data: Mapping[str, StreamSettings], default: Mapping[str, Any], loss: LossSettings, modalities: Sequence[str]
-) -> None:
-    """Builds what corrupts each stream for nobody, before anything is read. Raises UserError."""
+) -> dict[str, Noise]:
+    """`learned_noise`, of what would corrupt each stream, before anything is read. Raises UserError."""
     with one_line("tokenizers"):
         stand_in = Vocabulary.build(dict.fromkeys(modalities, (2,)), may_end=())
-    learned_noise(data, maskers(data, default, stand_in, 0), loss)
+    return learned_noise(data, maskers(data, default, stand_in, 0), loss)
 
 
 def learned_noise(data: Mapping[str, StreamSettings], masker: Mapping[str, Masker], loss: LossSettings) -> dict[str, Noise]:

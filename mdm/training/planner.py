@@ -100,7 +100,7 @@ def plan(
 ) -> Plan:
     """The plan of a training run in bf16 with float32 weights, sharded over `count` cards (FSDP2).
 
-    masked:       mean share of the positions that are masked
+    masked:       mean share of the positions that are predicted
     replicate:    groups of cards that hold all weights each (hybrid sharding)
     tensor:       cards that share each row's products
     gather:       bytes of a gathered weight
