@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from components.divergence import LEAST_UNIFORM
 from components.kernels import Kernel, Mask
 from components.maskers import LowDiscrepancyTimes, Masker, TimeSampler, documents
 from components.noise import sample_rng
@@ -28,6 +29,7 @@ from components.weightings import Noise
 
 Corruption = Masker
 """What corrupts a batch. Maskers do, and what they have is all that is asked."""
+NEXT_TO_CLEAN = 1e-12  # a noise level, and the distance to 1 of another: sixteen digits give the rates there four
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class KernelCorruption:
             if not bool(here.any()):
                 continue
             at, n = tau[here], count[here]
+            if not noise.kernel.masks_only:  # at both ends rates are 0 times infinity, and a steep schedule rounds to them
+                at = at.clamp(NEXT_TO_CLEAN, 1 - NEXT_TO_CLEAN)
             levels = noise.kernel.levels(at)
             masked = u[here] < levels.mask
             drawn = torch.where(
@@ -120,7 +124,7 @@ class KernelCorruption:
                 bound = per_tau * speed[here]
                 own = noise.weight(levels, at, masked, same, n)
                 own = own * speed[here] if self.weighting in ("exact", "clipped") else own
-                alpha[here], uniform[here] = levels.alpha, levels.uniform
+                alpha[here], uniform[here] = levels.alpha, levels.uniform.clamp(min=LEAST_UNIFORM)
                 tilt[here] = noise.tilt(levels, at, masked, n)
             noisy[here], mask[here] = drawn, masked if noise.kernel.masks_only else True
             weight[here], training[here] = bound, own

@@ -23,6 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from components.precision import precise
 
+LEAST_UNIFORM = 1e-30
+"""A share of uniform noise that D cannot tell from none, with alpha N over it a number in float32 for N up to 10^8."""
+
 
 class _LogSum(torch.autograd.Function):
     """logits -> (log p at two columns, sum_j log(1 + kappa p_j)), holding the probabilities alone for the backward pass."""

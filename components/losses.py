@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from components.divergence import divergence
+from components.divergence import LEAST_UNIFORM, divergence
 from components.precision import precise
 from components.range_losses import range_cross_entropy, range_divergence
 from components.types import PAD_DOCUMENT, STRUCTURE, Movable, NoisyBatch, Replaced
@@ -196,7 +196,7 @@ def loss_from_logits(
     if replaced is not None and not replaced.cross_entropy:
         token, alpha, uniform = replaced.token[mask], replaced.alpha[mask], replaced.uniform[mask]
         place = token if mask_id is None else token.masked_fill(token == mask_id, -1)
-        others = divergence(chosen, own, place, alpha, uniform.clamp(min=1e-12), (chosen > -math.inf).sum(dim=1))
+        others = divergence(chosen, own, place, alpha, uniform.clamp(min=LEAST_UNIFORM), (chosen > -math.inf).sum(dim=1))
         each = torch.where(uniform > 0, others, each)
     return (coefficient[mask] * each).sum()
 

@@ -93,11 +93,11 @@ class Noise:
             raise ValueError(f"noise must name one of the kernels {', '.join(KERNELS)}, got {str(raw)[:80]}")
         kind = KERNELS[raw["kernel"]]
         settings = {k: v for k, v in raw.items() if k not in ("kernel", "weighting", "clip")}
-        numbers = {**settings, "clip": raw.get("clip") or 1.0}
+        numbers = settings if raw.get("clip") is None else {**settings, "clip": raw["clip"]}
         unknown = set(settings) - set(kind.__dataclass_fields__)
         if unknown or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers.values()):
-            named = ", ".join(kind.__dataclass_fields__) or "nothing"
-            raise ValueError(f"noise {raw['kernel']} takes numbers for {named}, got {str(raw)[:80]}")
+            names = ", ".join([*kind.__dataclass_fields__, "clip"])
+            raise ValueError(f"noise {raw['kernel']} takes numbers for {names}, got {str(raw)[:80]}")
         return cls(kind(**settings), raw.get("weighting", "exact"), raw.get("clip"))
 
 

@@ -66,8 +66,8 @@ def test_a_model_of_masks_says_nothing_of_noise(untrained):
     [
         ({"image": {"kernel": "fog"}}, "must name one of the kernels mask, uniform, hybrid"),
         ({"image": {"kernel": "hybrid", "p_u": 2}}, "p_u, the share of uniform noise, must be in"),
-        ({"image": {"kernel": "hybrid", "p_u": "0.1"}}, "takes numbers for p_u, gamma"),
-        ({"image": {"kernel": "uniform", "depth": 1}}, "takes numbers for nothing"),
+        ({"image": {"kernel": "hybrid", "p_u": "0.1"}}, "takes numbers for p_u, gamma, clip"),
+        ({"image": {"kernel": "uniform", "depth": 1}}, "takes numbers for clip"),
         ({"image": {"kernel": "uniform", "weighting": "heavy"}}, "weighting 'heavy' is not one of"),
         ({"smell": {"kernel": "uniform"}}, "noise of smell: the modalities are image, text"),
         ([1], "noise must name modalities"),
