@@ -150,6 +150,14 @@ def test_time_may_begin_and_end(kernel, dtype):
             assert_close(found[possible][:, :N], p.expand(int(possible.sum()), N))
 
 
+def test_what_no_noise_could_be_stays_whatever_the_network_says():
+    """Of masks alone a token that is seen is clean: it stays, also where p rules it out, or all tokens (tau = 1)."""
+    p = torch.tensor([0.0, 0.6, 0.4], dtype=torch.float64)
+    for kernel, tau in ((Mask(), 0.5), (Hybrid(0.0), 0.5), (Mask(), 1.0), (Hybrid(), 1.0)):
+        now, earlier = (kernel.levels(torch.tensor(v, dtype=torch.float64)) for v in (tau, 0.3))
+        assert_close(stepped(p, now, earlier)[0], torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64), rtol=0, atol=0)
+
+
 def test_without_uniform_noise_hybrid_is_the_mask_kernel():
     for gamma in (0.5, 1.0, 2.0):
         own, masks = Hybrid(0.0, gamma).levels(TAU), Mask().levels(TAU)
