@@ -35,6 +35,11 @@ class Bound:
     nats: Float[Tensor, " batch"]
     error: Float[Tensor, " batch"]
 
+    @classmethod
+    def of(cls, each: Float[Tensor, "batch draws"]) -> Bound:
+        """From the bound that each draw estimates."""
+        return cls(each.mean(dim=1), each.std(dim=1) / each.shape[1] ** 0.5)
+
 
 @torch.no_grad()
 def nelbo(
@@ -69,7 +74,7 @@ def nelbo(
     log_p = score(logits_fn, tokens, masks, mask_id, allowed, batch_size, progress)
     weight = lengths[:, None] / masks.sum(dim=2)
     each = -weight * log_p.sum(dim=2)
-    return Bound(each.mean(dim=1), each.std(dim=1) / draws**0.5)
+    return Bound.of(each)
 
 
 @torch.no_grad()
@@ -112,7 +117,7 @@ def corrupted_nelbo(
         if progress is not None:
             progress(len(part))
     each = found.reshape(-1, draws)
-    return Bound(each.mean(dim=1), each.std(dim=1) / draws**0.5)
+    return Bound.of(each)
 
 
 def _weighed(

@@ -163,7 +163,7 @@ def test_pairs_are_antithetic(vocabulary, make_batch, kernel):
     """Times t and 1 - t, numbers u and 1 - u: a token is noise at least once, but for what is drawn to be itself."""
     corruption = KernelCorruption(vocabulary, kernel, pairs=True)
     batch = make_batch(40)
-    t, u, v = corruption._draw(batch, symmetric=True)
+    t, u, v = corruption._draw(batch)
     own = batch.maskable[::2]
     assert_close(t[::2][own] + t[1::2][own], torch.ones(int(own.sum()), dtype=torch.float64))
     assert_close(u[::2][own] + u[1::2][own], torch.ones(int(own.sum()), dtype=torch.float64))
@@ -175,21 +175,28 @@ def test_pairs_are_antithetic(vocabulary, make_batch, kernel):
     assert (same[::2] & same[1::2]).double().mean() < 2 / 5000 + 5 * math.sqrt(1 / 5000 / (same.numel() / 2))
 
 
-def test_times_keep_t_min_from_the_ends(vocabulary, make_batch):
-    """From (t_min, 1], or to 1 - t_min where tokens become others or come in pairs; of each position, where asked for."""
+def test_times_lie_between_t_min_and_t_max(vocabulary, make_batch):
+    """To 1, to 1 - t_min in pairs, to 0.999 where tokens become others, or as is said; of each position, where asked for."""
     batch = make_batch(600)
-    for kernel, pairs, most in ((Mask(), False, 1.0), (Mask(), True, 0.8), (Hybrid(), False, 0.8), (Uniform(), True, 0.8)):
-        corruption = KernelCorruption(vocabulary, kernel, t_min=0.2, pairs=pairs)
-        t = corruption._draw(batch, symmetric=pairs or not kernel.masks_only)[0][batch.document >= 0]
+    for kernel, pairs, said, most in (
+        (Mask(), False, None, 1.0),
+        (Mask(), True, None, 0.8),
+        (Hybrid(), False, None, 0.999),
+        (Uniform(), True, None, 0.8),
+        (Uniform(), False, 0.7, 0.7),
+        (Mask(), False, 0.9, 0.9),
+    ):
+        corruption = KernelCorruption(vocabulary, kernel, t_min=0.2, t_max=said, pairs=pairs)
+        t = corruption._draw(batch)[0][batch.document >= 0]
         assert 0.2 <= t.min() < 0.21
         assert most - 0.01 < t.max() <= most
-    t = KernelCorruption(vocabulary, Hybrid(), t_min=0.2, per_token=True)._draw(batch, True)[0]
+    t = KernelCorruption(vocabulary, Hybrid(), t_min=0.2, t_max=0.8, per_token=True)._draw(batch)[0]
     assert (t.std(dim=1) > 0.05).all()
     assert 0.2 <= t.min() < 0.21
     assert 0.79 < t.max() <= 0.8
     counts = torch.histc(t, 10, 0.2, 0.8) / t.numel()
     assert (counts - 0.1).abs().max() < 5 * math.sqrt(0.09 / t.numel())
-    lone = KernelCorruption(vocabulary, Hybrid(), t_min=0.2)._draw(batch, True)[0]
+    lone = KernelCorruption(vocabulary, Hybrid(), t_min=0.2)._draw(batch)[0]
     assert (lone.std(dim=1) < 1e-12).all()
 
 
@@ -420,7 +427,7 @@ def test_the_loss_is_the_enumerated_bound_on_average(kernel, pairs):
     four, triples = Vocabulary.build({"text": (SYMBOLS,)}, ()), 8
     table = torch.zeros(125, LENGTH, four.size, dtype=torch.float64)
     table[..., :SYMBOLS] = model().flatten(0, 2)
-    corruption = KernelCorruption(four, kernel, times=UniformTimes(), pairs=pairs, t_min=0.02)
+    corruption = KernelCorruption(four, kernel, times=UniformTimes(), pairs=pairs, t_min=0.02, t_max=0.98)
     g = torch.Generator().manual_seed(2)
     found = []
     for b in range(40):
@@ -490,8 +497,11 @@ def test_a_shift_far_below_is_the_loss_of_masks():
         (lambda v: HybridLogSNR(math.inf), "HybridLogSNR: shift must be a number, got inf"),
         (lambda v: KernelCorruption(v, {"text": Uniform()}), "a kernel for each of text, image, audio, got one for text"),
         (lambda v: KernelCorruption(v, {}), "a kernel for each of text, image, audio, got one for none"),
-        (lambda v: KernelCorruption(v, t_min=0.5), r"KernelCorruption: t_min must be in \[0, 0\.5\), got 0\.5"),
-        (lambda v: KernelCorruption(v, t_min=-0.1), r"t_min must be in \[0, 0\.5\), got -0\.1"),
+        (lambda v: KernelCorruption(v, t_min=0.5, pairs=True), r"t_min must be in \[0, 0\.5\) with pairs, .* got 0\.5"),
+        (lambda v: KernelCorruption(v, t_min=-0.1), r"t_min must be in \[0, t_max = 1\.0\), .* got -0\.1"),
+        (lambda v: KernelCorruption(v, t_min=0.5, t_max=0.4), r"t_min must be in \[0, t_max = 0\.4\)"),
+        (lambda v: KernelCorruption(v, t_max=1.5), r"and t_max at most 1"),
+        (lambda v: KernelCorruption(v, t_max=0.9, pairs=True), r"pairs are at t and 1 - t, so t_max is 1 - t_min; got 0\.9"),
         (lambda v: KernelCorruption(v, weighting="heavy"), "corruption: weighting 'heavy' is not one of exact, low_variance"),
         (lambda v: KernelCorruption(v, weighting="clipped"), "clip, a positive number, goes with weighting=clipped; got None"),
         (lambda v: KernelCorruption(v, weighting="clipped", clip=0.0), r"goes with weighting=clipped; got 0\.0, clipped"),
