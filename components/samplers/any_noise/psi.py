@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from components.samplers.ancestral import next_time
+from components.samplers.ancestral import alpha_at, next_time
 from components.samplers.any_noise.reverse import afresh, backward, denoised, stepped
 from components.samplers.drawing import Drawing
 from components.samplers.state import POSITION, SamplerState
@@ -43,7 +43,7 @@ class Psi(Drawing):
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """Of each token an ancestral step, or noise of this time put on what the model takes it to be."""
         s = next_time(state, self.num_steps)
-        tau_t, tau_s = 1 - self.schedule.alpha(state.time), 1 - self.schedule.alpha(s)
+        tau_t, tau_s = 1 - self.schedule.alpha(state.time), 1 - alpha_at(s, self.schedule)
         said = denoised(logits, state, tau_t, self)
         earlier = state.noise.levels(tau_s[:, None].expand(state.tokens.shape), state.modality)
         sigma = (1 - earlier.alpha) / said.levels.alpha.clamp(min=1e-12)
@@ -60,4 +60,4 @@ class Psi(Drawing):
         again, within = chance >= kappa, state.uniform.clone()
         within[:, POSITION] = chance / kappa.clamp(min=1e-12)  # below kappa, uniform on it
         tokens = backward(said, earlier, replace(state, uniform=within))
-        return stepped(state, torch.where(again, afresh(clean, said.allowed, earlier, state), tokens), said, s)
+        return stepped(state, torch.where(again, afresh(clean, said.allowed, earlier, state), tokens), said.own, s)

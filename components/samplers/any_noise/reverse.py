@@ -74,14 +74,17 @@ def afresh(
 
 
 def stepped(
-    state: SamplerState, tokens: Int[Tensor, "batch seq"], said: Denoised, time: Float[Tensor, " batch"]
+    state: SamplerState, tokens: Int[Tensor, "batch seq"], own: Float[Tensor, "batch seq vocab"], time: Float[Tensor, " batch"]
 ) -> SamplerState:
-    """The state with other tokens at the positions that are generated. None is settled until time is over."""
+    """The state with other tokens at the positions that are generated. None is settled until time is over.
+
+    own: logits of which the tokens have their confidence
+    """
     new = state.generate & (tokens != state.tokens)
     tokens = torch.where(state.generate, tokens, state.tokens)
     over = time <= 0
     drawn = new & (tokens != state.mask_id)
-    confidence = torch.where(drawn, probability_of(tokens.masked_fill(~drawn, 0), said.own), state.confidence)
+    confidence = torch.where(drawn, probability_of(tokens.masked_fill(~drawn, 0), own), state.confidence)
     return replace(
         state,
         tokens=tokens,
