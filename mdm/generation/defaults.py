@@ -19,7 +19,7 @@ import yaml
 
 from components.files import in_one_line
 from components.samplers import Ancestral, FirstHitting, PerModality, Sampler
-from components.samplers.any_noise.start import takes_any_noise
+from components.samplers.any_noise.start import along
 from components.samplers.guidance import Scale
 from components.schedules import Schedule
 from components.tasks import find_task, name_of
@@ -112,7 +112,7 @@ class Defaults:
 
 def _suits(sampler: Sampler, modality: str, noise: Mapping[str, Noise] | None) -> bool:
     own = (noise or {}).get(modality)
-    return own is None or own.kernel.ends_masked or takes_any_noise(sampler)
+    return own is None or own.kernel.ends_masked or all(getattr(part, "any_noise", False) for part in along(sampler, None))
 
 
 MAX_BYTES = 2**20

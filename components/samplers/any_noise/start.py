@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,21 +15,26 @@ from components.samplers.state import SamplerState
 
 def check_sampler(sampler: object, state: SamplerState) -> None:
     """Raises ValueError for a sampler that unmasks, at positions whose noise is no mask at the start."""
+    one = len(state.noise.each) == 1
     for i, noise in enumerate(state.noise.each):
-        own = getattr(sampler, "samplers", None)
-        part = own[i] if own is not None and i < len(own) else sampler
-        here = state.generate if len(state.noise.each) == 1 else state.generate & (state.modality == i)
-        if not (noise.kernel.ends_masked or takes_any_noise(part)) and bool(here.any()):
+        parts = along(sampler, None if one else i)
+        unknowing = next((part for part in parts if not getattr(part, "any_noise", False)), None)
+        here = state.generate if one else state.generate & (state.modality == i)
+        if unknowing is not None and not noise.kernel.ends_masked and bool(here.any()):
             raise ValueError(
-                f"sample: {type(part).__name__} fills in masks, and the noise that the model was trained with, {noise.kernel}, "
-                "ends in none; take Ancestral, Psi, Gibbs or LeastSureFirst"
+                f"sample: {type(unknowing).__name__} fills in masks, and the noise that the model was trained with, "
+                f"{noise.kernel}, ends in none; take Ancestral, Psi, Gibbs or LeastSureFirst"
             )
 
 
-def takes_any_noise(sampler: object) -> bool:
-    """Whether a sampler says that it knows noise of other kinds than masks."""
-    inner = getattr(sampler, "sampler", None)
-    return bool(getattr(sampler, "any_noise", False)) and (inner is None or takes_any_noise(inner))
+def along(sampler: object, modality: int | None) -> Iterator[object]:
+    """A sampler, and those inside it that have to do with a modality, None being all: each speaks for itself."""
+    yield sampler
+    each = list(getattr(sampler, "samplers", None) or ())
+    inner = [getattr(sampler, "sampler", None), *(each if modality is None else each[modality : modality + 1])]
+    for part in inner:
+        if part is not None:
+            yield from along(part, modality)
 
 
 def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Sequence[int]) -> SamplerState:
