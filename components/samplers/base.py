@@ -45,8 +45,9 @@ class Sampler(Protocol):
     """Anything with a step is a sampler. It fills some of the masked positions, and at least one of each row in the end.
 
     One that needs more may be `Starting`. One that may go on for more than `PATIENCE` passes without filling any offers how
-    many as `num_steps`; one that leaves nothing to chance says so, `deterministic = True`; one that takes noise of other kinds
-    than masks, `any_noise = True`.
+    many as `num_steps` (one around others as `most_passes`); one that leaves nothing to chance says so, `deterministic = True`;
+    one that takes noise of other kinds than masks, `any_noise = True`; one that goes on where a constraint has filled the last
+    mask, `revises = True`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
@@ -123,7 +124,7 @@ def sample(
     everything = list(range(len(tokens)))
     active, rows = everything, torch.arange(len(tokens), device=tokens.device)
     active_fn, barred = logits_fn, None
-    watch, largest = Watch(sampler, generate, index), None
+    watch, largest, revising = Watch(sampler, generate, index), None, revises(sampler)
     while True:
         still = watch(state, active, largest)  # the one synchronisation, between steps
         if not still:
@@ -143,7 +144,8 @@ def sample(
         before, part = part.finished, sampler.step(logits, part)
         part = replace(part, finished=part.finished | before)
         if constraint is not None:
-            part = constraint(part)
+            held = constraint(part)
+            part = replace(held, finished=part.finished) if revising else held
         state = part if whole else state.merge(rows, part)
         forwards[still] += 1
         if on_step is not None:
@@ -194,8 +196,18 @@ class Watch:
 
 def passes(sampler: object) -> int:
     """How many passes a sampler, or one that it is made of, may take by its settings."""
-    parts = [getattr(sampler, "sampler", None), *(getattr(sampler, "samplers", None) or ())]
-    return max([getattr(sampler, "num_steps", 0), *(passes(part) for part in parts if part is not None)])
+    return getattr(sampler, "most_passes", None) or max([getattr(sampler, "num_steps", 0), *map(passes, parts(sampler))])
+
+
+def revises(sampler: object) -> bool:
+    """Whether a sampler, or one that it is made of, says that it has more to do where no mask is left."""
+    return bool(getattr(sampler, "revises", False)) or any(map(revises, parts(sampler)))
+
+
+def parts(sampler: object) -> list[object]:
+    """The samplers that one is made of."""
+    inner = getattr(sampler, "sampler", None)
+    return [*([] if inner is None else [inner]), *(getattr(sampler, "samplers", None) or ())]
 
 
 class Chance:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.samplers.any_noise.correcting import SelfCorrect
 from components.samplers.base import Sampler, deterministic, started
 from components.samplers.state import SamplerState
 
@@ -38,8 +39,8 @@ class Blocks:
         for n in state.total.tolist():
             if n % self.block_length:
                 raise ValueError(f"Blocks: block_length {self.block_length} does not divide the {n} positions to generate")
-        if isinstance(self.sampler, (Blocks, PerModality)):
-            raise ValueError(f"Blocks: {type(self.sampler).__name__} cannot be inside; PerModality may hold blocks")
+        if isinstance(self.sampler, (Blocks, PerModality, SelfCorrect)):
+            raise ValueError(f"Blocks: {type(self.sampler).__name__} cannot be inside; it may hold blocks")
         return state
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
@@ -63,6 +64,7 @@ class Blocks:
             generate=state.generate,
             step=torch.where(inner.finished, 0, inner.step),
             block=torch.where(inner.finished, following, state.block),
+            extra=torch.where(inner.finished, 0, inner.extra),
             finished=inner.finished & ~masked.any(dim=1),
         )
 

@@ -32,6 +32,7 @@ class SamplerState:
     total:      positions masked at the start (of the current block)
     time:       of the reverse process, from 1 down to 0
     block:      the current block, in semi-autoregressive decoding
+    extra:      passes done with nothing left to fill (in the current block), by samplers that revise
     finished:   rows that need no further step
     mask_id:    the mask token
     noise:      what the model was trained against, by modality; masks unless it is said
@@ -48,6 +49,7 @@ class SamplerState:
     total: Int[Tensor, " batch"]
     time: Float[Tensor, " batch"]
     block: Int[Tensor, " batch"]
+    extra: Int[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
     mask_id: int
     noise: Noises = MASKS
@@ -76,6 +78,7 @@ class SamplerState:
             total=total,
             time=torch.ones(len(tokens), dtype=torch.float64, device=tokens.device),
             block=torch.zeros_like(total),
+            extra=torch.zeros_like(total),
             finished=total == 0,
             mask_id=mask_id,
             noise=noise,
