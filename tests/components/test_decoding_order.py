@@ -234,28 +234,39 @@ def test_ancestral_steps_that_unmask_nothing_do_not_end_a_row():
 
 COMPILED = """
 import torch
+from components.kernels import Hybrid, Uniform
 from components.samplers import *
+from components.samplers.base import revises
 from components.schedules import Cosine
+from components.weightings import Noise, Noises
 modality = torch.arange(8).expand(4, 8) // 4
 samplers = [
     Ancestral(num_steps=4, top_p=0.9), ReMDM(num_steps=5, variant="confidence", eta=1.0), FirstHitting(top_k=3),
     Confidence(num_steps=4, choice_temperature=1.0, schedule=Cosine()), Confidence(num_steps=3, rank_by="entropy"),
     Threshold(threshold=0.5), EntropyBounded(gamma=1.0), Blocks(Confidence(num_steps=2), 4),
     PerModality([Ancestral(num_steps=3), Blocks(Threshold(threshold=0.1), 2)]),
+    Blocks(Editing(threshold=0.5, edit_threshold=0.2), 4), SelfCorrect(Confidence(num_steps=2), temperature=1.0),
 ]
+any_noise = [
+    Ancestral(num_steps=3), Psi(num_steps=3), Gibbs(Psi(num_steps=3)), LeastSureFirst(num_steps=4),
+    SelfCorrect(PerModality([Psi(num_steps=3), LeastSureFirst(num_steps=2)]), temperature=1.0),
+]
+other = Noises([Noise(Hybrid(), "cross_entropy"), Noise(Uniform())])
 def fn(tokens):
     return torch.nn.functional.one_hot(tokens.roll(1, 1), 11).float() * torch.linspace(0, 2, 11)
 class Compiled:
     def __init__(self, sampler):
         self.step = torch.compile(sampler.step, fullgraph=True, backend="eager")
         self.start = getattr(sampler, "start", lambda state: state)
-for s in samplers:
+        self.any_noise, self.revises = True, revises(sampler)
+for s, noise in [(s, Noises()) for s in samplers] + [(s, other) for s in any_noise]:
     torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
     start = torch.full((4, 8), 10)
-    a, b = (sample(x, fn, start, 10, modality=modality, constraint=FillAfterEnd(3), seed=1).tokens for x in (s, Compiled(s)))
+    options = {"modality": modality, "constraint": FillAfterEnd(3), "seed": 1, "noise": noise}
+    a, b = (sample(x, fn, start, 10, **options).tokens for x in (s, Compiled(s)))
     assert torch.equal(a, b), s
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, (s, torch._dynamo.utils.counters["stats"])
-print("compiled", len(samplers))
+print("compiled", len(samplers) + len(any_noise))
 """
 
 
@@ -263,7 +274,7 @@ def test_every_step_is_one_graph_without_breaks():
     """fullgraph=True raises at a graph break, and reading a tensor on the host is one; counts and times do not recompile."""
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=root, env=without_checks())
-    assert "compiled 9" in done.stdout, done.stderr[-2000:]
+    assert "compiled 16" in done.stdout, done.stderr[-2000:]
 
 
 def without_checks():

@@ -10,11 +10,16 @@ from components.samplers import (
     Ancestral,
     Blocks,
     Confidence,
+    Editing,
     EntropyBounded,
     FirstHitting,
+    Gibbs,
+    LeastSureFirst,
     LinearScale,
     PerModality,
+    Psi,
     ReMDM,
+    SelfCorrect,
     Threshold,
     base,
     deterministic,
@@ -264,6 +269,11 @@ EVERY = [
     Blocks(Confidence(num_steps=1), 1),
     PerModality([Ancestral(num_steps=3)]),
     PerModality([Blocks(Threshold(threshold=0.3), 1)]),
+    Psi(num_steps=4, eta=0.3),
+    Gibbs(Ancestral(num_steps=3)),
+    LeastSureFirst(num_steps=3),
+    Editing(threshold=0.5, edit_threshold=0.5),
+    SelfCorrect(Confidence(num_steps=2), temperature=1.0),
 ]
 
 
