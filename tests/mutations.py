@@ -444,8 +444,8 @@ MUTATIONS = [
         "components/test_any_noise.py",
         (
             "gibbs: at the level of the next step",
-            "1 - sampler.schedule.alpha(state.time)",
-            "1 - sampler.schedule.alpha(inner.time)",
+            "schedule.alpha(state.time)",
+            "schedule.alpha(inner.time)",
         ),
         ("gibbs: the grid is disturbed", "step=state.step // (1 + self.correctors)", "step=state.step"),
         ("gibbs: all tokens at once", "torch.full_like(state.total, self.positions)", "state.total"),
@@ -465,8 +465,8 @@ MUTATIONS = [
         ("self-correction: a constraint ends it", "    revises = True\n", ""),
         (
             "self-correction: as many passes as its sampler",
-            "base.passes(self.sampler) + self.passes",
-            "base.passes(self.sampler)",
+            "(self.sampler) + self.passes",
+            "(self.sampler)",
         ),
         (
             "self-correction: what a constraint filled is forgotten",
@@ -486,7 +486,7 @@ MUTATIONS = [
     *of(
         "components/samplers/any_noise/psi.py",
         "components/test_any_noise.py",
-        ("psi: noise on what the others say", "place, here)", "place, 0 * here)"),
+        ("psi: noise on what the others say", "here[..., None])", "0 * here[..., None])"),
         ("psi: kappa of another time", "(1 - sigma / (1 - earlier.alpha)", "(1 - sigma / (1 - said.levels.alpha)"),
         ("psi: the ancestral part is not uniform", "chance / kappa.clamp(min=1e-12)", "chance"),
     ),
