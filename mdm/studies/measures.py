@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.data.digits import WORDS
 from components.gradient_variance import GradientVariance
-from components.samplers import FirstHitting
+from components.samplers import Ancestral, Confidence, FirstHitting, Sampler
 from components.tasks import find_task
+from components.weightings import Noise
 from mdm.data.corruption import maskers
 from mdm.data.pipeline import next_step, open_source, streams, training_loader
-from mdm.evaluation.judges import ImageJudge, Judged, coded
+from mdm.data.processor import Processor
+from mdm.evaluation.fluency import Fluency
+from mdm.evaluation.judges import ImageJudge, Judged, SpeechJudge, coded
 from mdm.evaluation.nelbo import forward_loss
-from mdm.generation.generate import generate
+from mdm.generation.generate import Generated, generate
 from mdm.hardware import hardware
 from mdm.models.folder import load_model
 from mdm.pages.media import save_outputs
 
 TASK = "text_to_image"  # of `ImageQuality`
 (CAPTION,), (IMAGE,) = find_task(TASK).given, find_task(TASK).generated
+JUDGES = {"image": ImageJudge, "audio": SpeechJudge}
+CORRECTED = "+correct"
 
 
 @dataclass(frozen=True)
@@ -88,3 +93,85 @@ class ImageQuality:
         save_outputs(run.folder / "samples" / TASK, processor, prompts[: self.shown], made.outputs[: self.shown])
         figures = Judged(judge, processor, IMAGE, self.test)(made, classes)
         return {k: figures[k] for k in ("accuracy", "frechet", "distinct")}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Quality against forward passes. MODALITY/FIGURE/PASSES/SAMPLER is a column, e.g. image/accuracy/8/ancestral+correct.
+
+    Sampled from the model's own distributions (temperature 1, no guidance) by the samplers that its noise goes with: ancestral,
+    and confidence where noise ends in masks. `+correct`, from 4 passes on: half of them draw, and half correct what was drawn.
+
+    Figures of a task with `training` (it is given a caption): accuracy, frechet, distinct;  without (it is given nothing):
+    ngram_bits, entropy_bits, distinct;  of both: forwards, the passes that a sample took, since one that is done takes no more.
+    MODALITY/FIGURE/real: of held-out samples.
+
+    training: labelled samples that no model saw, for the judge;  test: held-out ones
+    correct:  tokens that a correcting pass may change; 0 is no correction
+    length:   tokens of a text;  shown: samples at the most passes, kept in the run's samples/
+    """
+
+    task: str
+    test: Sequence[dict[str, Any]]
+    training: Sequence[dict[str, Any]] = ()
+    caption: str = "{}"
+    samples: int = 200
+    passes: Sequence[int] = (1, 2, 4, 8, 16, 64)
+    correct: int = 1
+    length: int | None = None
+    shown: int = 5
+
+    def __post_init__(self) -> None:
+        (generated, *more), given = find_task(self.task).generated, find_task(self.task).given
+        if more or len(given) != bool(self.training) or (self.training and generated not in JUDGES):
+            raise ValueError(
+                f"Passes: task {self.task!r} is to be {' or '.join(JUDGES)} of a caption, with `training`, or one of nothing"
+            )
+        if self.samples < 2 or not self.passes or min(self.passes) < 1 or self.correct < 0:
+            raise ValueError(
+                "Passes: samples are at least 2, passes at least 1 and correct at least 0; "
+                f"got {self.samples}, {list(self.passes)}, {self.correct}"
+            )
+
+    def __call__(self, run: Finished) -> dict[str, float]:
+        (modality,) = find_task(self.task).generated
+        with hardware(run.settings.device, run.settings.precision) as hw:
+            model, processor = load_model(run.folder, hw.device)
+            noise = model.config.noise.get(modality, Noise())
+            prompts, score, real = self._scorer(processor, modality)
+            found = {f"{modality}/{figure}/real": value for figure, value in real.items()}
+            for passes, name, sampler in ((n, *own) for n in self.passes for own in self._samplers(n, noise).items()):
+                with hw.autocast():
+                    made = generate(model, processor, self.task, prompts, sampler, 0.0, run.settings.seed, length=self.length)
+                found |= {f"{modality}/{figure}/{passes}/{name}": value for figure, value in score(made).items()}
+                if passes == max(self.passes) and name == "ancestral":
+                    kept = made.outputs[: self.shown]
+                    save_outputs(run.folder / "samples" / self.task, processor, prompts[: self.shown], kept)
+        return found
+
+    def _samplers(self, passes: int, noise: Noise) -> dict[str, Sampler]:
+        """The samplers of so many passes, by name."""
+        kinds = {"ancestral": Ancestral, **({"confidence": Confidence} if noise.kernel.ends_masked else {})}
+        found: dict[str, Sampler] = {name: kind(num_steps=passes) for name, kind in kinds.items()}
+        if self.correct and passes >= 4:
+            from components.samplers import SelfCorrect
+
+            half = passes // 2
+            for name, kind in kinds.items():
+                found[name + CORRECTED] = SelfCorrect(
+                    kind(num_steps=half), passes=passes - half, tokens=self.correct, temperature=0.1
+                )
+        return found
+
+    def _scorer(
+        self, processor: Processor, modality: str
+    ) -> tuple[list[dict[str, Any]], Callable[[Generated], dict[str, float]], dict[str, float]]:
+        """Prompts, what scores the samples of them, and the scores of held-out samples."""
+        if not self.training:
+            fluency = Fluency(self.test, processor, modality)
+            return [{}] * self.samples, fluency, fluency.real()
+        judge = JUDGES[modality]([*self.training, *coded(self.training, processor, modality)])
+        judged, (caption,) = Judged(judge, processor, modality, self.test), find_task(self.task).given
+        classes = [i % len(WORDS) for i in range(self.samples)]
+        prompts = [{caption: self.caption.format(WORDS[c])} for c in classes]
+        return prompts, lambda made: judged(made, classes), judged.real()

@@ -5,11 +5,15 @@ import json
 import shutil
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import mdm.studies.measures
 import mdm.studies.runs
+from components.data.digits import digits
+from components.data.reference import language_reference
 from components.maskers import BernoulliMasker
 from components.scaling import ScalingLaw
 from components.tokenizers.image import GreyPatchTokenizer
@@ -17,7 +21,7 @@ from mdm.config import UserError, find_config
 from mdm.recipe import load_recipe
 from mdm.studies import mixing, scaling, schedules
 from mdm.studies.grid import combinations, drawn
-from mdm.studies.measures import TrainingGradient
+from mdm.studies.measures import Finished, Passes, TrainingGradient
 from mdm.studies.table import read_table, write_table
 from tests.recipes.conftest import in_process
 from tests.recipes.conftest import mdm as mdm_command
@@ -262,6 +266,21 @@ def test_a_finished_run_is_measured_once_and_shown_on_a_page(tmp_path, runs_in_p
     capsys.readouterr()
 
 
+def test_quality_by_passes_is_a_column_for_each_figure_and_sampler(untrained, monkeypatch):
+    monkeypatch.setattr(mdm.studies.measures, "save_outputs", lambda *_: None)  # the model is other tests' too
+    measure = Passes("text_to_image", digits("test"), digits("judge"), samples=6, passes=(1, 2), correct=0)
+    found = measure(Finished(SimpleNamespace(device="cpu", precision="fp32", seed=0), untrained, untrained))
+    figures = ("forwards", "accuracy", "frechet", "distinct")
+    assert set(found) == {"image/accuracy/real", "image/frechet_of_halves/real"} | {
+        f"image/{f}/{passes}/{sampler}" for f in figures for passes in (1, 2) for sampler in ("ancestral", "confidence")
+    }
+    assert found["image/forwards/2/confidence"] == 2
+    assert found["image/accuracy/real"] > 0.9
+    measure = Passes("text", language_reference("test"), samples=6, passes=(1,), correct=0, length=20)
+    found = measure(Finished(SimpleNamespace(device="cpu", precision="fp32", seed=0), untrained, untrained))
+    assert found["text/ngram_bits/1/ancestral"] > found["text/ngram_bits/real"]
+
+
 def test_the_batch_sweep_is_a_study_whose_figure_rebuilds_from_its_table(tmp_path, runs_in_process, capsys):
     tiny = "set.tokens: 1500, set.validation_samples: 8, set.model.width: 32, set.model.num_layers: 1, batches: [2, 4, 8]"
     more = "beyond: [], lr: 0.02, lr_factor: 8, seeds: 1"
@@ -330,7 +349,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     [
         (
             "question=why",
-            "question: 'why' is neither one of scaling, mixing, schedules, batch, inference, nor a module of yours",
+            "question: 'why' is neither one of scaling, mixing, schedules, corruption, batch, inference, nor a module of yours",
         ),
         ("question=scalin", r"batch, inference \(did you mean 'scaling'\?\), nor a module"),
         ("question=json", "question: the module json lacks conclude, draw"),

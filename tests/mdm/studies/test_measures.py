@@ -1,0 +1,33 @@
+"""What a study measures of a finished run: the samplers of a number of passes, and what is refused."""
+
+import pytest
+
+import components.samplers
+from components.kernels import Hybrid, Uniform
+from components.weightings import Noise
+from mdm.studies.measures import Passes
+
+
+def test_the_samplers_are_those_that_the_noise_goes_with_and_corrections_share_the_passes(monkeypatch):
+    monkeypatch.setattr(components.samplers, "SelfCorrect", lambda *a, **k: (*a, k), raising=False)
+    measure = Passes("text", [], correct=3)
+    assert list(measure._samplers(2, Noise())) == ["ancestral", "confidence"]
+    assert list(measure._samplers(2, Noise(Uniform()))) == ["ancestral"]
+    five = measure._samplers(5, Noise(Hybrid(0.1)))
+    assert list(five) == ["ancestral", "confidence", "ancestral+correct", "confidence+correct"]
+    inner, settings = five["confidence+correct"]
+    assert (inner.num_steps, settings) == (2, {"passes": 3, "tokens": 3, "temperature": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "text_to_image"}, "task 'text_to_image' is to be image or audio of a caption, with `training`"),
+        ({"task": "image_to_text", "training": [{}]}, "task 'image_to_text'"),
+        ({"task": "joint_text_image"}, "task 'joint_text_image'"),
+        ({"task": "text", "samples": 1}, r"samples are at least 2, .*; got 1, \[1, 2, 4, 8, 16, 64\], 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Passes(**{"test": [], **settings})
