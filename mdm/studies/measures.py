@@ -9,7 +9,7 @@ from typing import Any
 
 from components.data.digits import WORDS
 from components.gradient_variance import GradientVariance
-from components.samplers import Ancestral, Confidence, FirstHitting, Sampler
+from components.samplers import Ancestral, Confidence, FirstHitting, LeastSureFirst, Sampler, SelfCorrect
 from components.tasks import find_task
 from components.weightings import Noise
 from mdm.data.corruption import maskers
@@ -100,7 +100,8 @@ class Passes:
     """Quality against forward passes. MODALITY/FIGURE/PASSES/SAMPLER is a column, e.g. image/accuracy/8/ancestral+correct.
 
     Sampled from the model's own distributions (temperature 1, no guidance) by the samplers that its noise goes with: ancestral,
-    and confidence where noise ends in masks. `+correct`, from 4 passes on: half of them draw, and half correct what was drawn.
+    confidence where noise ends in masks, the least sure first where tokens become others. `+correct`, from 4 passes on: half of
+    them draw, and half correct what was drawn.
 
     Figures of a task with `training` (it is given a caption): accuracy, frechet, distinct;  without (it is given nothing):
     ngram_bits, entropy_bits, distinct;  of both: forwards, the passes that a sample took, since one that is done takes no more.
@@ -151,11 +152,11 @@ class Passes:
 
     def _samplers(self, passes: int, noise: Noise) -> dict[str, Sampler]:
         """The samplers of so many passes, by name."""
-        kinds = {"ancestral": Ancestral, **({"confidence": Confidence} if noise.kernel.ends_masked else {})}
+        kinds: dict[str, Any] = {"ancestral": Ancestral}
+        kinds |= {"confidence": Confidence} if noise.kernel.ends_masked else {}
+        kinds |= {} if noise.kernel.masks_only else {"least sure": LeastSureFirst}
         found: dict[str, Sampler] = {name: kind(num_steps=passes) for name, kind in kinds.items()}
         if self.correct and passes >= 4:
-            from components.samplers import SelfCorrect
-
             half = passes // 2
             for name, kind in kinds.items():
                 found[name + CORRECTED] = SelfCorrect(
