@@ -2,21 +2,21 @@
 
 import pytest
 
-import components.samplers
 from components.kernels import Hybrid, Uniform
+from components.samplers import Confidence, SelfCorrect
 from components.weightings import Noise
 from mdm.studies.measures import Passes
 
 
-def test_the_samplers_are_those_that_the_noise_goes_with_and_corrections_share_the_passes(monkeypatch):
-    monkeypatch.setattr(components.samplers, "SelfCorrect", lambda *a, **k: (*a, k), raising=False)
+def test_the_samplers_are_those_that_the_noise_goes_with_and_corrections_share_the_passes():
     measure = Passes("text", [], correct=3)
     assert list(measure._samplers(2, Noise())) == ["ancestral", "confidence"]
-    assert list(measure._samplers(2, Noise(Uniform()))) == ["ancestral"]
+    assert list(measure._samplers(2, Noise(Uniform()))) == ["ancestral", "least sure"]
     five = measure._samplers(5, Noise(Hybrid(0.1)))
-    assert list(five) == ["ancestral", "confidence", "ancestral+correct", "confidence+correct"]
-    inner, settings = five["confidence+correct"]
-    assert (inner.num_steps, settings) == (2, {"passes": 3, "tokens": 3, "temperature": 0.1})
+    names = ["ancestral", "confidence", "least sure"]
+    assert list(five) == [*names, *(f"{name}+correct" for name in names)]
+    corrected = five["confidence+correct"]
+    assert corrected == SelfCorrect(Confidence(num_steps=2), passes=3, tokens=3, temperature=0.1)
 
 
 @pytest.mark.parametrize(
