@@ -99,8 +99,9 @@ class PerModality:
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
         """A step of every sampler at its own positions."""
+        shared = {"tokens": state.tokens, "confidence": state.confidence, "uniform": state.uniform}  # also a constraint's
         stepped = [
-            sampler.step(logits, replace(c, tokens=state.tokens, masked=c.masked & state.masked, uniform=state.uniform))
+            sampler.step(logits, replace(c, masked=c.masked & state.masked, **shared))
             for sampler, c in zip(self.samplers, state.children, strict=True)
         ]
         finished = [a.finished | b.finished for a, b in zip(state.children, stepped, strict=True)]

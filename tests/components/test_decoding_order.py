@@ -183,6 +183,8 @@ def test_each_modality_leaves_alone_what_a_constraint_has_filled():
     out = sample(sampler, fn, start, MASK, modality=modality, constraint=FillAfterEnd(end), on_step=states.append)
     assert [int(s.masked[0, :4].sum()) for s in states] == [1, 0, 0, 0]
     assert out.tokens[0].tolist() == [5, end, end, end, 5, 5, 5, 5]
+    assert all(s.confidence[0, 2:4].tolist() == [1.0, 1.0] for s in states)  # a constraint's own, which stays
+    assert out.confidence[0, 2:4].tolist() == [1.0, 1.0]
 
 
 def test_everything_behind_an_end_token_of_its_span_is_filled_at_once():
