@@ -95,10 +95,18 @@ class Noise:
         settings = {k: v for k, v in raw.items() if k not in ("kernel", "weighting", "clip")}
         numbers = settings if raw.get("clip") is None else {**settings, "clip": raw["clip"]}
         unknown = set(settings) - set(kind.__dataclass_fields__)
-        if unknown or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers.values()):
+        if unknown or not all(map(_is_number, numbers.values())):
             names = ", ".join([*kind.__dataclass_fields__, "clip"])
             raise ValueError(f"noise {raw['kernel']} takes numbers for {names}, got {str(raw)[:80]}")
-        return cls(kind(**settings), raw.get("weighting", "exact"), raw.get("clip"))
+        weighting = raw.get("weighting", "exact")
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"noise: weighting {str(weighting)[:30]!r} is not one of {', '.join(WEIGHTINGS)}")
+        return cls(kind(**settings), weighting, raw.get("clip"))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that any setting may be: a whole one may have any number of digits there."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Noises:
         """From names; a modality that is not named is masked. Raises ValueError for one that there is none of."""
         for name in noise:
             if name not in modalities:
-                raise ValueError(f"noise of {name}: the modalities are {', '.join(modalities)}")
+                raise ValueError(f"noise of {name[:30]}: the modalities are {', '.join(modalities)}")
         return cls([noise.get(name, Noise()) for name in modalities])
 
     @property

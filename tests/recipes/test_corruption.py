@@ -71,6 +71,14 @@ def test_a_model_of_masks_says_nothing_of_noise(untrained):
         ({"image": {"kernel": "uniform", "weighting": "heavy"}}, "weighting 'heavy' is not one of"),
         ({"smell": {"kernel": "uniform"}}, "noise of smell: the modalities are image, text"),
         ([1], "noise must name modalities"),
+        ({"image": {"kernel": "hybrid_log_snr", "shift": 10**400}}, "takes numbers for shift, slope, clip"),
+        ({"image": {"kernel": "hybrid", "p_u": -(10**400)}}, "takes numbers for p_u, gamma, clip"),
+        ({"image": {"kernel": "uniform", "weighting": "clipped", "clip": 10**400}}, "takes numbers for clip"),
+        ({"image": {"kernel": "uniform", "weighting": "clipped", "clip": float("inf")}}, "takes numbers for clip"),
+        ({"image": {"kernel": "hybrid", "gamma": float("nan")}}, "takes numbers for p_u, gamma, clip"),
+        ({"image": {"kernel": "uniform", "weighting": "y" * 10**5}}, "weighting 'yyy.*' is not one of"),
+        ({"image": {"kernel": "uniform", "weighting": ["exact"] * 10**4}}, r"weighting .* is not one of"),
+        ({"y\n" * 10**4: {"kernel": "uniform"}}, "noise of y y y .*: the modalities are image, text"),
     ],
 )
 def test_a_config_that_names_no_noise_is_said_in_one_line(trained, tmp_path, noise, words):
@@ -81,6 +89,7 @@ def test_a_config_that_names_no_noise_is_said_in_one_line(trained, tmp_path, noi
     with pytest.raises(UserError, match=words) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_what_a_mixed_model_generates_stands_where_it_may(trained):
