@@ -32,6 +32,8 @@ from torch import Tensor
 
 MASKED = -1
 """The place of the mask token, where ids are numbered from 0 to N - 1."""
+HELD = 7.0  # log-SNR: tau 0.0009, and 0.9991
+FEW = 0.01  # a share of uniform noise that is as good as none at the end, where sampling begins
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Kernel(Protocol):
 
     @property
     def ends_masked(self) -> bool:
-        """Whether at tau = 1 every token is the mask token."""
+        """Whether at tau = 1 every token is the mask token, or as good as every one: sampling begins with masks then."""
         ...
 
     def levels(self, tau: Float[Tensor, "*shape"]) -> Levels:
@@ -133,6 +135,9 @@ class Hybrid:
 class HybridLogSNR:
     """Noise that is uniform in the share g = sigmoid(slope L + shift), and the mask else; L = log(alpha / (1 - alpha)).
 
+    Beyond log-SNR +-HELD, where no time of training lies (KernelCorruption's t_max), g stays as it is: else noise that was
+    never seen to be masks would end in nothing but masks, and sampling begin there.
+
     shift: far below 0 is masked, far above uniform;  slope: in [-1, 1]: beyond, a rate turns negative
     """
 
@@ -150,13 +155,13 @@ class HybridLogSNR:
 
     @property
     def ends_masked(self) -> bool:
-        return self.slope > 0  # L -> -infinity: g -> 0
+        return self.shift - self.slope * HELD < math.log(FEW / (1 - FEW))
 
     def levels(self, tau: Float[Tensor, "*shape"]) -> Levels:
-        log_snr = torch.log((1 - tau) / tau).clamp(-700, 700)  # infinite at the ends, and 0 times that is no number
-        g = torch.sigmoid(self.slope * log_snr + self.shift)
-        faster = 1 / (1 - tau)
-        mask_rate, uniform_rate = (1 - g) * (1 + self.slope * g) * faster, g * (1 - self.slope * (1 - g)) * faster
+        log_snr = torch.log((1 - tau) / tau)
+        g = torch.sigmoid(self.slope * log_snr.clamp(-HELD, HELD) + self.shift)
+        slope, faster = self.slope * (log_snr.abs() < HELD).to(tau.dtype), 1 / (1 - tau)
+        mask_rate, uniform_rate = (1 - g) * (1 + slope * g) * faster, g * (1 - slope * (1 - g)) * faster
         return Levels(1 - tau, tau * (1 - g), tau * g, mask_rate, uniform_rate)
 
 

@@ -689,3 +689,23 @@ def test_what_editing_may_be_told():
     for wrong in ({"edit_threshold": 1.5}, {"extra_steps": -1}, {"extra_steps": 1001}):
         with pytest.raises(ValueError, match=f"Editing: {next(iter(wrong))} must be"):
             Editing(**wrong)
+
+
+def test_sampling_begins_where_training_ended_also_where_masks_come_last_of_all():
+    """Log-SNR noise far on the uniform side is nearly uniform at tau 0.999, and goes to masks only behind it."""
+    kernel, seen = HybridLogSNR(shift=10.0), []
+    noise = Noises([Noise(kernel)])
+
+    def model(tokens):
+        seen.append(tokens.clone())
+        return equal_logits(tokens)
+
+    sample(Ancestral(num_steps=2), model, torch.full((200, 20), MASK), MASK, noise=noise)
+    share = float(kernel.levels(torch.tensor(0.999, dtype=torch.float64)).mask) / 0.999
+    assert share < 0.05
+    assert float((seen[0] == MASK).double().mean()) == pytest.approx(share, abs=5 * math.sqrt(share / 4000))
+    with pytest.raises(ValueError, match="Confidence fills in masks, and the noise .* ends in none"):
+        sample(Confidence(), model, torch.full((1, 4), MASK), MASK, noise=noise)
+    seen.clear()
+    sample(Confidence(), model, torch.full((200, 20), MASK), MASK, noise=Noises([Noise(HybridLogSNR(shift=2.0))]))
+    assert (seen[0] == MASK).all()  # 0.7 % of others, as good as none

@@ -77,7 +77,7 @@ def test_shares_are_a_distribution_and_rates_their_derivatives(kernel):
 
 
 def ends_masked(kernel: Kernel) -> bool:
-    return float(kernel.levels(torch.tensor(1 - 1e-12, dtype=torch.float64)).mask) > 0.999
+    return float(kernel.levels(torch.tensor(1 - 1e-12, dtype=torch.float64)).mask) > 0.99
 
 
 @pytest.mark.parametrize("kernel", ALL, ids=repr)
@@ -137,7 +137,7 @@ def test_time_may_begin_and_end(kernel, dtype):
     one, half, zero = (kernel.levels(torch.tensor(v, dtype=dtype)) for v in (1.0, 0.5, 0.0))
     assert (one.alpha, zero.alpha, zero.mask, zero.uniform) == (0, 1, 0, 0)
     assert float(one.mask + one.uniform) == pytest.approx(1)
-    assert float(one.mask) == pytest.approx(1.0 if kernel.ends_masked else float(one.mask))
+    assert float(one.mask) == pytest.approx(1.0, abs=0.01) or not kernel.ends_masked
     p = GUESS.to(dtype)
     for now, earlier in ((one, half), (half, zero), (one, zero)):
         found = stepped(p, now, earlier)
@@ -176,6 +176,16 @@ def test_the_shift_goes_from_masks_to_uniform_noise():
     for kernel, other in ((HybridLogSNR(-40.0), Mask()), (HybridLogSNR(40.0), Uniform())):
         for a, b in zip(vars(kernel.levels(TAU)).values(), vars(other.levels(TAU)).values(), strict=True):
             assert_close(a, b, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(("shift", "slope"), [(10.0, 1.0), (0.0, 0.01), (0.0, 1.0), (6.0, -1.0)])
+def test_at_its_end_the_log_snr_mixture_is_what_training_shows_last(shift, slope):
+    """Beyond tau 0.999, the last of training, the share of uniform tokens in the noise stays: it is not masks alone at 1."""
+    kernel = HybridLogSNR(shift, slope)
+    last, end = (kernel.levels(torch.tensor(v, dtype=torch.float64)) for v in (0.999, 1.0))
+    share = float(last.uniform / (last.uniform + last.mask))
+    assert float(end.uniform) == pytest.approx(share, abs=0.005)
+    assert kernel.ends_masked == (share < 0.01) == ((shift, slope) == (0.0, 1.0))
 
 
 def test_prior_draws_masks_and_every_id_of_its_range():
@@ -308,7 +318,8 @@ def test_with_what_the_others_say_the_bound_is_the_entropy(kernel, length):
     """And with E[x | z], which knows z_i already, it is larger. For masks the two are one."""
     joint = joint_of(length)
     entropy = -float((joint * joint.log()).sum())
-    assert bound_of(kernel, joint, leave_one_out=True) == pytest.approx(entropy, abs=3e-5)
+    fine = 1e-4 if isinstance(kernel, HybridLogSNR) else 3e-5  # whose rates jump at HELD: with 3,000 nodes it is 4e-7
+    assert bound_of(kernel, joint, leave_one_out=True) == pytest.approx(entropy, abs=fine)
     with_own = bound_of(kernel, joint, leave_one_out=False)
     if kernel.masks_only:
         assert with_own == pytest.approx(entropy, abs=3e-5)

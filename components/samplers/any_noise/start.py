@@ -53,6 +53,9 @@ def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Se
         numbers[row][:, own] = sample_rng(seed, "start", i).random((2, own.sum()))
     position, token = torch.from_numpy(numbers).to(state.tokens.device).unbind(dim=1)
     mask = state.noise.levels(torch.ones_like(position), state.modality).mask
+    for i, noise in enumerate(state.noise.each):
+        if noise.kernel.ends_masked:  # those that fill in masks find nothing else
+            mask = mask.masked_fill((state.modality == i) | (len(state.noise.each) == 1), 1.0)
     size = ids.sum(dim=-1)
     place = (token * size).long().clamp(max=size - 1)
     drawn = torch.searchsorted(ids.long().cumsum(dim=-1), place[..., None] + 1)[..., 0]  # the place-th of those allowed
