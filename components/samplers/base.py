@@ -47,7 +47,8 @@ class Sampler(Protocol):
     One that needs more may be `Starting`. One that may go on for more than `PATIENCE` passes without filling any offers how
     many as `num_steps` (one around others as `most_passes`); one that leaves nothing to chance says so, `deterministic = True`;
     one that takes noise of other kinds than masks, `any_noise = True`; one that goes on where a constraint has filled the last
-    mask, `revises = True`.
+    mask, `revises = True`; one that may go on where a block holds no mask, so that no cache can tell where it is,
+    `goes_on = True`.
     """
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:

@@ -33,6 +33,7 @@ class Editing(Threshold):
     edit_threshold: float = 0.9
     extra_steps: int = 16
     revises = True
+    goes_on = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

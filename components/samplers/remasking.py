@@ -38,6 +38,7 @@ class ReMDM(Drawing):
     variant: str = "cap"
     eta: float | None = None
     schedule: Schedule = field(default_factory=Linear)
+    goes_on = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -178,6 +178,11 @@ def check_settings(task: str, prompts: Sequence[Any], batch_size: int, cache: st
         raise ValueError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
     if cache != "off" and not isinstance(sampler, Blocks):
         raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")
+    if cache != "off" and isinstance(sampler, Blocks) and getattr(sampler.sampler, "goes_on", False):
+        raise ValueError(
+            f"cache {cache!r} tells a row's block by its first mask, and {type(sampler.sampler).__name__} may go on in a block "
+            "without any; set cache=off"
+        )
 
 
 def check_noise(generated: Sequence[str], noise: Mapping[str, Noise], cache: str, guidance_scale: Scale) -> None:

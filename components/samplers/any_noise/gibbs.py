@@ -34,6 +34,7 @@ class Gibbs:
     correctors: int = 1
     positions: int = 1
     any_noise = True
+    goes_on = True
 
     def __post_init__(self) -> None:
         for name in ("correctors", "positions"):

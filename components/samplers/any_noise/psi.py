@@ -34,6 +34,7 @@ class Psi(Drawing):
     eta: float = 0.02
     schedule: Schedule = field(default_factory=Linear)
     any_noise = True
+    goes_on = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

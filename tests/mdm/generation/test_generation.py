@@ -9,7 +9,20 @@ from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from components.blocks import document_mask
-from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, LinearScale, PerModality, Threshold
+from components.samplers import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    Editing,
+    EntropyBounded,
+    FirstHitting,
+    Gibbs,
+    LinearScale,
+    PerModality,
+    Psi,
+    ReMDM,
+    Threshold,
+)
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
@@ -371,6 +384,10 @@ def test_defaults_of_a_config_come_on_top_and_travel_with_the_model(processor, t
         ("text", [{}], {"length": 16, "guidance_scale": 1.0}, "guidance_scale 1.0: there is no prompt"),
         ("text_to_image", PROMPTS, {"cache": "all"}, "cache 'all' is not one of off, prefix, dual"),
         ("text_to_image", PROMPTS, {"cache": "dual"}, "the sampler has to be Blocks"),
+        *(
+            ("text_to_image", PROMPTS, {"cache": "dual", "sampler": Blocks(own, 4)}, f"{type(own).__name__} may go on in a block")
+            for own in (ReMDM(), Psi(), Gibbs(Ancestral()), Editing())
+        ),
         (
             "text_to_image",
             PROMPTS,
