@@ -116,14 +116,14 @@ class KernelCorruption:
                 bound = torch.where(masked, self.schedule.nelbo_weight(t[here]), 0.0)
                 known = {"exact": bound, "low_variance": masked.double(), "cross_entropy": masked.double()}
                 own = levels.alpha * noise.weight(levels, at, masked, ~masked, n)  # D is alpha times the cross-entropy
-                own = torch.where(masked, own * speed[here] if self.weighting == "clipped" else own, 0.0)
-                own = known.get(self.weighting, own)
+                own = torch.where(masked, own * speed[here] if noise.weighting == "clipped" else own, 0.0)
+                own = known.get(noise.weighting, own)
             else:
                 same = drawn == clean[here]
                 per_tau = Noise(noise.kernel).weight(levels, at, masked, same, n)
                 bound = per_tau * speed[here]
                 own = noise.weight(levels, at, masked, same, n)
-                own = own * speed[here] if self.weighting in ("exact", "clipped") else own
+                own = own * speed[here] if noise.weighting in ("exact", "clipped") else own
                 alpha[here], uniform[here] = levels.alpha, levels.uniform.clamp(min=LEAST_UNIFORM)
                 tilt[here] = noise.tilt(levels, at, masked, n)
             noisy[here], mask[here] = drawn, masked if noise.kernel.masks_only else True

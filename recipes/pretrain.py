@@ -145,7 +145,8 @@ class Pretrain:
             masker = maskers(cfg.data, cfg.masker, self.processor.vocabulary, cfg.seed)
             autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
-            self.model.config = replace(self.model.config, noise=learned_noise(cfg.data, masker, cfg.loss))
+            learned = learned_noise(cfg.data, masker, cfg.loss, before=self.model.config.noise)
+            self.model.config = replace(self.model.config, noise=learned)
             longest = self.model.config.max_length
             drawn = (longest, cfg.lanes, cfg.data_workers)
             mix = streams(cfg.data, sources, self.processor, masker, cfg.seed, cfg.prompt_dropout, *drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from components.corruption import KernelCorruption
@@ -38,8 +39,15 @@ def check_maskers(
     return learned_noise(data, maskers(data, default, stand_in, 0), loss)
 
 
-def learned_noise(data: Mapping[str, StreamSettings], masker: Mapping[str, Masker], loss: LossSettings) -> dict[str, Noise]:
+def learned_noise(
+    data: Mapping[str, StreamSettings],
+    masker: Mapping[str, Masker],
+    loss: LossSettings,
+    before: Mapping[str, Noise] | None = None,
+) -> dict[str, Noise]:
     """What a model learns to undo, of the modalities whose noise is not masks alone: its config keeps it.
+
+    before: what it undid already: that stays, of modalities that no stream generates
 
     Raises UserError where streams corrupt a modality in different ways, and for weights that such noise does not go with.
     """
@@ -61,16 +69,24 @@ def learned_noise(data: Mapping[str, StreamSettings], masker: Mapping[str, Maske
             f"loss.weighting={loss.weighting} is for masks; tokens that become others have weights of their own: set "
             "masker.weighting, e.g. to low_variance"
         )
-    return learned
+    return {**{modality: noise for modality, noise in (before or {}).items() if modality not in found}, **learned}
 
 
 def bound_corruption(noise: Mapping[str, Noise], vocabulary: Vocabulary, times: TimeSampler, seed: int) -> KernelCorruption:
     """What a model's bound is taken with: its noise, from almost no noise to all."""
     kernels = {m: noise.get(m, Noise()).kernel for m in vocabulary.modalities}
-    own = next(iter(noise.values()))
-    return KernelCorruption(
-        vocabulary, kernels, times=times, seed=seed, t_min=1e-4, t_max=1 - 1e-4, weighting=own.weighting, clip=own.clip
-    )
+    return _Learned(vocabulary, kernels, times=times, seed=seed, t_min=1e-4, t_max=1 - 1e-4, learned=noise)
+
+
+@dataclass(frozen=True)
+class _Learned(KernelCorruption):
+    """With what a model learned of each modality, which may be by different weights."""
+
+    learned: Mapping[str, Noise] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> dict[str, Noise]:
+        return {modality: self.learned.get(modality, Noise()) for modality in self.vocabulary.modalities}
 
 
 def check_pairs(batch: BatchSettings, masker: Mapping[str, Masker]) -> None:

@@ -2,15 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
 from components.kernels import Hybrid, Uniform
+from components.maskers import FixedCountMasker, LowDiscrepancyTimes
 from components.samplers import Ancestral, Blocks, Confidence, LinearScale
+from components.types import Batch
+from components.vocabulary import Vocabulary
 from components.weightings import Noise
 from mdm.config import UserError
+from mdm.data.corruption import bound_corruption, learned_noise
+from mdm.data.settings import LossSettings, StreamSettings
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import infill
 from mdm.generation.generate import generate
@@ -111,6 +117,27 @@ def test_given_positions_stay_as_they_are(trained):
     given = made.batch.tokens != processor.vocabulary.mask_id
     assert torch.equal(made.tokens[given], made.batch.tokens[given])
     assert not bool((made.tokens == processor.vocabulary.mask_id).any())
+
+
+def test_a_bound_is_of_what_each_modality_learned():
+    """Streams of different modalities may have weights of their own, and so maskers: each one's tilt is its own."""
+    vocabulary = Vocabulary.build({"text": (4,), "image": (4,)}, may_end=())
+    tokens = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]] * 40)
+    image = (tokens > 3).long()
+    batch = replace(Batch.of(tokens, 0), modality=image, id_range=image)
+    noise = {"text": Noise(Uniform(), "low_variance"), "image": Noise(Uniform(), "cross_entropy")}
+    for own in (noise, dict(reversed(noise.items()))):
+        noisy = bound_corruption(own, vocabulary, LowDiscrepancyTimes(40), 0)(batch)
+        assert (noisy.replaced.tilt[:, :4] == 0).all()
+        assert (noisy.replaced.tilt[:, 4:] > 0).all()
+
+
+def test_what_a_model_undid_stays_where_nothing_else_is_learned():
+    data = {"spoken": StreamSettings(tasks={"text_to_audio": 1.0}), "seen": StreamSettings(tasks={"image_to_text": 1.0})}
+    before = {"text": Noise(Uniform()), "image": Noise(Hybrid(0.2), "dynamic")}
+    masker = dict.fromkeys(data, FixedCountMasker(0))
+    assert learned_noise(data, masker, LossSettings(), before) == {"image": before["image"]}
+    assert learned_noise(data, masker, LossSettings()) == {}
 
 
 @pytest.mark.parametrize(
