@@ -704,8 +704,22 @@ def test_sampling_begins_where_training_ended_also_where_masks_come_last_of_all(
     share = float(kernel.levels(torch.tensor(0.999, dtype=torch.float64)).mask) / 0.999
     assert share < 0.05
     assert float((seen[0] == MASK).double().mean()) == pytest.approx(share, abs=5 * math.sqrt(share / 4000))
-    with pytest.raises(ValueError, match="Confidence fills in masks, and the noise .* ends in none"):
+    with pytest.raises(ValueError, match=r"Confidence fills in masks, and the noise .* ends in none"):
         sample(Confidence(), model, torch.full((1, 4), MASK), MASK, noise=noise)
     seen.clear()
     sample(Confidence(), model, torch.full((200, 20), MASK), MASK, noise=Noises([Noise(HybridLogSNR(shift=2.0))]))
     assert (seen[0] == MASK).all()  # 0.7 % of others, as good as none
+
+
+def test_noise_that_nothing_says_is_refused():
+    """Of a modality beyond those that have one; and where no id lies below the mask token, and none are named."""
+    noise, start = Noises([Noise(), Noise(Uniform())]), torch.full((1, 4), MASK)
+    for wrong in (2, -1):
+        modality = torch.tensor([[0, 1, 1, wrong]])
+        with pytest.raises(ValueError, match=f"noise of 2 modalities, and positions of modality {wrong} to generate"):
+            sample(Ancestral(), equal_logits, start, MASK, modality=modality, noise=noise)
+        given = torch.tensor([[True, True, True, False]])
+        made = sample(Ancestral(), equal_logits, start.clone(), MASK, given, modality=modality, noise=noise)
+        assert (made.tokens[0, :3] < MASK).all()
+    with pytest.raises(ValueError, match="the mask token is the first of all ids, so that noise needs `allowed`"):
+        sample(Ancestral(), equal_logits, torch.zeros(1, 4, dtype=torch.long), 0, noise=Noises([Noise(Uniform())]))

@@ -14,8 +14,15 @@ from components.samplers.state import SamplerState
 
 
 def check_sampler(sampler: object, state: SamplerState) -> None:
-    """Raises ValueError for a sampler that unmasks, at positions whose noise is no mask at the start."""
+    """Raises ValueError for a sampler that unmasks, at positions whose noise is no mask at the start, and for positions of a
+    modality that has no noise."""
     one = len(state.noise.each) == 1
+    without = state.generate & ((state.modality < 0) | (state.modality >= len(state.noise.each)))
+    if not one and bool(without.any()):
+        modality = int(state.modality[without][0])
+        raise ValueError(
+            f"sample: noise of {len(state.noise.each)} modalities, and positions of modality {modality} to generate"
+        )
     for i, noise in enumerate(state.noise.each):
         parts = along(sampler, None if one else i)
         unknowing = next((part for part in parts if not getattr(part, "any_noise", False)), None)
@@ -40,10 +47,14 @@ def along(sampler: object, modality: int | None) -> Iterator[object]:
 def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Sequence[int]) -> SamplerState:
     """The state before the first step: masks, or tokens drawn uniformly from those that may stand there.
 
-    Without `allowed`, those are all below the mask token.
+    Without `allowed`, those are all below the mask token. Raises ValueError where there is none.
     """
     if state.noise.masks_only:
         return state
+    if allowed is None and state.mask_id < 1:
+        raise ValueError(
+            "sample: the mask token is the first of all ids, so that noise needs `allowed`: the ids that it may be"
+        )
     vocab = state.mask_id + 1 if allowed is None else allowed.shape[-1]
     if allowed is None:
         allowed = torch.ones(1, 1, vocab, dtype=torch.bool, device=state.tokens.device)

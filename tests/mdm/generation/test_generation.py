@@ -385,7 +385,12 @@ def test_defaults_of_a_config_come_on_top_and_travel_with_the_model(processor, t
         ("text_to_image", PROMPTS, {"cache": "all"}, "cache 'all' is not one of off, prefix, dual"),
         ("text_to_image", PROMPTS, {"cache": "dual"}, "the sampler has to be Blocks"),
         *(
-            ("text_to_image", PROMPTS, {"cache": "dual", "sampler": Blocks(own, 4)}, f"{type(own).__name__} may go on in a block")
+            (
+                "text_to_image",
+                PROMPTS,
+                {"cache": "dual", "sampler": Blocks(own, 4)},
+                f"{type(own).__name__} may go on in a block",
+            )
             for own in (ReMDM(), Psi(), Gibbs(Ancestral()), Editing())
         ),
         (
