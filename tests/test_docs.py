@@ -285,7 +285,10 @@ def test_every_key_of_generate_is_on_its_page_and_none_is_invented():
     assert sorted(shown) == sorted(f.name for f in dataclasses.fields(load_recipe("generate").Settings))
 
 
-SAMPLERS = ("Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Blocks", "PerModality")
+SAMPLERS = (
+    *("Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Blocks", "PerModality"),
+    *("Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "Editing"),
+)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
