@@ -111,8 +111,8 @@ def sample(
     Probabilities are taken in float32 or more; the tensors that `logits_fn` returns are not written to.
 
     Raises ValueError for an empty batch, where a position to fill is allowed no id, where its logits are NaN, infinite or rule
-    out every id, for a sampler that fills nothing more of a row in max(PATIENCE, its num_steps) passes, and for one that knows
-    masks alone where there are none.
+    out every id, for a sampler that fills nothing more of a row in max(PATIENCE, its num_steps) passes, for one that knows
+    masks alone where there are none, and where noise of other kinds needs `allowed`: some ids beside the mask are no tokens.
     """
     generate = tokens == mask_id if generate is None else generate
     index = range(len(tokens)) if index is None else index
@@ -137,6 +137,11 @@ def sample(
         part = state if whole else state.select(rows)
         part = replace(part, uniform=chance(active).to(tokens.device))
         logits = precise(active_fn(part.tokens))
+        if allowed is None and not noise.masks_only and logits.shape[-1] != mask_id + 1:
+            raise ValueError(
+                f"sample: noise may be any of {logits.shape[-1]} ids, of which some are no tokens (the mask is {mask_id}); say "
+                "which may stand where: `allowed`"
+            )
         if barred is None:  # once for the same rows
             own = allowed if whole or allowed is None or len(allowed) == 1 else allowed[rows]
             barred = ruled_out(own, mask_id, logits)

@@ -58,6 +58,11 @@ def chosen() -> dict[str, Any]:
         "Confidence": one,
         "Threshold": s.Threshold(threshold=0.5),
         "EntropyBounded": s.EntropyBounded(gamma=1.0),
+        "Editing": s.Editing(threshold=0.5, edit_threshold=0.9),
+        "Psi": s.Psi(num_steps=8),
+        "Gibbs": s.Gibbs(s.Ancestral(num_steps=4)),
+        "LeastSureFirst": s.LeastSureFirst(num_steps=4),
+        "SelfCorrect": s.SelfCorrect(one, passes=4),
         "PerModality": s.PerModality([one, s.FirstHitting(), one]),
     }
 

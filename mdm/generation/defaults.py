@@ -92,14 +92,14 @@ class Defaults:
 
         modalities: of the model, in the order of their indices
         noise:      what the model undoes, of modalities that are not masked: where that ends in no masks, a sampler that fills
-                    them in gives way to `Ancestral`
+                    them in gives way to `Ancestral`, with its steps, temperature, top-k and top-p
         """
         generated, task = find_task(task).generated, name_of(find_task(task))
         if task in self.settings or len(generated) == 1:
             own = self._one(task if task in self.settings else generated[0])
-            return own if all(_suits(own.sampler, m, noise) for m in generated) else replace(own, sampler=Ancestral())
+            return own if all(_suits(own.sampler, m, noise) for m in generated) else replace(own, sampler=_instead(own.sampler))
         each = {m: self._one(m) for m in generated}
-        each = {m: own if _suits(own.sampler, m, noise) else Inference(Ancestral()) for m, own in each.items()}
+        each = {m: own if _suits(own.sampler, m, noise) else Inference(_instead(own.sampler)) for m, own in each.items()}
         absent = next(iter(each.values())).sampler  # never used: such a modality has no position
         return Inference(PerModality([each[m].sampler if m in each else absent for m in modalities]))
 
@@ -113,6 +113,12 @@ class Defaults:
 def _suits(sampler: Sampler, modality: str, noise: Mapping[str, Noise] | None) -> bool:
     own = (noise or {}).get(modality)
     return own is None or own.kernel.ends_masked or all(getattr(part, "any_noise", False) for part in along(sampler, None))
+
+
+def _instead(sampler: Sampler) -> Ancestral:
+    """`Ancestral` with whatever settings of a sampler it has too."""
+    shared = ("num_steps", "temperature", "top_k", "top_p")
+    return Ancestral(**{name: getattr(sampler, name) for name in shared if hasattr(sampler, name)})
 
 
 MAX_BYTES = 2**20

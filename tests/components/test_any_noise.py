@@ -723,3 +723,13 @@ def test_noise_that_nothing_says_is_refused():
         assert (made.tokens[0, :3] < MASK).all()
     with pytest.raises(ValueError, match="the mask token is the first of all ids, so that noise needs `allowed`"):
         sample(Ancestral(), equal_logits, torch.zeros(1, 4, dtype=torch.long), 0, noise=Noises([Noise(Uniform())]))
+
+
+def test_noise_over_ids_that_are_no_tokens_needs_to_be_told_which_may_stand_where():
+    """A vocabulary's other special tokens lie behind its mask: without `allowed` they would be drawn, and start the canvas."""
+    masks, uniform = torch.full((1, 2), 3), Noises([Noise(Uniform())])
+    with pytest.raises(ValueError, match=r"sample: noise may be any of 6 ids, of which some are no tokens .* `allowed`"):
+        sample(Ancestral(num_steps=2), lambda z: torch.zeros(*z.shape, 6), masks, mask_id=3, noise=uniform)
+    allowed = torch.arange(6)[None, None] < 3
+    made = sample(Ancestral(num_steps=2), lambda z: torch.zeros(*z.shape, 6), masks, 3, allowed=allowed, noise=uniform)
+    assert bool((made.tokens < 3).all())

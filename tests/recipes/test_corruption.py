@@ -173,7 +173,7 @@ def test_a_sampler_of_masks_may_fill_in_what_ends_in_masks(trained):
 
 def test_a_default_for_masks_gives_way_where_noise_ends_in_none():
     noise = {"text": Noise(Uniform())}
-    assert isinstance(Defaults.packaged().of("image_to_text", ["text", "image"], noise).sampler, Ancestral)
+    assert Defaults.packaged().of("image_to_text", ["text", "image"], noise).sampler == Ancestral(num_steps=2, temperature=0.0)
     assert isinstance(Defaults.packaged().of("image_to_text", ["text", "image"], {}).sampler, Confidence)
     assert isinstance(Defaults.packaged().of("image_to_text", ["text"], {"text": Noise(Hybrid())}).sampler, Confidence)
 

@@ -30,7 +30,7 @@ def check_sampler(sampler: object, state: SamplerState) -> None:
         if unknowing is not None and not noise.kernel.ends_masked and bool(here.any()):
             raise ValueError(
                 f"sample: {type(unknowing).__name__} fills in masks, and the noise that the model was trained with, "
-                f"{noise.kernel}, ends in none; take Ancestral, Psi, Gibbs or LeastSureFirst"
+                f"{noise.kernel}, ends in none; take Ancestral, Psi or LeastSureFirst"
             )
 
 
