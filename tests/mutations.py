@@ -443,15 +443,9 @@ MUTATIONS = [
     *of(
         "components/samplers/any_noise/gibbs.py",
         "components/test_any_noise.py",
-        (
-            "gibbs: at the level of the next step",
-            "schedule.alpha(state.time)",
-            "schedule.alpha(inner.time)",
-        ),
         ("gibbs: the grid is disturbed", "step=state.step // (1 + self.correctors)", "step=state.step"),
         ("gibbs: all tokens at once", "torch.full_like(state.total, self.positions)", "state.total"),
         ("gibbs: finished rows too", " | (state.time <= 0)\n", "\n"),
-        ("gibbs: time does not go on", "time = torch.where(moves, inner.time, state.time)", "time = inner.time"),
         ("gibbs: as many passes as its sampler", "passes(self.sampler) * (1 + self.correctors)", "passes(self.sampler)"),
     ),
     *of(

@@ -733,3 +733,18 @@ def test_noise_over_ids_that_are_no_tokens_needs_to_be_told_which_may_stand_wher
     allowed = torch.arange(6)[None, None] < 3
     made = sample(Ancestral(num_steps=2), lambda z: torch.zeros(*z.shape, 6), masks, 3, allowed=allowed, noise=uniform)
     assert bool((made.tokens < 3).all())
+
+
+def test_gibbs_changes_nothing_once_its_time_is_over():
+    """Beside a sampler of another modality that takes longer."""
+    modality = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(20, -1)
+    sampler, seen = PerModality([Gibbs(Ancestral(num_steps=2)), Ancestral(num_steps=12)]), []
+    noise = Noises([Noise(Uniform()), Noise(Uniform())])
+    masks = torch.full((20, 6), 3)
+    sample(
+        sampler, lambda z: torch.zeros(*z.shape, 4), masks, 3, modality=modality, noise=noise,
+        on_step=lambda state: seen.append(state.tokens[:, :3].clone()),
+    )  # fmt: skip
+    assert len(seen) == 12
+    assert all(torch.equal(tokens, seen[2]) for tokens in seen[3:])  # a step, a correction, a step
+    assert not torch.equal(seen[2], seen[1])

@@ -22,6 +22,7 @@ from mdm.generation.editing import infill
 from mdm.generation.generate import generate
 from mdm.models.folder import load_config, load_model
 from mdm.training.history import read_history
+from tests.processes import in_processes
 from tests.recipes.conftest import CONFIG, in_process
 
 KERNEL = "components.corruption.KernelCorruption"
@@ -60,6 +61,25 @@ def test_the_models_config_keeps_the_noise_of_each_modality(trained):
 def test_bits_are_of_the_noises_own_bound_and_finite(trained):
     last = [line for line in read_history(trained / "history.jsonl") if "bits/text_to_image" in line][-1]
     assert 0 < last["bits/text_to_image"] < 40
+
+
+def test_two_processes_train_as_one(trained, tmp_path):
+    """The noise is a function of the sample: how rows are shared changes no loss, whatever kinds of noise they have."""
+    in_processes(2, in_process, "pretrain", config_of(tmp_path, MIXED), "tokens=3000")
+    one, two = ([line for line in read_history(f / "history.jsonl") if "loss" in line] for f in (trained, tmp_path / "out"))
+    assert len(one) > 5
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+def test_a_run_goes_on_with_its_own_noise_alone(trained, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(trained, folder)
+    with pytest.raises(UserError, match="holds a run with another `masker`"):
+        in_process("pretrain", config_of(tmp_path, {**MIXED, "weighting": "exact"}), "tokens=4000")
+    in_process("pretrain", config_of(tmp_path, MIXED), "tokens=4000")
+    assert load_config(folder).noise == load_config(trained).noise
 
 
 def test_a_model_of_masks_says_nothing_of_noise(untrained):
