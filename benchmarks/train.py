@@ -32,10 +32,10 @@ from .measure import Result, interleaved, peak_memory, rows
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "vocab": 2_000, "length": 64, "rows": 8, "warmup": 1, "repeats": 3},
-    "quickstart": {"width": 192, "num_layers": 4, "vocab": 2_048, "length": 64, "rows": 50, "warmup": 3, "repeats": 15},
     "cpu": {"width": 256, "num_layers": 4, "vocab": 50_000, "length": 128, "rows": 16, "warmup": 2, "repeats": 7},
     "gpu": {"width": 768, "num_layers": 12, "vocab": 50_000, "length": 1024, "rows": 32, "warmup": 5, "repeats": 20},
     "gpu_1b7": {"width": 2048, "num_layers": 24, "vocab": 120_000, "length": 2048, "rows": 8, "warmup": 5, "repeats": 10},
+    "quickstart": {"width": 192, "num_layers": 4, "vocab": 2_048, "length": 64, "rows": 50, "warmup": 3, "repeats": 15},
 }
 
 
