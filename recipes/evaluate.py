@@ -169,7 +169,7 @@ def main(cfg: Settings) -> None:
     replaced = in_place_of(path)
     path.write_text(json.dumps(results.metrics, indent=1))
     for name, value in results.metrics.items():
-        print(f"{name:<32}{value:.4f}")
+        print(f"{name:<40}{value:.4f}")
     print(f"Written to {path}{replaced}")
     shutil.rmtree(folder / "samples", ignore_errors=True)  # of an evaluation that these figures replace
     for name, (given, made) in results.samples.items():
