@@ -4,8 +4,7 @@
 
 The bound's density at (z, t) is weight * D (components/divergence.py): D is the cross-entropy where noise is masks alone, and
 weight -alpha'/(1 - alpha); else D is KL(q(.|x) || q(.|p)) + rho - log rho - 1 and the weight dtau/dt rate(z)/q(z | x), at every
-position, since any token may be noise. In training another weight may stand
-in its place: components/weightings.py.
+position, since any token may be noise. In training another weight may stand in its place: components/weightings.py.
 """
 
 from __future__ import annotations
@@ -89,7 +88,8 @@ class KernelCorruption:
         return self.t_max if self.t_max is not None else 1 - self.t_min if self.pairs else 1.0 if masks else 0.999
 
     def __call__(self, batch: Batch) -> NoisyBatch:
-        noises = [self.noise[name] for name in self.vocabulary.modalities]
+        of = self.noise
+        noises = [of[name] for name in self.vocabulary.modalities]
         t, u, v = self._draw(batch)
         size, ids = _ids(self.vocabulary)
         ranges = batch.id_range.clamp(min=0)

@@ -104,7 +104,7 @@ def corrupted_nelbo(
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
     rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
     index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
-    own = Batch(*(getattr(batch, name)[rows] for name in Batch.__dataclass_fields__))
+    own = batch.select(rows)
     noisy = corruption(replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index)))
     allowed, found = vocabulary.allowed(batch.id_range), torch.zeros(len(rows), dtype=torch.float64)
     for part in torch.arange(len(rows)).split(batch_size):

@@ -21,6 +21,7 @@ from components.divergence import chunked_divergence, divergence
 from components.precision import precise
 from components.types import Replaced
 from components.vocabulary import IdRange
+from components.weightings import untilted
 
 RULED_OUT = -1e30  # a logit whose probability is 0, and its gradient too: minus infinity alone in a chunk would have none
 
@@ -75,7 +76,7 @@ def range_divergence(
     if len(hidden) * id_range.size <= max_logits:
         logits = _logits(hidden, [own, *end], ruled_out)
         if off is not None:
-            logits = logits.scatter_add(1, place.clamp(min=0)[:, None], -off[:, None].to(logits.dtype))
+            logits = untilted(logits, place, off)
         return divergence(logits, column, place, replaced.alpha, replaced.uniform, size)
     pieces = [*own.split(max(max_logits // len(hidden), 1)), *end]
     columns = torch.stack([column, place.clamp(min=0)], dim=1)

@@ -79,6 +79,10 @@ class Batch(Movable):
             position=torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous(),
         )
 
+    def select(self, rows: Int[Tensor, " rows"] | slice) -> Batch:
+        """Some of the rows, as often as they are named."""
+        return Batch(*(getattr(self, f.name)[rows] for f in fields(self)))
+
     @property
     def one_document_per_row(self) -> bool:
         """True where no row is packed or padded, so that attention needs no mask. Call it on the CPU: it syncs."""

@@ -376,7 +376,7 @@ MUTATIONS = [
         ("D: the end token is none of N", "id_range.size + len(end) - (ruled_out", "id_range.size - (ruled_out"),
         ("D: the mask is a token", ".masked_fill(replaced.token == mask_id, -1)", ""),
         ("D: the mask is tilted", "replaced.tilt.masked_fill(place < 0, 0.0)", "replaced.tilt"),
-        ("D: tilted the wrong way", "-off[:, None].to(logits.dtype)", "off[:, None].to(logits.dtype)"),
+        ("D: tilted the wrong way", "untilted(logits, place, off)", "untilted(logits, place, -off)"),
     ),
     *of(
         "components/likelihood.py",

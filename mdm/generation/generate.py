@@ -64,8 +64,7 @@ class Given:
 
     def rows(self, start: int, stop: int) -> tuple[Batch, Tensor, Tensor]:
         """Some of the rows: the batch, the prompt and what to fill."""
-        batch = Batch(*(getattr(self.batch, name)[start:stop] for name in Batch.__dataclass_fields__))
-        return batch, self.prompt[start:stop], self.generate[start:stop]
+        return self.batch.select(slice(start, stop)), self.prompt[start:stop], self.generate[start:stop]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.kernels import MASKED, prior
 from components.noise import sample_rng
 from components.samplers.state import SamplerState
 
@@ -65,12 +66,12 @@ def pure_noise(state: SamplerState, allowed: Tensor | None, seed: int, index: Se
     for row, (i, own) in enumerate(zip(index, state.generate.cpu().numpy(), strict=False)):
         numbers[row][:, own] = sample_rng(seed, "start", i).random((2, own.sum()))
     position, token = torch.from_numpy(numbers).to(state.tokens.device).unbind(dim=1)
-    mask = state.noise.levels(torch.ones_like(position), state.modality).mask
+    levels = state.noise.levels(torch.ones_like(position), state.modality)
+    mask = levels.mask
     for i, noise in enumerate(state.noise.each):
         if noise.kernel.ends_masked:  # those that fill in masks find nothing else
             mask = mask.masked_fill((state.modality == i) | (len(state.noise.each) == 1), 1.0)
-    size = ids.sum(dim=-1)
-    place = (token * size).long().clamp(max=size - 1)
+    place = prior(replace(levels, mask=mask), position, token, ids.sum(dim=-1))
     drawn = torch.searchsorted(ids.long().cumsum(dim=-1), place[..., None] + 1)[..., 0]  # the place-th of those allowed
-    drawn = torch.where(position < mask, state.mask_id, drawn.clamp(max=vocab - 1))
+    drawn = torch.where(place == MASKED, state.mask_id, drawn.clamp(max=vocab - 1))
     return replace(state, tokens=torch.where(state.generate, drawn, state.tokens))
