@@ -54,9 +54,10 @@ def test_with_b_zero_no_layer_of_any_model_computes_anything_else(kind, tmp_path
         assert torch.equal(adapted(TOKENS), expected), layer
         trained_a_little(adapted)
         assert not torch.equal(adapted(TOKENS), expected), layer
-        plain = MaskedDiffusionModel(model.config).eval()
+        adapted = adapted.double()  # but for its norms, which are float32: the products round by more
+        plain = MaskedDiffusionModel(model.config).eval().double()
         plain.load_state_dict(merged(adapted, LoraSettings(rank=2, modules=[layer])))
-        assert_close(plain(TOKENS), adapted(TOKENS), rtol=0, atol=2e-5)
+        assert_close(plain(TOKENS), adapted(TOKENS), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
