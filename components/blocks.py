@@ -2,15 +2,15 @@
 
     h <- h + m * Attention(RMSNorm(h)),    h <- h + m * SwiGLU(RMSNorm(h)),    m the residual multiplier
 
-Attention is not causal (but for a baseline); q and k are rotated (RoPE) and, by default, normalised (QK-norm). Where documents
-share a row, attention stays inside each: through a FlexAttention block mask on CUDA, a boolean mask for SDPA elsewhere.
+Attention is not causal (but for a baseline); q and k are rotated (RoPE) and, by default, normalised (QK-norm). Who may attend
+to whom is a mask from components/visibility.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchtune.modules import (
     FeedForward,
@@ -154,21 +154,3 @@ def transformer_block(
         sa_scale=scale(),
         mlp_scale=scale(),
     )
-
-
-def document_mask(document: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"] | Any:
-    """Attention mask in which a position sees its own document only.
-
-    A FlexAttention BlockMask on CUDA, which skips the blocks between documents; a boolean tensor elsewhere. Padding (one
-    document id of its own) sees padding, so that no softmax is over nothing, and is seen by nothing else.
-    """
-    if document.is_cuda:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        batch, seq = document.shape
-
-        def same_document(b: Int[Tensor, ""], h: Int[Tensor, ""], q: Int[Tensor, ""], k: Int[Tensor, ""]) -> Bool[Tensor, ""]:
-            return document[b, q] == document[b, k]
-
-        return create_block_mask(same_document, batch, None, seq, seq, device=document.device)
-    return document[:, :, None] == document[:, None, :]

@@ -126,6 +126,7 @@ class NoisyBatch(Movable):
     weight:   in the bound; of masks -alpha'(t) / (1 - alpha(t)); 0 where nothing is predicted
     training: in the training loss; None: the same
     replaced: where tokens may have become others
+    block:    of block diffusion, of each position: it is predicted given the finished ones before (components/block_diffusion)
     """
 
     clean: Batch
@@ -134,3 +135,4 @@ class NoisyBatch(Movable):
     weight: Float[Tensor, "batch seq"]
     training: Float[Tensor, "batch seq"] | None = None
     replaced: Replaced | None = None
+    block: Int[Tensor, "batch seq"] | None = None

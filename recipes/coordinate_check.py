@@ -17,13 +17,13 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 
-from components.blocks import document_mask
 from components.coordinate_check import CoordinateCheck, coordinate_check
 from components.losses import RangePositions
 from components.progress import Bar
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, at_least_one
 from mdm.data.pipeline import MicroBatch, next_step
+from mdm.evaluation.nelbo import hidden_of
 from mdm.hardware import check_hardware, hardware
 from mdm.pages.report import figure_png
 from mdm.recipe import load_recipe, run_recipe
@@ -115,8 +115,7 @@ def measure(cfg: Settings, axis: str, ruled: bool, bar: Bar) -> CoordinateCheck:
 
     def probe(model: Any) -> Mapping[str, Tensor]:
         micro = next(iter(current.plan.values()))[0][0].to(current.hw.device)  # held-out, masked alike at every size
-        clean = micro.noisy.clean
-        hidden = model.hidden(micro.noisy.noisy, document_mask(clean.document), clean.position).flatten(0, 1)
+        hidden = hidden_of(model, micro).flatten(0, 1)
         logits = [hidden[p.index] @ model.unembedding.weight[ids].T for p, ids in trained_ids(micro, current.vocabulary)]
         return {"logits": torch.cat([part.flatten() for part in logits])}
 

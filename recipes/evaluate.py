@@ -192,8 +192,8 @@ def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Har
     check_modalities(cfg, processor.tokenizers)
     with working("reading what was held out"):
         held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-        noise = model.config.noise
-        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=cfg.nelbo_repeats, noise=noise)
+        noise, repeats = model.config.noise, cfg.nelbo_repeats
+        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=repeats, model=model.config)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
         ("text" in plan) + 2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )

@@ -32,7 +32,7 @@ from mdm.data.settings import tasks_of
 from mdm.hardware import Hardware, hardware, number_of_processes
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.models.folder import QUANTIZED, export, load_model, model_folder
-from mdm.models.transformer import MaskedDiffusionModel
+from mdm.models.transformer import MaskedDiffusionModel, in_blocks
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.run import check_run
 
@@ -52,6 +52,8 @@ class Settings(pretrain.Settings):
     method: str = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_length: int | None = None
+    blocks: dict[str, int] | None = None
+    causal: bool | None = None
     model: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     canvas: dict[str, int | None] = field(default_factory=dict)
@@ -73,6 +75,8 @@ def validate(cfg: Settings) -> None:
         raise UserError(
             "method: qlora is for one process, whose GPU holds all of 4 bits; several shard the base of method=lora"
         )
+    if cfg.causal is not None and cfg.blocks is None:
+        raise UserError(f"causal={cfg.causal} is of finished blocks: set blocks, e.g. blocks={{text: 32}}")
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
     folder = model_folder(cfg.checkpoint)
@@ -166,6 +170,8 @@ class Finetune(pretrain.Pretrain):
             model.float()
         generator = torch.Generator().manual_seed(cfg.seed)
         model.grow(self.vocabulary.size, cfg.max_length, generator)
+        if cfg.blocks is not None:
+            model.change(in_blocks(model.config, cfg.blocks, cfg.causal))
         if cfg.method != "full":
             dtype = torch.bfloat16 if quantize and self.hw.bf16 and self.kept == torch.bfloat16 else torch.float32
             add_lora(model, cfg.lora, quantize, dtype, generator)

@@ -33,8 +33,9 @@ from mdm.config.errors import said
 from mdm.config.protocols import conforming
 from mdm.data.processor import Processor
 from mdm.data.settings import canonical
+from mdm.generation.checks import check_settings
 from mdm.generation.defaults import Defaults, build_scale
-from mdm.generation.generate import check_settings, generate
+from mdm.generation.generate import generate
 from mdm.generation.prompts import (
     check_prompt,
     check_task,
@@ -76,7 +77,7 @@ class Settings:
     sampler: dict[str, Any] | None = None
     guidance_scale: Any = None
     defaults: str | None = None
-    cache: str = "off"
+    cache: str = "auto"
     refresh_every: int | None = None
     stop_at_end: bool = True
     film: bool = False
@@ -108,9 +109,9 @@ def validate(cfg: Settings) -> None:
         check(cfg.sampler, "sampler")
     if cfg.guidance_scale and not find_task(cfg.task).given:
         raise UserError(f"guidance_scale={cfg.guidance_scale}: task {cfg.task} is given nothing that could be left out")
-    sampler = choose(cfg, processor)[0]
+    sampler, scale = choose(cfg, processor)
     try:
-        check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler)
+        check_settings(cfg.task, [{}], cfg.batch_size, cfg.cache, sampler, scale, load_config(cfg.checkpoint))
     except ValueError as error:
         raise UserError(str(error)) from error
     check_template(cfg.template, cfg.task)

@@ -26,13 +26,12 @@ from typing import Any, cast
 import torch
 from omegaconf import MISSING
 
-from components.maskers import NextToken
 from components.parameterization import CompleteP
 from components.places import AnyPath
 from components.progress import working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
-from mdm.data.corruption import learned_noise, maskers
+from mdm.data.corruption import check_autoregressive, layout_of, learned_noise, maskers
 from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.position import whole_state
 from mdm.data.processor import Processor
@@ -142,9 +141,10 @@ class Pretrain:
         try:
             self.processor = kept_processor(self.folder, self.resumed) or self.make_processor(sources)
             self.vocabulary = self.processor.vocabulary
-            masker = maskers(cfg.data, cfg.masker, self.processor.vocabulary, cfg.seed)
-            autoregressive = all(isinstance(m, NextToken) for m in masker.values())  # a baseline, see mdm.models.builders.model
             self.model, scaled = self.make_model()
+            layout = layout_of(self.model.config, self.vocabulary)
+            masker = maskers(cfg.data, cfg.masker, self.vocabulary, cfg.seed, layout)
+            autoregressive = check_autoregressive(self.model.config, masker, cfg.loss)
             learned = learned_noise(cfg.data, masker, cfg.loss, before=self.model.config.noise)
             self.model.config = replace(self.model.config, noise=learned)
             longest = self.model.config.max_length
@@ -156,14 +156,12 @@ class Pretrain:
             )  # fmt: skip
             self.plan = validation_batches(
                 cfg.data, self.held_out, self.processor, cfg.validation_samples, autoregressive=autoregressive,
-                noise=self.model.config.noise,
+                model=self.model.config,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from error
 
         # Model, optimizer, and what a run leaves behind.
-        if self.model.config.causal != autoregressive:
-            raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
         self.model.to(hw.device)
         self.num_parameters = self.model.num_parameters()
         meter = Meter(hw, self.vocabulary, self.model.flops)

@@ -1233,7 +1233,11 @@ MUTATIONS = [
             "torch.cat([b.tokens[b.maskable] for b in batches])",
             "torch.cat([b.tokens.flatten() for b in batches])",
         ),
-        ("packed rows are one document", "mask = None if micro.whole_rows else document_mask(clean.document)", "mask = None"),
+        (
+            "packed rows are one document",
+            "mask = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))",
+            "mask = None",
+        ),
         (
             "positions of the row",
             "model.hidden(micro.noisy.noisy, mask, clean.position)",

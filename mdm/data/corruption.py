@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.block_diffusion.layout import Layout
+from components.block_diffusion.masker import BlockMasker
 from components.corruption import KernelCorruption
-from components.maskers import Masker, TimeSampler
+from components.maskers import Masker, NextToken, TimeSampler
 from components.noise import seed_of
 from components.tasks import INSTRUCT, find_task
 from components.vocabulary import Vocabulary
@@ -19,15 +21,55 @@ from mdm.data.settings import MASKER_SUPPLIED, BatchSettings, LossSettings, Stre
 
 
 def maskers(
-    data: Mapping[str, StreamSettings], default: Mapping[str, Any], vocabulary: Vocabulary, seed: int
+    data: Mapping[str, StreamSettings],
+    default: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    seed: int,
+    layout: Layout | None = None,
 ) -> dict[str, Masker]:
-    """What masks each stream's rows, with a seed of its own: the stream's masker, or that of the node `default`."""
+    """What masks each stream's rows, with a seed of its own: the stream's masker, or that of the node `default`.
+
+    layout: of a model of blocks: each block has noise of its own
+    """
     built = {}
     for name, settings in data.items():
         supplied = (vocabulary.mask_id, vocabulary.modalities, seed_of(seed, name), vocabulary)
         node, key = (default, "masker") if settings.masker is None else (settings.masker, f"data.{name}.masker")
-        built[name] = conforming(node, key, Masker, **dict(zip(MASKER_SUPPLIED, supplied, strict=True)))
+        masker = conforming(node, key, Masker, **dict(zip(MASKER_SUPPLIED, supplied, strict=True)))
+        built[name] = masker if layout is None else BlockMasker(masker, layout)
     return built
+
+
+def layout_of(model: Any, vocabulary: Vocabulary) -> Layout | None:
+    """Which positions a model (its config: `blocks`, `blocks_from_start`) generates together; None where it has no blocks.
+
+    Raises UserError for blocks of no modality, and for those that cut a frame.
+    """
+    if not model.blocks:
+        return None
+    with one_line("model"):
+        layout = Layout(model.blocks, vocabulary.modalities, model.blocks_from_start)
+    for modality, size in model.blocks.items():
+        frame = len(vocabulary.ranges_of(modality))
+        if size % frame and not model.blocks_from_start:
+            raise UserError(f"model.blocks.{modality}={size} cuts a frame of {frame} tokens in two; take a multiple of {frame}")
+    return layout
+
+
+def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> bool:
+    """Whether a model (its config) is trained to predict the next token alone: a baseline, see mdm.models.builders.model.
+
+    Raises UserError where masker, loss and model do not go together.
+    """
+    autoregressive = all(isinstance(m, NextToken) for m in masker.values())
+    if autoregressive != (model.causal and not model.blocks):
+        raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
+    if loss.next_token and not (model.causal and model.blocks):
+        raise UserError(
+            f"loss.next_token={loss.next_token} is for blocks whose finished tokens see none behind them: set model.blocks, "
+            "and model.causal=true"
+        )
+    return autoregressive
 
 
 def check_maskers(

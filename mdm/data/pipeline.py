@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
 import torchdata.nodes as tn
 
+from components.block_diffusion.rows import DoubledRows, doubled_rows
 from components.data.bad import BadSample, Note, Refused, attempt, name_of, usable
 from components.data.draws.endless import Draws, Passing, Placed, Prepared, Streamed
 from components.data.draws.order import ShardOrder, WholeOrder
@@ -17,12 +18,13 @@ from components.data.draws.workers import Workers
 from components.data.nodes import Lanes, MicroBatches, Mix, Stream
 from components.data.packing import Packed
 from components.losses import RangePositions, coefficients, positions_by_range
-from components.maskers import Masker
+from components.maskers import Masker, NextToken
 from components.noise import seed_of
 from components.sequences import content
 from components.tasks import INSTRUCT
 from components.tokenizers import Tokenizer
 from components.types import PAD_DOCUMENT, Batch, Movable, NoisyBatch
+from components.visibility import FINISHED, NOISY
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate
 from mdm.config.protocols import conforming, require_members, source_members
@@ -46,6 +48,7 @@ class MicroBatch(Movable):
     whole_rows: bool  # every row is one document and no padding, by its stream: attention needs no mask
     content: list[int]  # tokens per id range, each canvas up to its first end token: what bits per token count
     notes: Sequence[Note] = ()  # of the samples that were left out of its rows or cut
+    rows: DoubledRows | None = None  # what a model of blocks is shown; the positions are in them
 
 
 def micro_batch(
@@ -62,22 +65,50 @@ def micro_batch(
             one compiled graph serves the stream
     """
     noisy = masker(batch)
-    weighting = cast(Literal["nelbo", "plain"], settings.weighting)  # `check_data` has seen to both
-    reduction = cast(Literal["sequence", "token"], settings.reduction)
-    coefficient, denominator = coefficients(noisy, weighting, reduction)
+    positions, denominator = _positions(noisy, settings, vocabulary)
+    rows = None
+    if noisy.block is not None:
+        rows = doubled_rows(noisy, next_token=settings.next_token > 0)
+        positions = [replace(p, index=rows.index(p.index, NOISY)) for p in positions]
+        if settings.next_token:
+            positions += _next_token(batch, rows, settings, vocabulary)
     ranges = batch.id_range[content(batch, vocabulary.end_id)]
     return MicroBatch(
         noisy=noisy,
-        positions=positions_by_range(
-            batch.tokens, noisy.mask, batch.id_range, coefficient, noisy.weight, vocabulary, replaced=noisy.replaced
-        ),
+        positions=positions,
         denominator=denominator,
         num_tokens=batch.num_tokens,
         num_rows=int((batch.document != PAD_DOCUMENT).any(dim=1).sum()),
         whole_rows=not packed and batch.one_document_per_row,
         content=torch.bincount(ranges, minlength=len(vocabulary.ranges)).tolist(),
         notes=notes,
+        rows=rows,
     )
+
+
+def _positions(noisy: NoisyBatch, settings: LossSettings, vocabulary: Vocabulary) -> tuple[list[RangePositions], float]:
+    """What is predicted of a noisy batch, and the denominator of its loss."""
+    weighting = cast(Literal["nelbo", "plain"], settings.weighting)  # `check_data` has seen to both
+    reduction = cast(Literal["sequence", "token"], settings.reduction)
+    coefficient, denominator = coefficients(noisy, weighting, reduction)
+    clean = noisy.clean
+    where = (clean.tokens, noisy.mask, clean.id_range, coefficient, noisy.weight, vocabulary)
+    return positions_by_range(*where, replaced=noisy.replaced), denominator
+
+
+def _next_token(batch: Batch, rows: DoubledRows, settings: LossSettings, vocabulary: Vocabulary) -> list[RangePositions]:
+    """Each token but a document's first, predicted by the finished one before it: weighed `next_token`, of no bound."""
+    following = NextToken()(replace(batch, maskable=batch.maskable & (batch.position > 0)))
+    positions, _ = _positions(following, settings, vocabulary)
+    return [
+        replace(
+            p,
+            index=rows.index(p.index - 1, FINISHED),
+            coefficient=settings.next_token * p.coefficient,
+            weight=torch.zeros_like(p.weight),
+        )
+        for p in positions
+    ]
 
 
 def open_source(node: Mapping[str, Any], key: str, endless: bool = False) -> Any:

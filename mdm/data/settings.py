@@ -79,10 +79,14 @@ class BatchSettings:
 
 @dataclass
 class LossSettings:
-    """See `components.losses.coefficients`."""
+    """See `components.losses.coefficients`.
+
+    next_token: of a model of blocks that is causal: weight of the autoregressive loss beside the diffusion one
+    """
 
     weighting: str = "nelbo"
     reduction: str = "sequence"
+    next_token: float = 0.0
 
 
 def canonical(task: str, key: str) -> str:
@@ -227,3 +231,5 @@ def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], lo
     for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
         if getattr(loss, key) not in known:
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")
+    if loss.next_token < 0:
+        raise UserError(f"loss.next_token must be at least 0 (0 is off), got {loss.next_token}")

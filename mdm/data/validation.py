@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from components.block_diffusion.masker import BlockMasker
 from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
 from components.data.draws.order import WholeOrder
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
 from components.sequences import TokenSequence, collate, content
 from components.tasks import INSTRUCT, find_task
-from components.weightings import Noise
-from mdm.data.corruption import bound_corruption
+from mdm.data.corruption import bound_corruption, layout_of
 from mdm.data.pipeline import MicroBatch, micro_batch
 from mdm.data.processor import Processor
 from mdm.data.rows import builder
@@ -40,7 +40,7 @@ def validation_batches(
     repeats: int = 1,
     seed: int = 0,
     autoregressive: bool = False,
-    noise: Mapping[str, Noise] | None = None,
+    model: Any = None,
 ) -> dict[str, list[tuple[MicroBatch, int]]]:
     """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
 
@@ -51,10 +51,11 @@ def validation_batches(
     Raises ValueError where a sample is refused, or none of a source can be used.
 
     autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
-    noise:          what the model undoes, by modality: of a task that generates one with other noise than masks it is that
-                    noise's own bound, at low-discrepancy times
+    model:          its config. Of a task that generates a modality with other noise than masks it is that noise's own bound,
+                    at low-discrepancy times; of blocks it is the sum of theirs, each given those before it
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
+    noise, layout = (None, None) if model is None else (model.noise, layout_of(model, processor.vocabulary))
     for name, source in sources.items():
         task = shown_task(data[name].tasks)
         rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
@@ -62,6 +63,7 @@ def validation_batches(
         masker = NextToken() if autoregressive else fixed
         if noise and set(noise) & set(find_task(task).generated if task != INSTRUCT else ("text",)):
             masker = bound_corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
+        masker = masker if layout is None else BlockMasker(masker, layout)
         batches = []
         for start in range(0, len(rows), batch_size):
             part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from components.blocks import document_mask
 from components.losses import LossSums, bits_per_byte, bits_per_token, loss_from_hidden
 from components.tasks import INSTRUCT, find_task
 from components.types import Batch
+from components.visibility import Places
 from components.vocabulary import Vocabulary
 from components.weightings import Noise
 from mdm.config import UserError
@@ -29,11 +31,18 @@ from mdm.pages.media import save_outputs
 
 def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> LossSums:
     """Hidden states of the noisy tokens, and the loss at the masked ones: the whole of a training step's forward pass."""
-    clean = micro.noisy.clean
-    mask = None if micro.whole_rows else document_mask(clean.document)
     with hw.autocast():
-        hidden = model.hidden(micro.noisy.noisy, mask, clean.position)
+        hidden = hidden_of(model, micro)
         return loss_from_hidden(hidden, local(model.unembedding.weight), micro.positions, vocabulary)
+
+
+def hidden_of(model: MaskedDiffusionModel, micro: MicroBatch) -> Float[Tensor, "batch width hidden"]:
+    """Hidden states of what a micro-batch shows the model: its noisy tokens; of blocks, the doubled rows."""
+    if micro.rows is not None:
+        return model.hidden(micro.rows.tokens, model.sees(micro.rows.places), micro.rows.position)
+    clean = micro.noisy.clean
+    mask = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))
+    return model.hidden(micro.noisy.noisy, mask, clean.position)
 
 
 @torch.no_grad()

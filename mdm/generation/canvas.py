@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import linear
 
-from components.blocks import document_mask
 from components.kv_cache import PositionCache, attending_to
 from components.samplers import LogitsFn, Selectable
 from components.types import Batch
+from components.visibility import Places
 from mdm.hardware import local, recorded
 from mdm.models.transformer import MaskedDiffusionModel
 
@@ -115,8 +115,14 @@ class SlotLogits:
         return cls(model, canvas.select(rows.to(device)), document, hidden, unembedding)
 
     def __call__(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows slots ids"]:
-        mask = None if self.document is None else document_mask(self.document)
-        return self.unembed(self.canvas.take(self.hidden(tokens, mask)))
+        return self.unembed(self.canvas.take(self.hidden(tokens, self.mask())))
+
+    def mask(self) -> Any:
+        """Who sees whom; None: everything of a row."""
+        if self.document is None:
+            return None
+        index = torch.arange(self.document.shape[1], device=self.document.device).expand_as(self.document)
+        return self.model.sees(Places(self.document, index))
 
     def unembed(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape ids"]:
         """Logits over the local ids alone."""

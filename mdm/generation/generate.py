@@ -6,6 +6,7 @@ outputs[0]["image"].save("seven.png")
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,17 +15,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.block_diffusion.decoding import Finished
 from components.samplers import Blocks, FillAfterEnd, Sampler, SamplerState, guided, sample
 from components.samplers.any_noise.start import pure_noise
+from components.samplers.base import Sampled
 from components.samplers.guidance import Scale
 from components.sequences import TokenSequence, collate
 from components.tasks import find_task, name_of
 from components.types import Batch
 from components.vocabulary import Vocabulary
-from components.weightings import Noise, Noises
+from components.weightings import Noises
 from mdm.config.errors import said
 from mdm.data.processor import Processor
-from mdm.generation.canvas import CACHES, CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
+from mdm.generation.blockwise import block_samplers, sample_in_blocks, spread
+from mdm.generation.canvas import CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
+from mdm.generation.checks import check_noise, check_settings
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import Edit
 from mdm.models.transformer import MaskedDiffusionModel
@@ -55,6 +60,19 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """What has been finished of a canvas.
+
+    place: of the prompt;  tokens: of the canvas so far;  last: whether it is all
+    """
+
+    place: int
+    modality: str
+    tokens: Int[Tensor, " n"]
+    last: bool
+
+
+@dataclass(frozen=True)
 class Given:
     """A batch ready to be sampled. prompt: what guidance leaves out; generate: the positions to fill."""
 
@@ -78,13 +96,14 @@ def generate(
     seed: int = 0,
     batch_size: int = 100,
     length: int | None = None,
-    cache: str = "off",
+    cache: str = "auto",
     refresh_every: int | None = None,
     stop_at_end: bool = True,
     forbid: Sequence[int] = (),
     film: bool = False,
     progress: Callable[[int], object] | None = None,
     watch: Callable[[Step, Batch], None] | None = None,
+    stream: Callable[[Streamed], None] | None = None,
 ) -> Generated:
     """Generates one sample for each prompt. A sample depends on (seed, its place among the prompts), not on the batch size.
 
@@ -92,74 +111,65 @@ def generate(
               generated may be an `Edit` (see mdm/generation/editing.py): then a part of it is given
     sampler, guidance_scale: None takes the defaults of the modality (mdm/generation/defaults.yaml)
     length:   tokens of the generated canvas, see `Processor.stretched`; None takes the processor's
-    cache:    off, prefix or dual: keys and values kept while a block is decoded; the sampler has to be `Blocks`
+    cache:    keys and values kept between passes. Of a model of blocks: exact (what auto is) or off. Of others: off (auto), or
+              prefix or dual, which approximate while a block is decoded: the sampler has to be `Blocks`
     refresh_every: steps after which a kept cache is computed anew; None is once a block
     stop_at_end: fill what lies behind an end token at once
     forbid:   global ids that may not be generated
     film:     keep the canvas of every step of the first batch
     progress: called with the number of prompts done;  watch: called with every step
+    stream:   of a model of blocks, called as soon as a block is finished
 
     Raises ValueError where a prompt lacks what its task is given, or does not fit its canvas or the model, and for settings
     that do not go together.
     """
     spec = find_task(task)
     task = name_of(spec)
-    check_settings(task, prompts, batch_size, cache, sampler)
-    noise = Noises.of(model.config.noise, processor.vocabulary.modalities)
+    cache = check_settings(task, prompts, batch_size, cache, sampler, guidance_scale, model.config)
     if sampler is None or guidance_scale is None:  # else there is no file to read
         defaults = Defaults.packaged().of(task, processor.vocabulary.modalities, model.config.noise)
-        sampler = sampler or defaults.sampler
+        sampler = sampler or spread(
+            defaults.sampler, model.config.blocks, processor.stretched(task, length), processor.vocabulary.modalities
+        )
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
     check_noise(spec.generated, model.config.noise, cache, guidance_scale)
     canvas = processor.stretched(task, length)
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
         canvas.pop("text", None)  # running text has no canvas: what is edited has its own length
     vocabulary = processor.vocabulary
-    device = model.embedding.weight.device
     model.eval()
     given = prepare(processor, task, prompts, canvas)
-    if given.batch.tokens.shape[1] > model.config.max_length:
+    if given.batch.tokens.shape[1] > model.config.max_length and not model.config.blocks:
         raise ValueError(f"{task}: {given.batch.tokens.shape[1]} positions, but the model has {model.config.max_length}")
     results, steps = [], []
     for start in range(0, len(prompts), batch_size):
         batch, prompt, fill = given.rows(start, start + batch_size)
-        allowed = allowed_ids(vocabulary, batch, fill, forbid)
-        ids = local_ids(allowed[fill], vocabulary.mask_id)
-        slots = Canvas.of(batch.tokens, fill, ids).to(device)
-        unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
-        logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
-        if cache != "off":
-            assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
-            logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)
-        logits_fn = guided(logits_fn, prompt.to(device), vocabulary.mask_id, guidance_scale, fill.to(device))
 
-        def on_step(state: SamplerState, start: int = start, slots: Canvas = slots, batch: Batch = batch) -> None:
-            step = Step(slots.whole(state.tokens).cpu(), slots.spread(state.confidence).cpu())
+        def on_step(
+            tokens: Int[Tensor, "rows seq"], confidence: Float[Tensor, "rows seq"], start: int = start, batch: Batch = batch
+        ) -> None:
+            step = Step(tokens.cpu(), confidence.cpu())
             if film and start == 0:
                 steps.append(step)
             if watch is not None:
                 watch(step, batch)
 
-        masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
-        may_stand, rows = slots.take(allowed[..., ids].to(device)), range(start, start + len(prompt))
-        if film or watch is not None:
-            before = SamplerState.start(masks, slots.slots, len(ids) - 1, own, noise)
-            on_step(pure_noise(before, may_stand, seed, rows))
-        done = sample(
-            sampler,
-            OnCanvas(slots, logits_fn),
-            masks,
-            mask_id=len(ids) - 1,
-            generate=slots.slots,
-            allowed=may_stand,
-            modality=own,
-            constraint=local_end(ids, vocabulary.end_id) if stop_at_end else None,
-            seed=seed,
-            index=rows,
-            on_step=on_step if film or watch is not None else None,
-            noise=noise,
-        )
-        results.append((slots.whole(done.tokens).cpu(), slots.spread(done.confidence).cpu(), done.forwards))
+        rows, seen = range(start, start + len(prompt)), on_step if film or watch is not None else None
+        if model.config.blocks:
+            assert isinstance(guidance_scale, (int, float))  # `check_blocks` has seen to it
+            done = sample_in_blocks(
+                model, vocabulary, batch, prompt, fill, ~closed(batch, fill, vocabulary.end_id),
+                block_samplers(sampler, model.config.blocks, vocabulary.modalities), guidance_scale, cache == "exact", forbid,
+                stop_at_end, seed=seed, index=rows, on_step=seen,
+                on_block=None if stream is None else functools.partial(_streamed, stream, start, batch, vocabulary),
+            )  # fmt: skip
+        else:
+            allowed = allowed_ids(vocabulary, batch, fill, forbid)
+            done = sample_on_canvas(
+                model, vocabulary, batch, prompt, fill, allowed, sampler, guidance_scale, cache, refresh_every, stop_at_end,
+                seed, rows, seen,
+            )  # fmt: skip
+        results.append([part.cpu() for part in done])
         if progress is not None:
             progress(len(prompt))
     tokens, confidence, forwards = (torch.cat(parts) for parts in zip(*results, strict=True))
@@ -167,38 +177,66 @@ def generate(
     return Generated(outputs, tokens, confidence, forwards, given.batch, steps)
 
 
-def check_settings(task: str, prompts: Sequence[Any], batch_size: int, cache: str, sampler: Sampler | None) -> None:
-    """Raises ValueError for settings that make no sense, or do not go together."""
-    if not prompts:
-        raise ValueError(f"{task}: there is no prompt; a task that is given nothing takes one {{}} for each sample")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if cache not in CACHES:
-        raise ValueError(f"cache {cache!r} is not one of {', '.join(CACHES)}")
-    if cache != "off" and not isinstance(sampler, Blocks):
-        raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")
-    if cache != "off" and isinstance(sampler, Blocks) and getattr(sampler.sampler, "goes_on", False):
-        raise ValueError(
-            f"cache {cache!r} tells a row's block by its first mask, and {type(sampler.sampler).__name__} may go on in a block "
-            "without any; set cache=off"
-        )
-
-
-def check_noise(generated: Sequence[str], noise: Mapping[str, Noise], cache: str, guidance_scale: Scale) -> None:
-    """Raises ValueError for settings that count masks, where noise of other kinds leaves none or changes tokens again."""
-    other = next((m for m in generated if m in noise), None)
-    if other is None:
-        return
+def sample_on_canvas(
+    model: MaskedDiffusionModel,
+    vocabulary: Vocabulary,
+    batch: Batch,
+    prompt: Bool[Tensor, "rows seq"],
+    fill: Bool[Tensor, "rows seq"],
+    allowed: Bool[Tensor, "rows seq vocab"],
+    sampler: Sampler,
+    guidance_scale: Scale,
+    cache: str,
+    refresh_every: int | None,
+    stop_at_end: bool,
+    seed: int,
+    index: Sequence[int],
+    on_step: Callable[[Tensor, Tensor], None] | None = None,
+) -> Sampled:
+    """Fills the positions `fill` of a batch (on the CPU) with a model that sees whole rows: tokens and confidence of these."""
+    device, noise = model.embedding.weight.device, Noises.of(model.config.noise, vocabulary.modalities)
+    ids = local_ids(allowed[fill], vocabulary.mask_id)
+    slots = Canvas.of(batch.tokens, fill, ids).to(device)
+    unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
+    logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
     if cache != "off":
-        raise ValueError(
-            f"cache {cache!r} keeps what lies outside a block, and the model's {other}, trained with {noise[other].kernel}, "
-            "may change there again; set cache=off"
-        )
-    if callable(guidance_scale):
-        raise ValueError(
-            f"guidance_scale changes with the share of masked tokens, and the model's {other} was trained with "
-            f"{noise[other].kernel}, whose tokens are not told by it; give a number"
-        )
+        assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
+        logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)
+    logits_fn = guided(logits_fn, prompt.to(device), vocabulary.mask_id, guidance_scale, fill.to(device))
+    masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
+    may_stand = slots.take(allowed[..., ids].to(device))
+
+    def seen(state: SamplerState) -> None:
+        if on_step is not None:
+            on_step(slots.whole(state.tokens), slots.spread(state.confidence))
+
+    if on_step is not None:
+        seen(pure_noise(SamplerState.start(masks, slots.slots, len(ids) - 1, own, noise), may_stand, seed, index))
+    done = sample(
+        sampler,
+        OnCanvas(slots, logits_fn),
+        masks,
+        mask_id=len(ids) - 1,
+        generate=slots.slots,
+        allowed=may_stand,
+        modality=own,
+        constraint=local_end(ids, vocabulary.end_id) if stop_at_end else None,
+        seed=seed,
+        index=index,
+        on_step=None if on_step is None else seen,
+        noise=noise,
+    )
+    return Sampled(slots.whole(done.tokens), slots.spread(done.confidence), done.forwards)
+
+
+def _streamed(
+    stream: Callable[[Streamed], None], first: int, batch: Batch, vocabulary: Vocabulary, tokens: Tensor, block: Finished
+) -> None:
+    """Hands over what a canvas holds as far as its blocks are finished."""
+    row, modality = block.row, int(batch.modality[block.row, block.stop - 1])
+    own = batch.maskable[row] & (batch.modality[row] == modality)
+    own[block.stop :] &= block.last
+    stream(Streamed(first + row, vocabulary.modalities[modality], tokens[row].cpu()[own], block.last))
 
 
 def prepare(processor: Processor, task: str, prompts: Sequence[Mapping[str, Any]], canvas: Mapping[str, int]) -> Given:

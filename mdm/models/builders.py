@@ -19,10 +19,15 @@ def model(
     qk_norm: bool = True,
     residual_multiplier: float = 1.0,
     autoregressive: bool = False,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """A model of any shape. The recipe fills in vocab_size from the vocabulary, the rest is the user's.
 
     autoregressive: the baseline of the same blocks: causal, predicts the next token; its masker is components.maskers.NextToken
+    blocks:         positions that are generated together, by modality (block diffusion): {text: 32, audio: 8}; a modality
+                    without is generated whole
+    causal:         of blocks: what is finished sees nothing behind it, so that `loss.next_token` can be trained beside
     """
     return MaskedDiffusionModel(
         ModelConfig(
@@ -35,8 +40,9 @@ def model(
             ffn_width=ffn_width,
             qk_norm=qk_norm,
             residual_multiplier=residual_multiplier,
-            causal=autoregressive,
+            causal=autoregressive or causal,
             predicts_next=autoregressive,
+            blocks=dict(blocks or {}),
         )
     )
 
@@ -70,10 +76,14 @@ def nano(
     num_layers: int = 4,
     num_heads: int | None = None,
     residual_multiplier: float = 1.0,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """1.8 M parameters without embeddings: learns the quickstart in minutes on two cores."""
     heads = num_heads or _heads(width, 48)
-    return model(vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier)
+    return model(
+        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+    )
 
 
 def small(

@@ -108,7 +108,7 @@ def load_config(checkpoint: str | Path) -> ModelConfig:
     raw = read_json(folder / "config.json")
     if is_open(raw):
         return find_format(raw, str(folder)).config(raw, str(folder))
-    noise = raw.pop("noise", {})
+    noise, blocks = raw.pop("noise", {}), raw.pop("blocks", {})
     for name, value in raw.items():  # `check` would import what a table in it names
         if isinstance(value, (dict, list)):
             raise UserError(f"checkpoint {folder}: config.json: {name} must be a number or a word, got {short(value)}")
@@ -116,7 +116,9 @@ def load_config(checkpoint: str | Path) -> ModelConfig:
     try:
         if not isinstance(noise, dict):
             raise ValueError(f"noise must name modalities, got {short(noise)}")
-        return ModelConfig(**raw, noise={modality: Noise.from_dict(own) for modality, own in noise.items()})
+        if not isinstance(blocks, dict):
+            raise ValueError(f"blocks must name modalities, got {short(blocks)}")
+        return ModelConfig(**raw, blocks=blocks, noise={modality: Noise.from_dict(own) for modality, own in noise.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {in_one_line(error)}") from error
 

@@ -109,7 +109,7 @@ class Format:
     def to_config(self, config: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
         """Their config of ours, with the special tokens. Raises UserError where ours computes something else."""
         own = asdict(config) | {"ffn_width": config.hidden_ffn, "num_kv_heads": config.num_kv_heads or config.num_heads}
-        for key in sorted(set(own) - set(self.keys) - {"noise"}):
+        for key in sorted(set(own) - set(self.keys) - {"noise", "blocks"}):
             value = self.fixed.get(key, ModelConfig.__dataclass_fields__[key].default)
             if own[key] != value:
                 raise UserError(

@@ -19,8 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchtune.modules import RMSNorm
 
-from components.blocks import document_mask, transformer_block
+from components.blocks import transformer_block
 from components.parameterization import CompleteP, initialize
+from components.visibility import Places, attention_mask, block_causal, causal, doubled, doubled_causal, same_document
 from components.weightings import Noise
 from mdm.hardware import Recorder
 
@@ -49,7 +50,11 @@ class ModelConfig:
     num_experts, experts_per_token: feed-forwards of `ffn_width` that a router chooses among; None is one for all tokens
     predicts_next: the hidden state of a position predicts the *next* one, as in models adapted from autoregressive ones
                    (Dream); `hidden` moves it there, so that for everybody else each position predicts itself
-    causal:        a position sees none behind it: with `predicts_next`, an autoregressive model (a baseline)
+    causal:        a position sees none behind it: with `predicts_next`, an autoregressive model (a baseline). Of a model of
+                   blocks, a *finished* position sees none behind it, and its hidden state predicts the next token
+    blocks:        positions of a block by modality (block diffusion, see components/block_diffusion); none: everything is
+                   generated in one, and sees everything
+    blocks_from_start: blocks are counted from a document's start, prompts included (LLaDA2, SDAR)
     noise:         what it was trained to undo, and what it learns there, by modality; masks where none is named
     """
 
@@ -71,9 +76,20 @@ class ModelConfig:
     predicts_next: bool = False
     causal: bool = False
     noise: Mapping[str, Noise] = field(default_factory=dict, hash=False)
+    blocks: Mapping[str, int] = field(default_factory=dict, hash=False)
+    blocks_from_start: bool = False
 
     def __post_init__(self) -> None:
-        for name in filter("noise".__ne__, self.__dataclass_fields__):
+        for modality, size in self.blocks.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"model.blocks.{modality} must be a whole number of positions, at least 1; got {size!r}")
+        if self.blocks and self.predicts_next:
+            raise ValueError("model.blocks: in a block a position predicts itself; set model.predicts_next=false")
+        if self.blocks_from_start and len(set(self.blocks.values())) != 1:
+            raise ValueError(
+                f"model.blocks_from_start: blocks that are counted from the start have one size, got {dict(self.blocks)}"
+            )
+        for name in [n for n in self.__dataclass_fields__ if n not in ("noise", "blocks")]:
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
                 raise ValueError(f"model.{name} {complaint}")
@@ -113,6 +129,15 @@ class ModelConfig:
         return self.ffn_width or math.ceil(8 * self.width / 3 / 64) * 64
 
 
+def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None) -> ModelConfig:
+    """The config of a model that goes on in blocks, from a masked or an autoregressive one: each position predicts itself.
+
+    causal: of finished positions; None leaves it as it was
+    """
+    own = config.causal if causal is None else causal
+    return replace(config, blocks=dict(blocks), blocks_from_start=False, causal=own, predicts_next=False)
+
+
 class MaskedDiffusionModel(nn.Module):
     """A masked diffusion transformer.
 
@@ -140,7 +165,7 @@ class MaskedDiffusionModel(nn.Module):
                 residual_multiplier=config.residual_multiplier,
                 num_experts=config.num_experts,
                 experts_per_token=config.experts_per_token,
-                causal=config.causal,
+                causal=config.causal and not config.blocks,
             )
             for _ in range(config.num_layers)
         ]
@@ -182,10 +207,24 @@ class MaskedDiffusionModel(nn.Module):
         rope.max_seq_len = length
         rope.rope_init()
 
+    def change(self, config: ModelConfig) -> None:
+        """Makes it see what another config of the same weights says, see `in_blocks`."""
+        self.config = config
+        for block in self.blocks:
+            attention: Any = block.attn
+            attention.is_causal = config.causal and not config.blocks
+
     def _rope(self) -> Any:
         """The table of rotations of all blocks."""
         first: Any = self.blocks[0]
         return first.attn.pos_embeddings
+
+    def reach(self, length: int) -> None:
+        """Makes the table of rotations long enough for rows of `length`, which may be more than it was trained with."""
+        rope = self._rope()
+        if rope.max_seq_len < length:
+            rope.max_seq_len = length
+            self.restore_buffers()
 
     def restore_buffers(self) -> None:
         """Makes what is not among the weights, after they were put into a model without any: the table of rotations."""
@@ -196,9 +235,7 @@ class MaskedDiffusionModel(nn.Module):
     def hidden(
         self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq width"]:
-        """Hidden states, normalised. `mask`: from `document_mask`; None lets every position see every other of its row."""
-        if self.config.causal and mask is not None:
-            mask = mask & mask.new_ones(mask.shape[-2:]).tril()
+        """Hidden states, normalised. `mask`: from `sees`; None lets every position see every other of its row."""
         h = self.embedding(tokens)
         for block in self.blocks:
             h = block(h, mask=mask, input_pos=position)
@@ -208,15 +245,32 @@ class MaskedDiffusionModel(nn.Module):
         before = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         return before if position is None else torch.where((position == 0)[..., None], h, before)
 
+    def sees(self, places: Places, keys: Places | None = None) -> Any:
+        """The attention mask of this model. Of blocks, with streams: what training and decoding in blocks need; without: each
+        position sees its own block and those before. keys: where they are not the queries themselves"""
+        c = self.config
+        if c.blocks and places.block is not None:
+            rule = block_causal if places.stream is None else doubled_causal if c.causal else doubled
+        else:
+            rule = causal if c.causal and not c.blocks else same_document
+        return attention_mask(rule, places, keys)
+
     def forward(
         self,
         tokens: Int[Tensor, "batch seq"],
         document: Int[Tensor, "batch seq"] | None = None,
         position: Int[Tensor, "batch seq"] | None = None,
+        block: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits over the whole vocabulary at every position (not restricted to what may stand there)."""
-        mask = None if document is None else document_mask(document)
-        return self.unembedding(self.hidden(tokens, mask, position))
+        """Logits over the whole vocabulary at every position (not restricted to what may stand there).
+
+        document: of each position, where rows hold several or padding;  block: of a model of blocks; None: the row is one block
+        """
+        if document is None and block is None:
+            return self.unembedding(self.hidden(tokens, None, position))
+        index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        own = torch.zeros_like(tokens) if document is None else document
+        return self.unembedding(self.hidden(tokens, self.sees(Places(own, index, block)), position))
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Parameters; without embeddings: neither the input embedding nor the unembedding."""
@@ -244,7 +298,7 @@ class MaskedDiffusionModel(nn.Module):
         return self.flops(1, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:
-        """Its config as plain values, the noise only where there is one beside masks."""
+        """Its config as plain values; noise beside masks, and blocks, only where there are some."""
         plain = asdict(replace(self.config, noise={}))
-        noise = {modality: own.to_dict() for modality, own in self.config.noise.items()}
-        return {**plain, "noise": noise} if noise else {key: value for key, value in plain.items() if key != "noise"}
+        plain["noise"] = {modality: own.to_dict() for modality, own in self.config.noise.items()}
+        return {key: value for key, value in plain.items() if value or key not in ("noise", "blocks", "blocks_from_start")}

@@ -12,7 +12,7 @@ from components.gradient_variance import GradientVariance
 from components.samplers import Ancestral, Confidence, FirstHitting, LeastSureFirst, Sampler, SelfCorrect
 from components.tasks import find_task
 from components.weightings import Noise
-from mdm.data.corruption import maskers
+from mdm.data.corruption import layout_of, maskers
 from mdm.data.pipeline import next_step, open_source, streams, training_loader
 from mdm.data.processor import Processor
 from mdm.evaluation.fluency import Fluency
@@ -54,7 +54,8 @@ class TrainingGradient:
             model.train()
             seed = cfg.seed + 1_000_003
             sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
-            masker = maskers(cfg.data, cfg.masker, processor.vocabulary, seed)
+            layout = layout_of(model.config, processor.vocabulary)
+            masker = maskers(cfg.data, cfg.masker, processor.vocabulary, seed, layout)
             mix = streams(cfg.data, sources, processor, masker, seed, cfg.prompt_dropout)
             batches = iter(training_loader(mix, masker, processor, cfg.batch.at, cfg.batch.micro, cfg.loss, seed, prefetch=0))
             for _ in range(self.steps):

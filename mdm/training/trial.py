@@ -23,12 +23,13 @@ from components.tasks import INSTRUCT, find_task
 from components.tokenizers import Tokenizer
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
-from mdm.data.corruption import check_pairs, maskers
+from mdm.data.corruption import check_pairs, layout_of, maskers
 from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
 from mdm.models.folder import load_config, load_processor
+from mdm.models.transformer import ModelConfig, in_blocks
 from mdm.training.output import check_output_dir
 from mdm.training.reach import Trial, said, told_at_once, unreachable
 from mdm.training.run import check_shared
@@ -237,8 +238,10 @@ def lengths(name: str, stream: Any, samples: list, processor: Processor) -> str:
 def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], processor: Processor) -> None:
     """One batch of every stream as training makes it. Raises UserError."""
     try:
-        by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed)
-        mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, positions(cfg))
+        shape = shape_of(cfg)
+        layout = layout_of(shape, processor.vocabulary)
+        by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed, layout)
+        mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, shape.max_length)
         size = SAMPLES * len(data) * (1 + any(s.pairs for s in mix))  # every sample that was drawn, where there are no packs
         micros = next_step(iter(training_loader(mix, by, processor, lambda seen: size, size, cfg.loss, cfg.seed, prefetch=0)))
     except ValueError as error:
@@ -252,14 +255,15 @@ def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], proce
             raise UserError("masker: the weights of a batch are not finite")
 
 
-def positions(cfg: Any) -> int | None:
-    """Of the model that is trained: of the config, or of the checkpoint that it starts from."""
-    if getattr(cfg, "max_length", None) is not None:
-        return cfg.max_length
+def shape_of(cfg: Any) -> ModelConfig:
+    """Of the model that is trained: of the config, or of the checkpoint that it starts from and what is changed of it."""
     if cfg.model:
         with torch.device("meta"):
-            return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config.max_length
-    return load_config(cfg.checkpoint).max_length
+            return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
+    shape = load_config(cfg.checkpoint)
+    blocks = getattr(cfg, "blocks", None)
+    shape = shape if blocks is None else in_blocks(shape, blocks, cfg.causal)
+    return shape if cfg.max_length is None else replace(shape, max_length=cfg.max_length)
 
 
 def with_canvases(data: Mapping[str, Any], drawn: Mapping[str, list], processor: Processor) -> Processor:

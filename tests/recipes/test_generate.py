@@ -270,7 +270,10 @@ MISTAKES = {
         ["task=text_to_image", "prompt=a", "cache=dual"],
         "does not decode in blocks; set sampler=... to Blocks",
     ),
-    "unknown cache": (["task=text_to_image", "prompt=a", "cache=all"], "cache 'all' is not one of off, prefix, dual"),
+    "unknown cache": (
+        ["task=text_to_image", "prompt=a", "cache=all"],
+        "cache 'all' is not one of auto, exact, off, prefix, dual",
+    ),
     "graphs without a GPU": (
         ["task=text", "compile=graphs", "device=cpu"],
         "compile: graphs records CUDA graphs, and there is no CUDA device",

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from components.blocks import document_mask
 from components.samplers import (
     Ancestral,
     Blocks,
@@ -26,6 +25,7 @@ from components.samplers import (
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
+from components.visibility import Places, attention_mask, same_document
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.canvas import CachedSlotLogits, Canvas, SlotLogits, local_ids
@@ -197,7 +197,7 @@ def test_logits_are_those_of_the_plain_model(model, processor):
     got = SlotLogits.of(model, canvas, batch, 1)(batch.tokens)
     want = model(batch.tokens)[given.generate].view(2, 5, -1)[..., ids].float()
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    padded = document_mask(torch.tensor([[0, 0, -1]]))
+    padded = attention_mask(same_document, Places(torch.tensor([[0, 0, -1]])))
     assert not padded[0, 0, 2]
 
 
@@ -382,7 +382,7 @@ def test_defaults_of_a_config_come_on_top_and_travel_with_the_model(processor, t
         ("text_to_image", [{}], {}, "it is given text, and there is none"),
         ("text", [{}], {"length": 500}, "503 positions, but the model has 128"),
         ("text", [{}], {"length": 16, "guidance_scale": 1.0}, "guidance_scale 1.0: there is no prompt"),
-        ("text_to_image", PROMPTS, {"cache": "all"}, "cache 'all' is not one of off, prefix, dual"),
+        ("text_to_image", PROMPTS, {"cache": "all"}, "cache 'all' is not one of auto, exact, off, prefix, dual"),
         ("text_to_image", PROMPTS, {"cache": "dual"}, "the sampler has to be Blocks"),
         *(
             (

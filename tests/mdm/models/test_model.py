@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from components.blocks import attention, document_mask, transformer_block
+from components.blocks import attention, transformer_block
 from components.sequences import collate, task_sequence
+from components.visibility import Places, attention_mask, same_document
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.generation.generate import generate
@@ -107,7 +108,7 @@ def test_attention_of_short_rows_is_the_fused_kernels():
     """With and without a mask; gradients too; and a longer row goes to the fused kernel."""
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 8, generator=g, requires_grad=True) for _ in range(3))
-    for mask in (None, document_mask(torch.tensor([[0, 0, 1, 1, -1], [0, 1, 1, 1, 1]]))):
+    for mask in (None, attention_mask(same_document, Places(torch.tensor([[0, 0, 1, 1, -1], [0, 1, 1, 1, 1]])))):
         fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None])
         ours = attention(q, k, v, mask)
         assert_close(ours, fused, atol=1e-6, rtol=1e-5)
@@ -122,7 +123,7 @@ def test_attention_of_short_rows_is_the_fused_kernels():
 
 
 def test_document_mask_is_the_same_document():
-    mask = document_mask(torch.tensor([[0, 0, 1, -1]]))[0]
+    mask = attention_mask(same_document, Places(torch.tensor([[0, 0, 1, -1]])))[0]
     assert mask.tolist() == [
         [True, True, False, False],
         [True, True, False, False],

@@ -1,0 +1,84 @@
+"""The noisy and the finished copy of a batch in one row, so that one pass trains all blocks (BD3-LM, 2503.09573).
+
+    [ noisy positions of the blocks that are generated ; finished positions that a later block sees ]
+
+Nothing else is computed: a document of one block after its prompt costs what it does without blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from components.types import PAD_DOCUMENT, Movable, NoisyBatch
+from components.visibility import FINISHED, NOISY, Places
+
+ROUND = 16  # widths repeat, so that few graphs are compiled
+
+
+@dataclass(frozen=True)
+class DoubledRows(Movable):
+    """What the model is given in place of a noisy batch of blocks.
+
+    column: in a row, of each position's noisy copy and then of each one's finished copy; -1 where it is left out
+    """
+
+    tokens: Int[Tensor, "batch width"]
+    places: Places
+    column: Int[Tensor, "batch both"]
+
+    @property
+    def position(self) -> Int[Tensor, "batch width"]:
+        """Of the rotations: a token and its noisy copy stand at the same."""
+        assert self.places.position is not None
+        return self.places.position
+
+    def index(self, flat: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
+        """Places of the flattened batch -> of the flattened rows."""
+        length = self.column.shape[1] // 2
+        row, position = flat // length, flat % length
+        return row * self.tokens.shape[1] + self.column[row, position + stream * length]
+
+
+def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
+    """The rows of a batch that a `BlockMasker` has made. Call it on the CPU, where counts are known without a sync.
+
+    next_token: finished positions are predicted from, too: none of a generated block is left out
+    """
+    batch, block = noisy.clean, noisy.block
+    assert block is not None
+    present = batch.document != PAD_DOCUMENT
+    ids, document = batch.document.unique(return_inverse=True)
+    last = torch.full((len(ids),), -1).scatter_reduce(0, document[batch.maskable], block[batch.maskable], "amax")[document]
+    wanted = torch.cat([present & _generated(block, batch.maskable, document), present & (block < last + next_token)], dim=1)
+    width = -(-int(wanted.sum(dim=1).max()) // ROUND) * ROUND
+    order = (~wanted).long().argsort(dim=1, stable=True)[:, :width]
+    order = torch.nn.functional.pad(order, (0, max(width - order.shape[1], 0)))
+    here = torch.arange(width) < wanted.sum(dim=1, keepdim=True)
+    column = torch.where(wanted, wanted.long().cumsum(dim=1) - 1, -1)
+
+    def both(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first, second], dim=1).gather(1, order)
+
+    streams = both(torch.full_like(block, NOISY), torch.full_like(block, FINISHED))
+    at = Places(both(batch.document, batch.document), both(batch.position, batch.position), both(block, block), streams)
+    places = Places(
+        torch.where(here, at.document, PAD_DOCUMENT), *(_zeroed(v, here) for v in (at.position, at.block, at.stream))
+    )
+    return DoubledRows(both(noisy.noisy, batch.tokens), places, column)
+
+
+def _zeroed(values: Tensor | None, here: Bool[Tensor, "batch width"]) -> Tensor:
+    assert values is not None
+    return torch.where(here, values, 0)
+
+
+def _generated(
+    block: Int[Tensor, "batch seq"], maskable: Bool[Tensor, "batch seq"], document: Int[Tensor, "batch seq"]
+) -> Bool[Tensor, "batch seq"]:
+    """Positions of blocks in which anything is generated."""
+    key = document * (int(block.max()) + 1) + block
+    return torch.isin(key, key[maskable])

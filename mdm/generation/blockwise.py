@@ -1,0 +1,182 @@
+"""What block-by-block decoding sees of a model: the logits of each row's current block, over the ids that may stand there.
+
+    cache exact   keys and values of finished blocks are kept: a pass computes the block, and once what has been finished before
+    cache off     everything up to the block's end is computed in every pass
+
+Both give the same logits to rounding: nothing that is finished sees what comes behind it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from components.block_diffusion.cache import BlockCache
+from components.block_diffusion.decoding import Task, sample_blocks
+from components.block_diffusion.layout import WHOLE
+from components.samplers import Blocks, PerModality, Sampler
+from components.samplers.base import Sampled
+from components.types import Batch
+from components.visibility import FINISHED, NOISY, Places
+from components.vocabulary import Vocabulary
+from components.weightings import Noises
+from mdm.data.corruption import layout_of
+from mdm.generation.canvas import local_ids
+from mdm.hardware import local
+from mdm.models.transformer import MaskedDiffusionModel
+
+
+class BlockwiseLogits:
+    """The logits function of `sample_blocks`.
+
+    block:   of each position, the same as the model was trained with
+    ids:     the tokens that logits are of
+    prompt, scale: classifier-free guidance: a second pass sees mask tokens where `prompt` is
+    """
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        block: Int[Tensor, "rows seq"],
+        ids: Int[Tensor, " ids"],
+        cached: bool = True,
+        prompt: Bool[Tensor, "rows seq"] | None = None,
+        scale: float = 0.0,
+    ) -> None:
+        self.model, self.block, self.ids, self.scale = model, block, ids, scale
+        self.prompt = prompt if scale else None
+        self.cache: BlockCache | None = BlockCache(len(model.blocks)) if cached else None
+        self.begin: list[int] = [0] * len(block)  # of each row, the first position that is in no cache
+        self.unembedding: Callable[[], Tensor] = functools.cache(lambda: local(model.unembedding.weight)[ids])
+
+    def __call__(
+        self, tokens: Int[Tensor, "rows seq"], start: Sequence[int], stop: Sequence[int], width: int
+    ) -> Float[Tensor, "rows width ids"]:
+        """Logits of the positions from start to stop, and anything behind up to `width`."""
+        device = tokens.device
+        begin, first, last = (torch.tensor(v, device=device)[:, None] for v in (self.begin, start, stop))
+        span = max(b - a for a, b in zip(self.begin, stop, strict=True))
+        places = begin + torch.arange(span, device=device)
+        copies = [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]
+        seen = torch.cat([_take(copy, places) for copy in copies])
+        hidden = self._hidden(seen, places, first, last, max(stop), max(self.begin) + span)
+        where = (first - begin + torch.arange(width, device=device)).clamp(max=span - 1).repeat(len(copies), 1)
+        chosen = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = linear(chosen, self.unembedding()).float()
+        if self.cache is not None:
+            self.begin = list(start)
+        if self.prompt is None:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return conditional + self.scale * (conditional - unconditional)
+
+    def _hidden(self, tokens: Tensor, places: Tensor, first: Tensor, last: Tensor, length: int, room: int) -> Tensor:
+        """Hidden states of the positions `places` of each row; those behind a row's `last` are anything, but numbers."""
+        copies = len(tokens) // len(places)
+        keys = places if self.cache is None else torch.arange(length, device=places.device).expand(len(places), -1)
+        mask = self.model.sees(self._known(places, first), self._known(keys, first)) & (keys < last)[:, None]
+        mask = mask | (places >= last)[..., None] & (keys == 0)[:, None]  # no softmax is over nothing
+        mask, positions = mask.repeat(copies, 1, 1), places.clamp(max=self.block.shape[1] - 1).repeat(copies, 1)
+        if self.cache is None:
+            return self.model.hidden(tokens, mask, positions)
+        with self.cache.attending(self.model.blocks, places.repeat(copies, 1), length, room):
+            return self.model.hidden(tokens, mask, positions)
+
+    def _known(self, places: Int[Tensor, "rows some"], first: Int[Tensor, "rows 1"]) -> Places:
+        """What the model's rule asks of positions: those before a row's current block are finished."""
+        block = _take(pad(self.block, (0, 1), value=WHOLE), places)
+        return Places(torch.zeros_like(places), places, block, torch.where(places < first, FINISHED, NOISY))
+
+    def select(self, rows: Int[Tensor, " some"]) -> None:
+        """Which of the rows go on."""
+        if self.cache is not None and any(self.begin):
+            self.cache.select(rows if self.prompt is None else torch.cat([rows, rows + len(self.begin)]))
+        self.block, self.begin = self.block[rows], [self.begin[i] for i in rows.tolist()]
+        self.prompt = None if self.prompt is None else self.prompt[rows]
+
+
+def _take(values: Int[Tensor, "rows seq"], places: Int[Tensor, "rows some"]) -> Int[Tensor, "rows some"]:
+    """The values at some positions; the last one's behind the end."""
+    return values.gather(1, places.clamp(max=values.shape[1] - 1))
+
+
+def block_samplers(sampler: Sampler, blocks: Mapping[str, int], modalities: Sequence[str]) -> list[Sampler]:
+    """What samples each modality's blocks: a sampler's own parts, or itself.
+
+    Raises ValueError for `Blocks` of another length than the model's.
+    """
+    each = sampler.samplers if isinstance(sampler, PerModality) else [sampler] * len(modalities)
+    found = []
+    for modality, own in zip(modalities, each, strict=False):
+        if isinstance(own, Blocks):
+            size = blocks.get(modality)
+            if size != own.block_length:
+                known = "generates it whole" if size is None else f"was trained in blocks of {size}"
+                raise ValueError(f"Blocks: block_length {own.block_length}, but the model {known} ({modality})")
+            own = own.sampler
+        found.append(own)
+    return found
+
+
+def spread(sampler: Sampler, blocks: Mapping[str, int], canvas: Mapping[str, int], modalities: Sequence[str]) -> Sampler:
+    """A default sampler, whose steps are those of a whole canvas, with a block's share of them."""
+    if not blocks:
+        return sampler
+    known = {m: canvas[m] for m in blocks if m in canvas}
+    if isinstance(sampler, PerModality):
+        each = zip(sampler.samplers, modalities, strict=False)
+        return PerModality([_share(own, blocks.get(m), known.get(m)) for own, m in each])
+    return _share(sampler, *next(((blocks[m], known[m]) for m in known), (None, None)))
+
+
+def _share(sampler: Sampler, size: int | None, length: int | None) -> Sampler:
+    steps: Any = getattr(sampler, "num_steps", None)
+    if steps is None or size is None or length is None or size >= length:
+        return sampler
+    own: Any = sampler
+    return replace(own, num_steps=max(1, math.ceil(steps * size / length)))
+
+
+def sample_in_blocks(
+    model: MaskedDiffusionModel,
+    vocabulary: Vocabulary,
+    batch: Batch,
+    prompt: Bool[Tensor, "rows seq"],
+    generate: Bool[Tensor, "rows seq"],
+    may_end: Bool[Tensor, "rows seq"],
+    samplers: Sequence[Sampler],
+    scale: float = 0.0,
+    cached: bool = True,
+    forbid: Sequence[int] = (),
+    stop_at_end: bool = True,
+    **options: Any,
+) -> Sampled:
+    """Fills the positions `generate` of a batch (on the CPU) with a model of blocks, see `sample_blocks`.
+
+    may_end: where an end token may stand;  forbid: global ids that may not be generated;  options: of `sample_blocks`
+    """
+    device = model.embedding.weight.device
+    layout = layout_of(model.config, vocabulary)
+    assert layout is not None
+    ranges = len(vocabulary.ranges)
+    table = vocabulary.allowed(torch.arange(ranges)).repeat(2, 1)  # the second time without an end token
+    table[ranges:, vocabulary.end_id] = False
+    table[:, list(forbid)] = False
+    kind = batch.id_range.clamp(min=0) + torch.where(may_end, 0, ranges)
+    ids = local_ids(table[kind[generate].unique()], vocabulary.mask_id)
+    end = (ids == vocabulary.end_id).nonzero()[:, 0].tolist() if stop_at_end else []
+    block = layout(batch)
+    task = Task(batch.tokens, generate, block, batch.modality.clamp(min=0), kind, table[:, ids], ids, end[0] if end else None)
+    logits_fn = BlockwiseLogits(model, block.to(device), ids.to(device), cached, prompt.to(device), scale)
+    model.reach(batch.tokens.shape[1])
+    return sample_blocks(
+        samplers, logits_fn, task.to(device), noise=Noises.of(model.config.noise, vocabulary.modalities), **options
+    )

@@ -1,0 +1,72 @@
+"""Whether the settings of a generation go together, said before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.samplers import Blocks, Sampler
+from components.samplers.guidance import Scale
+from components.weightings import Noise
+from mdm.generation.canvas import CACHES
+from mdm.models.transformer import ModelConfig
+
+
+def check_settings(
+    task: str,
+    prompts: Sequence[Any],
+    batch_size: int,
+    cache: str,
+    sampler: Sampler | None,
+    scale: Scale | None,
+    model: ModelConfig,
+) -> str:
+    """The cache that is meant. Raises ValueError for settings that make no sense, or do not go together."""
+    if not prompts:
+        raise ValueError(f"{task}: there is no prompt; a task that is given nothing takes one {{}} for each sample")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if cache not in ("auto", "exact", *CACHES):
+        raise ValueError(f"cache {cache!r} is not one of auto, exact, {', '.join(CACHES)}")
+    if model.blocks:
+        return check_blocks(cache, scale)
+    if cache == "exact":
+        raise ValueError(
+            "cache 'exact' is for a model of blocks; this one sees the whole row, where every token changes what the others "
+            "offer: set cache=off, or prefix or dual (approximate)"
+        )
+    cache = "off" if cache == "auto" else cache
+    if cache != "off" and not isinstance(sampler, Blocks):
+        raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")
+    if cache != "off" and isinstance(sampler, Blocks) and getattr(sampler.sampler, "goes_on", False):
+        raise ValueError(
+            f"cache {cache!r} tells a row's block by its first mask, and {type(sampler.sampler).__name__} may go on in a block "
+            "without any; set cache=off"
+        )
+    return cache
+
+
+def check_noise(generated: Sequence[str], noise: Mapping[str, Noise], cache: str, guidance_scale: Scale) -> None:
+    """Raises ValueError for settings that count masks, where noise of other kinds leaves none or changes tokens again."""
+    other = next((m for m in generated if m in noise), None)
+    if other is None:
+        return
+    if cache != "off":
+        raise ValueError(
+            f"cache {cache!r} keeps what lies outside a block, and the model's {other}, trained with {noise[other].kernel}, "
+            "may change there again; set cache=off"
+        )
+    if callable(guidance_scale):
+        raise ValueError(
+            f"guidance_scale changes with the share of masked tokens, and the model's {other} was trained with "
+            f"{noise[other].kernel}, whose tokens are not told by it; give a number"
+        )
+
+
+def check_blocks(cache: str, scale: Scale | None) -> str:
+    """The cache that is meant, of a model of blocks. Raises ValueError for settings that it has no use for."""
+    if cache in ("prefix", "dual"):
+        raise ValueError(f"cache {cache!r} approximates what a model of blocks has exactly; set cache=exact, or off")
+    if callable(scale):
+        raise ValueError("guidance_scale changes with the share of masked tokens, which in blocks rises again; give a number")
+    return "exact" if cache == "auto" else cache
