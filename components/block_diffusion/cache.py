@@ -24,7 +24,8 @@ class LayerCache:
         self.keys: Float[Tensor, "rows heads room dim"] | None = None
         self.values: Float[Tensor, "rows heads room dim"] | None = None
         self.positions: Int[Tensor, "rows new"] = torch.zeros(0, 0, dtype=torch.long)
-        self.length, self.room = 0, 0
+        self.length: int = 0
+        self.room: int = 0
 
     def update(
         self, keys: Float[Tensor, "rows heads new dim"], values: Float[Tensor, "rows heads new dim"]
@@ -50,7 +51,7 @@ class BlockCache:
     """The keys and values of all layers. rows keep their places until `select`."""
 
     def __init__(self, layers: int) -> None:
-        self.layers = [LayerCache() for _ in range(layers)]
+        self.layers: list[LayerCache] = [LayerCache() for _ in range(layers)]
 
     @contextmanager
     def attending(self, blocks: Any, positions: Int[Tensor, "rows new"], length: int, room: int) -> Iterator[None]:
