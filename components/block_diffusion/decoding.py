@@ -33,7 +33,7 @@ class BlockLogits(Protocol):
 
     def __call__(
         self, tokens: Int[Tensor, "rows seq"], start: Sequence[int], stop: Sequence[int], width: int
-    ) -> Float[Tensor, "rows width vocab"]:
+    ) -> Float[Tensor, "rows *copies width vocab"]:
         """Logits of the positions from start to stop of each row, and anything behind up to `width`. All before is finished."""
         ...
 
@@ -163,8 +163,11 @@ class _Run:
         """A forward pass, and a step of each row's sampler in its block."""
         where, rows = self.where, self.rows
         start, stop = [row.spans[0].start for row in rows], [row.spans[0].stop for row in rows]
-        logits = precise(self.logits_fn(self.tokens[where], start, stop, self.width)).masked_fill(self.barred, float("-inf"))
-        self.largest: Tensor = logits.amax(dim=-1).masked_fill(~self.state.masked | self.state.finished[:, None], 0.0)
+        logits = precise(self.logits_fn(self.tokens[where], start, stop, self.width))
+        copies = logits.ndim == 4  # of a sampler that judges drafts: the finished copy, then noisy ones
+        logits = logits.masked_fill(self.barred[:, None] if copies else self.barred, float("-inf"))
+        largest = (logits[:, 0] if copies else logits).amax(dim=-1)
+        self.largest: Tensor = largest.masked_fill(~self.state.masked | self.state.finished[:, None], 0.0)
         drawn = np.zeros((len(rows), 3, self.width))
         for own, row, generate in zip(drawn, rows, self.generate, strict=True):
             own[:, generate] = row.chance.random((3, int(generate.sum())))

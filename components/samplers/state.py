@@ -36,6 +36,7 @@ class SamplerState:
     finished:   rows that need no further step
     mask_id:    the mask token
     noise:      what the model was trained against, by modality; masks unless it is said
+    draft:      what tokens that still are `masked` were drawn from, by a sampler that judges them in its next step
     children:   states of the parts, in a sampler made of several
     """
 
@@ -53,6 +54,7 @@ class SamplerState:
     finished: Bool[Tensor, " batch"]
     mask_id: int
     noise: Noises = MASKS
+    draft: Float[Tensor, "batch seq vocab"] | None = None
     children: tuple[SamplerState, ...] = ()
 
     @classmethod
@@ -122,5 +124,6 @@ class SamplerState:
             own, *theirs = (getattr(state, f.name) for state in (self, *others))
             if isinstance(own, tuple):
                 own = tuple(child._map(change, *rest) for child, *rest in zip(own, *theirs, strict=True))
-            changed[f.name] = change(own, *theirs) if isinstance(own, Tensor) else own
+            known = isinstance(own, Tensor) and all(isinstance(other, Tensor) for other in theirs)
+            changed[f.name] = change(own, *theirs) if known else own  # a block that begins has no draft yet
         return SamplerState(**changed)

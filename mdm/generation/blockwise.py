@@ -66,7 +66,7 @@ class BlockwiseLogits:
         span = max(b - a for a, b in zip(self.begin, stop, strict=True))
         places = begin + torch.arange(span, device=device)
         copies = [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]
-        seen = torch.cat([_take(copy, places) for copy in copies])
+        seen = torch.cat([take(copy, places) for copy in copies])
         hidden = self._hidden(seen, places, first, last, max(stop), max(self.begin) + span)
         where = (first - begin + torch.arange(width, device=device)).clamp(max=span - 1).repeat(len(copies), 1)
         chosen = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -82,7 +82,7 @@ class BlockwiseLogits:
         """Hidden states of the positions `places` of each row; those behind a row's `last` are anything, but numbers."""
         copies = len(tokens) // len(places)
         keys = places if self.cache is None else torch.arange(length, device=places.device).expand(len(places), -1)
-        mask = self.model.sees(self._known(places, first), self._known(keys, first)) & (keys < last)[:, None]
+        mask = self.model.sees(self.known(places, places >= first), self.known(keys, keys >= first)) & (keys < last)[:, None]
         mask = mask | (places >= last)[..., None] & (keys == 0)[:, None]  # no softmax is over nothing
         mask, positions = mask.repeat(copies, 1, 1), places.clamp(max=self.block.shape[1] - 1).repeat(copies, 1)
         if self.cache is None:
@@ -90,20 +90,20 @@ class BlockwiseLogits:
         with self.cache.attending(self.model.blocks, places.repeat(copies, 1), length, room):
             return self.model.hidden(tokens, mask, positions)
 
-    def _known(self, places: Int[Tensor, "rows some"], first: Int[Tensor, "rows 1"]) -> Places:
-        """What the model's rule asks of positions: those before a row's current block are finished."""
-        block = _take(pad(self.block, (0, 1), value=WHOLE), places)
-        return Places(torch.zeros_like(places), places, block, torch.where(places < first, FINISHED, NOISY))
+    def known(self, places: Int[Tensor, "rows some"], noisy: Bool[Tensor, "rows some"]) -> Places:
+        """What the model's rule asks of positions."""
+        block = take(pad(self.block, (0, 1), value=WHOLE), places)
+        return Places(torch.zeros_like(places), places, block, torch.where(noisy, NOISY, FINISHED))
 
     def select(self, rows: Int[Tensor, " some"]) -> None:
         """Which of the rows go on."""
-        if self.cache is not None and any(self.begin):
+        if self.cache is not None:
             self.cache.select(rows if self.prompt is None else torch.cat([rows, rows + len(self.begin)]))
         self.block, self.begin = self.block[rows], [self.begin[i] for i in rows.tolist()]
         self.prompt = None if self.prompt is None else self.prompt[rows]
 
 
-def _take(values: Int[Tensor, "rows seq"], places: Int[Tensor, "rows some"]) -> Int[Tensor, "rows some"]:
+def take(values: Int[Tensor, "rows seq"], places: Int[Tensor, "rows some"]) -> Int[Tensor, "rows some"]:
     """The values at some positions; the last one's behind the end."""
     return values.gather(1, places.clamp(max=values.shape[1] - 1))
 
@@ -145,6 +145,24 @@ def _share(sampler: Sampler, size: int | None, length: int | None) -> Sampler:
     return replace(own, num_steps=max(1, math.ceil(steps * size / length)))
 
 
+def kind_of_logits(model: MaskedDiffusionModel, samplers: Sequence[Sampler]) -> type[BlockwiseLogits]:
+    """What samplers are given logits by. Raises ValueError where they cannot go together, or the model cannot give them."""
+    causal = [own for own in samplers if getattr(own, "causal", False)]
+    if not causal:
+        return BlockwiseLogits
+    name = type(causal[0]).__name__
+    if len(causal) < len(samplers):
+        raise ValueError(f"{name} is for all that is generated, or nothing: its passes are others")
+    if not model.config.causal:
+        raise ValueError(
+            f"{name} asks the finished tokens for the next one, and this model did not learn that: it is for blocks trained "
+            "with model.causal=true and loss.next_token"
+        )
+    from mdm.generation.drafts import CausalLogits, DraftLogits
+
+    return DraftLogits if any(getattr(own, "drafts", False) for own in causal) else CausalLogits
+
+
 def sample_in_blocks(
     model: MaskedDiffusionModel,
     vocabulary: Vocabulary,
@@ -170,12 +188,14 @@ def sample_in_blocks(
     table = vocabulary.allowed(torch.arange(ranges)).repeat(2, 1)  # the second time without an end token
     table[ranges:, vocabulary.end_id] = False
     table[:, list(forbid)] = False
-    kind = batch.id_range.clamp(min=0) + torch.where(may_end, 0, ranges)
-    ids = local_ids(table[kind[generate].unique()], vocabulary.mask_id)
+    kinds = batch.id_range.clamp(min=0) + torch.where(may_end, 0, ranges)
+    ids = local_ids(table[kinds[generate].unique()], vocabulary.mask_id)
     end = (ids == vocabulary.end_id).nonzero()[:, 0].tolist() if stop_at_end else []
     block = layout(batch)
-    task = Task(batch.tokens, generate, block, batch.modality.clamp(min=0), kind, table[:, ids], ids, end[0] if end else None)
-    logits_fn = BlockwiseLogits(model, block.to(device), ids.to(device), cached, prompt.to(device), scale)
+    task = Task(batch.tokens, generate, block, batch.modality.clamp(min=0), kinds, table[:, ids], ids, end[0] if end else None)
+    used = [samplers[m] for m in batch.modality[generate].unique().tolist()]
+    kind = kind_of_logits(model, used)
+    logits_fn = kind(model, block.to(device), ids.to(device), cached, prompt.to(device), scale)
     model.reach(batch.tokens.shape[1])
     return sample_blocks(
         samplers, logits_fn, task.to(device), noise=Noises.of(model.config.noise, vocabulary.modalities), **options

@@ -9,13 +9,14 @@ import torch
 
 from components.block_diffusion import decoding
 from components.block_diffusion.cache import PAGE
+from components.block_diffusion.speculative import LeftToRight, SelfSpeculation
 from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, PerModality, Threshold
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from components.visibility import FINISHED, NOISY, Places, attention_mask, doubled, doubled_causal
 from mdm.data.processor import Processor
-from mdm.generation import blockwise
+from mdm.generation import blockwise, drafts
 from mdm.generation.generate import generate
 from mdm.models import builders
 
@@ -202,3 +203,48 @@ def _tiny(value=0.0):
     block = torch.arange(8)[None] // 4
     allowed = torch.ones(1, 5, dtype=torch.bool)
     return Logits(), decoding.Task(zeros, zeros == 0, block, zeros, zeros, allowed, torch.arange(5))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+@pytest.mark.parametrize("cache", ["exact", "off"])
+def test_drafts_see_what_they_say_and_finished_tokens_are_an_autoregressive_model(model, processor, scale, cache, monkeypatch):
+    """Each copy's logits against a pass of its own; the finished copy's against the baseline's model on the same weights."""
+    if not model.config.causal:
+        with pytest.raises(ValueError, match="SelfSpeculation asks the finished tokens for the next one"):
+            generate(model, processor, "text_to_speech", PROMPTS, SelfSpeculation(), scale, cache=cache)
+        return
+    plain = builders.model(processor.vocabulary.size, 128, 32, 2, 2, autoregressive=True, ffn_width=model.config.hidden_ffn)
+    plain.load_state_dict(model.state_dict())
+    call, largest, mask_id = drafts.DraftLogits.__call__, [], processor.vocabulary.mask_id
+
+    def compared(self, tokens, start, stop, width):
+        got = call(self, tokens, start, stop, width)
+        for row in range(len(tokens)):
+            s, e = start[row], stop[row]
+            each = [tokens[row], tokens[row].masked_fill(self.prompt[row], mask_id)] if scale else [tokens[row]]
+            p = [plain.eval()(own[None, :e])[0, s:e][:, self.ids] for own in each]
+            largest.append((got[row, 0, : e - s] - (p[0] + scale * (p[0] - p[-1]))).abs().max())
+            for k in range(got.shape[1] - 1):
+                noisy = [own.clone() for own in each]
+                for own in noisy:
+                    own[s + k :] = mask_id
+                q = [whole(model, own, self.block[row], s, e, self.ids) for own in noisy]
+                largest.append((got[row, 1 + k, : e - s] - (q[0] + scale * (q[0] - q[-1]))).abs().max())
+        return got
+
+    monkeypatch.setattr(drafts.DraftLogits, "__call__", compared)
+    for sampler in (SelfSpeculation(), LeftToRight()):
+        generate(model, processor, "text_to_speech", PROMPTS, sampler, scale, cache=cache)
+    assert max(largest) < 4e-5 * (1 + 2 * scale)
+
+
+def test_self_speculation_gives_the_greedy_tokens_of_one_by_one(model, processor):
+    if not model.config.causal:
+        return
+    for task, prompts, length in (("text_to_speech", PROMPTS, None), ("text", [{}] * 2, 24), ("text_to_image", PROMPTS, None)):
+        made = [
+            generate(model, processor, task, prompts, own, 0.0, length=length)
+            for own in (LeftToRight(temperature=0.0), SelfSpeculation(temperature=0.0))
+        ]
+        assert torch.equal(made[0].tokens, made[1].tokens)
+        assert bool((made[1].forwards <= made[0].forwards).all())
