@@ -6,6 +6,7 @@
     mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten nine" edit=seven.png region=0,16,32,32
     mdm generate checkpoint=runs/quickstart task=text edit="The [mask:6] statement is"
     mdm generate checkpoint=runs/quickstart task=text_to_speech prompts=many.jsonl
+    mdm generate checkpoint=runs/quickstart_blocks task=text_to_speech prompt="a spoken nine" stream=nine.wav
     mdm generate checkpoint=hub:GSAI-ML/LLaDA-8B-Base task=text prompt="The capital of France is" length=32
 
 Writes a file for each sample (PNG, WAV, or what the modality's tokenizer writes), `samples.png` to look at, and
@@ -50,6 +51,7 @@ from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_config, load_model, load_processor
 from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs, sheet_name
+from mdm.pages.streaming import Stream, check_stream
 from mdm.recipe import run_recipe
 from mdm.training import record
 from mdm.training.output import check_output_dir
@@ -81,6 +83,7 @@ class Settings:
     refresh_every: int | None = None
     stop_at_end: bool = True
     film: bool = False
+    stream: str | None = None
     seed: int = 0
     batch_size: int = 100
     device: str = "auto"
@@ -120,6 +123,10 @@ def validate(cfg: Settings) -> None:
         check_prompt(prompt, cfg.task, files, where)
         check_length(cfg, processor, prompt, where)
     check_output_dir(cfg.output_dir)
+    if cfg.stream is not None:
+        check_stream(cfg.stream, find_task(cfg.task).generated, processor, bool(load_config(cfg.checkpoint).blocks))
+        if len(asked(cfg)) > 1 or (cfg.count or 1) > 1:
+            raise UserError(f"stream={cfg.stream}: one sample is streamed; take one prompt, and count=1")
 
 
 def trial(cfg: Settings) -> Trial:
@@ -144,16 +151,19 @@ def main(cfg: Settings) -> None:
         read = [read_prompt(prompt, cfg.task, processor, where, cfg.length, room, cfg.template) for prompt, where in asked(cfg)]
         prompts = list(itertools.chain.from_iterable([prompt] * count for prompt in read))
         length = cfg.length if cfg.task != "text" else None  # a text's is that of what was read
+        stream = None if cfg.stream is None else Stream(cfg.stream, processor)
         with Bar(total=len(prompts), desc=cfg.task, unit="sample") as bar, hw.autocast():
             try:
                 made = generate(
                     model, processor, cfg.task, prompts, sampler, scale, cfg.seed, cfg.batch_size, length, cfg.cache,
-                    cfg.refresh_every, cfg.stop_at_end, film=cfg.film, progress=bar.update,
+                    cfg.refresh_every, cfg.stop_at_end, film=cfg.film, progress=bar.update, stream=stream,
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(str(error)) from error
     folder = Path(cfg.output_dir)
     first = next_number(folder)
+    if stream is not None:
+        print(stream.report())
     for line in told(save_outputs(folder, processor, written, made.outputs, first, prompts), count):
         print(line)
     empty = sum(hasattr(v, "__len__") and not isinstance(v, str) and len(v) == 0 for o in made.outputs for v in o.values())
@@ -179,7 +189,7 @@ def main(cfg: Settings) -> None:
 def counted(cfg: Settings, sampler: Sampler) -> int:
     """Samples of each prompt: four, or one where they would be all alike; that is said where more are asked for."""
     if not deterministic(sampler):
-        return cfg.count or 4
+        return cfg.count or (4 if cfg.stream is None else 1)
     if cfg.count is not None and cfg.count > 1:
         print(f"{cfg.task} is sampled greedily: the {cfg.count} samples of a prompt are all alike (a temperature draws others)")
     return cfg.count or 1

@@ -42,12 +42,18 @@ class LeftToRight(Drawing):
             raise ValueError(f"{self.name} goes from left to right; what is given behind a gap it cannot see")
         return state
 
-    def step(self, logits: Float[Tensor, "batch copies seq vocab"], state: SamplerState) -> SamplerState:
+    def step(self, logits: Float[Tensor, "batch *copies seq vocab"], state: SamplerState) -> SamplerState:
         """The next token of each row."""
-        p = self.probabilities(logits[:, 0])
+        p = self.probabilities(self.finished(logits))
         drawn = invert_probabilities(p, state.uniform[:, TOKEN])
         now = state.masked & (state.masked.long().cumsum(dim=1) == 1)
         return state.unmask(now, drawn, probability_of(drawn, logits[:, 0]))
+
+    def finished(self, logits: Float[Tensor, "batch *copies seq vocab"]) -> Float[Tensor, "batch seq vocab"]:
+        """What the finished copy says. Raises ValueError for logits of one copy alone."""
+        if logits.ndim != 4:
+            raise ValueError(f"{self.name} is for a model of blocks (components/block_diffusion), which gives logits of copies")
+        return logits[:, 0]
 
     def probabilities(self, logits: Float[Tensor, "*shape vocab"]) -> Float[Tensor, "*shape vocab"]:
         """What is drawn from, in float64; at temperature 0 the most probable token alone."""
@@ -62,11 +68,11 @@ class SelfSpeculation(LeftToRight):
 
     drafts = True
 
-    def step(self, logits: Float[Tensor, "batch copies seq vocab"], state: SamplerState) -> SamplerState:
+    def step(self, logits: Float[Tensor, "batch *copies seq vocab"], state: SamplerState) -> SamplerState:
         """Judges each row's draft, draws the token behind what stands, and drafts the rest of the block."""
         width = state.tokens.shape[1]
         here = torch.arange(width, device=logits.device)
-        p, masked = self.probabilities(logits[:, 0]), state.masked
+        p, masked = self.probabilities(self.finished(logits)), state.masked
         first = masked.long().argmax(dim=1, keepdim=True)
         q = torch.zeros_like(p) if state.draft is None else state.draft
         own, theirs = (v.gather(-1, state.tokens.clamp(max=p.shape[-1] - 1)[..., None])[..., 0] for v in (p, q))

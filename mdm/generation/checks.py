@@ -30,6 +30,8 @@ def check_settings(
         raise ValueError(f"cache {cache!r} is not one of auto, exact, {', '.join(CACHES)}")
     if model.blocks:
         return check_blocks(cache, scale)
+    if getattr(sampler, "causal", False):
+        raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and this one sees the whole row")
     if cache == "exact":
         raise ValueError(
             "cache 'exact' is for a model of blocks; this one sees the whole row, where every token changes what the others "
