@@ -428,6 +428,14 @@ MUTATIONS = [
         ("entropy bound: the largest counts too", "finite.cumsum(dim=1) - finite", "finite.cumsum(dim=1)"),
         ("entropy bound: the least sure first", "keep_top(-h, state.masked, count)", "keep_top(h, state.masked, count)"),
         ("threshold: may unmask nothing", "now = now | keep_top(score", "now = now & keep_top(score"),
+        ("factor: of the next n", "torch.arange(1, doubt.shape[1] + 1,", "torch.arange(0, doubt.shape[1],"),
+        ("factor: may unmask nothing", "count.clamp(min=1)", "count"),
+        ("factor: nothing is certain enough for one more", "* doubt < self.factor", "* doubt <= self.factor"),
+        (
+            "factor: given positions count too",
+            '.masked_fill(~state.masked, float("inf")).sort(dim=1).values\n        n',
+            ".sort(dim=1).values\n        n",
+        ),
         ("time left counts what was just unmasked", "(state.masked & ~now).sum", "state.masked.sum"),
     ),
     *of(

@@ -9,7 +9,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     any_noise/        where a token may become any other: the step of any kernel, Psi, Gibbs, LeastSureFirst, SelfCorrect
     first_hitting.py  one token at a time, exactly (2409.02908)
     confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
-    adaptive.py       as many as are sure enough (threshold, entropy-bounded)
+    adaptive.py       as many as are sure enough (threshold, factor, entropy-bounded)
     editing.py        the same, and tokens are replaced by surer ones (LLaDA2.1)
     composite.py      in blocks from left to right; another sampler for each modality
     guidance.py       classifier-free guidance as a logits function around another
@@ -18,7 +18,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     ranking.py        what "surest" means
 """
 
-from components.samplers.adaptive import EntropyBounded, Threshold
+from components.samplers.adaptive import EntropyBounded, Factor, Threshold
 from components.samplers.ancestral import Ancestral
 from components.samplers.any_noise.correcting import SelfCorrect
 from components.samplers.any_noise.gibbs import Gibbs
@@ -40,6 +40,7 @@ __all__ = [
     "Confidence",
     "Editing",
     "EntropyBounded",
+    "Factor",
     "FillAfterEnd",
     "FirstHitting",
     "Gibbs",

@@ -57,6 +57,7 @@ def chosen() -> dict[str, Any]:
         "FirstHitting": s.FirstHitting(),
         "Confidence": one,
         "Threshold": s.Threshold(threshold=0.5),
+        "Factor": s.Factor(factor=1.0),
         "EntropyBounded": s.EntropyBounded(gamma=1.0),
         "Editing": s.Editing(threshold=0.5, edit_threshold=0.9),
         "Psi": s.Psi(num_steps=8),

@@ -33,8 +33,8 @@ SCHEDULES = {
 SAMPLERS = {
     name: f"components.samplers.{name}"
     for name in (
-        "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "EntropyBounded", "Editing", "Blocks", "PerModality",
-        "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LinearScale",
+        "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "Factor", "EntropyBounded", "Editing", "Blocks",
+        "PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LinearScale",
     )
 } | SCHEDULES  # fmt: skip
 """What a `defaults.yaml` may hold."""

@@ -245,7 +245,7 @@ modality = torch.arange(8).expand(4, 8) // 4
 samplers = [
     Ancestral(num_steps=4, top_p=0.9), ReMDM(num_steps=5, variant="confidence", eta=1.0), FirstHitting(top_k=3),
     Confidence(num_steps=4, choice_temperature=1.0, schedule=Cosine()), Confidence(num_steps=3, rank_by="entropy"),
-    Threshold(threshold=0.5), EntropyBounded(gamma=1.0), Blocks(Confidence(num_steps=2), 4),
+    Threshold(threshold=0.5), Factor(), EntropyBounded(gamma=1.0), Blocks(Confidence(num_steps=2), 4),
     PerModality([Ancestral(num_steps=3), Blocks(Threshold(threshold=0.1), 2)]),
     Blocks(Editing(threshold=0.5, edit_threshold=0.2), 4), SelfCorrect(Confidence(num_steps=2), temperature=1.0),
 ]
@@ -276,7 +276,7 @@ def test_every_step_is_one_graph_without_breaks():
     """fullgraph=True raises at a graph break, and reading a tensor on the host is one; counts and times do not recompile."""
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=root, env=without_checks())
-    assert "compiled 16" in done.stdout, done.stderr[-2000:]
+    assert "compiled 17" in done.stdout, done.stderr[-2000:]
 
 
 def without_checks():

@@ -12,6 +12,7 @@ from components.samplers import (
     Confidence,
     Editing,
     EntropyBounded,
+    Factor,
     FirstHitting,
     Gibbs,
     LeastSureFirst,
@@ -132,8 +133,9 @@ def test_one_token_a_step_matches_the_joint_where_the_position_depends_on_the_di
 
 
 def test_adaptive_samplers_match_the_joint_when_they_take_one_token_a_step():
-    """A threshold of 1 and a bound of 0 take the best position alone. Ranked by the drawn token, the bias is back."""
+    """A threshold of 1, a factor or a bound of 0: the best position alone. Ranked by the drawn token, the bias is back."""
     assert chi_square_p(counts(Threshold(threshold=1.0, rank_by="probability"))) > 1e-4
+    assert chi_square_p(counts(Factor(factor=0.0, rank_by="probability"))) > 1e-4
     assert chi_square_p(counts(EntropyBounded(gamma=0.0))) > 1e-4
     assert chi_square_p(counts(Threshold(threshold=1.0, rank_by="confidence"))) < 1e-6
 
@@ -142,6 +144,7 @@ def test_adaptive_samplers_approach_independent_draws_as_they_take_more():
     """Stated bias: all at once is the product of marginals; between, the distance to the joint grows with the bound."""
     exact, bounded, all_at_once = (total_variation(counts(EntropyBounded(gamma=g))) for g in (0.0, 0.9, 100.0))
     assert exact < 0.02 < bounded < all_at_once == pytest.approx(product_of_marginals(), abs=0.02)
+    assert total_variation(counts(Factor(factor=5.0))) == pytest.approx(product_of_marginals(), abs=0.02)
     assert total_variation(counts(Threshold(threshold=0.0))) == pytest.approx(product_of_marginals(), abs=0.02)
 
 
@@ -161,13 +164,63 @@ def test_scores_by_hand():
         assert rank(by, p.log(), drawn, uniform).tolist() == pytest.approx(scores)
 
 
-@pytest.mark.parametrize("sampler", [Threshold(threshold=0.5), EntropyBounded(gamma=0.9)], ids=repr)
+@pytest.mark.parametrize("sampler", [Threshold(threshold=0.5), Factor(factor=0.9), EntropyBounded(gamma=0.9)], ids=repr)
 def test_the_time_of_an_adaptive_sampler_is_the_share_still_masked(sampler):
     seen = []
     sample(sampler, logits_fn, torch.full((50, LENGTH), MASK), MASK, on_step=seen.append)
     assert len({float(t) for t in seen[1].time}) > 1  # some rows are sure of more than others
     for state in seen:
         assert_close(state.time, state.masked.double().mean(dim=1))
+
+
+def factor_by_hand(confidence, masked, factor):
+    """The positions of a row that are unmasked: from the surest on, while (n + 1)(1 - c_n) is below the factor."""
+    order = sorted((i for i, m in enumerate(masked) if m), key=lambda i: -confidence[i])
+    n = 1
+    while n < len(order) and (n + 2) * (1 - confidence[order[n]]) < factor:
+        n += 1
+    return sorted(order[:n])
+
+
+@pytest.mark.parametrize("by", ["confidence", "probability"])
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 2.5])
+def test_a_factor_unmasks_what_a_loop_over_the_surest_does(factor, by):
+    """Rows of 12 positions, of which some are given, of sure and of unsure models; drawn, so that the two ranks differ."""
+    g = torch.Generator().manual_seed(1)
+    scale = torch.linspace(1, 14, 60, dtype=torch.float64)[:, None, None]
+    logits = scale * torch.randn(60, 12, 6, dtype=torch.float64, generator=g)
+    logits[..., 5] = -torch.inf
+    state = SamplerState.start(torch.full((60, 12), 5), torch.rand(60, 12, generator=g) < 0.8, 5)
+    state = replace(state, uniform=torch.rand(60, 3, 12, dtype=torch.float64, generator=g))
+    after = Factor(factor=factor, rank_by=by).step(logits, state)
+    p = logits.softmax(-1)
+    counts = set()
+    for row in range(60):
+        drawn = [int((p[row, i].cumsum(0) > state.uniform[row, 0, i]).nonzero()[0]) for i in range(12)]
+        score = [float(p[row, i].max() if by == "probability" else p[row, i, drawn[i]]) for i in range(12)]
+        chosen = factor_by_hand(score, state.masked[row].tolist(), factor)
+        assert (state.masked & ~after.masked)[row].nonzero()[:, 0].tolist() == chosen
+        assert [after.tokens[row, i].item() for i in chosen] == [drawn[i] for i in chosen]
+        counts.add(len(chosen))
+    assert counts == {1} if factor == 0 else len(counts) > 3
+
+
+def test_a_factor_by_hand_at_its_border():
+    """Doubts of 0, 0, 1/4, 1/2: (n + 1) times them is 0, 0, 1, 5/2. What equals the factor stays masked, but for the first."""
+    p = torch.tensor([0.75, 1.0, 0.5, 1.0], dtype=torch.float64)
+    logits = torch.stack([p.log(), (1 - p).log(), torch.full_like(p, -torch.inf)], dim=-1)[None]
+    for factor, first in (
+        (0.0, [1]),
+        (0.01, [1, 3]),
+        (0.99, [1, 3]),
+        (1.01, [0, 1, 3]),
+        (2.49, [0, 1, 3]),
+        (2.51, [0, 1, 2, 3]),
+    ):
+        states = []
+        greedy = Factor(factor=factor, temperature=0.0)
+        sample(greedy, lambda t: logits.clone(), torch.full((1, 4), 2), 2, on_step=states.append)
+        assert (~states[0].masked[0]).nonzero()[:, 0].tolist() == first
 
 
 def test_entropy_bound_counts_by_hand():
@@ -263,6 +316,7 @@ EVERY = [
     Confidence(num_steps=2, schedule=Cosine(), choice_temperature=2.0),
     Confidence(num_steps=3, rank_by="margin", top_k=2),
     Threshold(threshold=0.5),
+    Factor(factor=0.9),
     EntropyBounded(gamma=0.5),
     ReMDM(num_steps=8, variant="rescale", eta=0.5),
     ReMDM(num_steps=8, variant="confidence", eta=1.0),
@@ -472,6 +526,7 @@ GREEDY = [
     Confidence(num_steps=2, temperature=0.0),
     Confidence(num_steps=2, temperature=0.0, rank_by="margin", schedule=Cosine()),
     Threshold(threshold=0.5, temperature=0.0),
+    Factor(temperature=0.0),
     EntropyBounded(gamma=0.5, temperature=0.0),
     Blocks(Confidence(num_steps=1, temperature=0.0), 1),
     PerModality([Confidence(num_steps=2, temperature=0.0)]),
@@ -484,6 +539,7 @@ LEFT_TO_CHANCE = [
     Ancestral(num_steps=3, temperature=0.0),
     ReMDM(num_steps=3, temperature=0.0),
     Threshold(threshold=0.9),
+    Factor(),
     EntropyBounded(gamma=0.5),
     Blocks(FirstHitting(temperature=0.0), 3),
     PerModality([FirstHitting(temperature=0.0), Confidence(temperature=0.0)]),
@@ -635,6 +691,8 @@ def test_a_guidance_scale_may_change_with_the_share_still_masked():
         (lambda: Confidence(rank_by="margin", choice_temperature=1.0), "choice_temperature is noise on a log-probability"),
         (lambda: Threshold(threshold=1.5), r"threshold must be in \[0, 1\], got 1.5"),
         (lambda: Threshold(rank_by="random"), "not rank_by 'random'"),
+        (lambda: Factor(factor=-1.0), "Factor: factor must be at least 0, got -1.0"),
+        (lambda: Factor(rank_by="margin"), "Factor: a factor is for confidence or probability, not rank_by 'margin'"),
         (lambda: EntropyBounded(gamma=-1.0), "gamma must be at least 0"),
         (lambda: ReMDM(variant="more"), "variant 'more' is not one of cap, rescale, confidence"),
         (lambda: ReMDM(eta=2.0), "eta must be in"),

@@ -8,7 +8,17 @@ import torch
 from PIL import Image
 
 from components.maskers import BernoulliMasker
-from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, PerModality, ReMDM, Threshold
+from components.samplers import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    EntropyBounded,
+    Factor,
+    FirstHitting,
+    PerModality,
+    ReMDM,
+    Threshold,
+)
 from components.sequences import collate
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
@@ -86,6 +96,7 @@ SAMPLERS = [
     FirstHitting(),
     EntropyBounded(gamma=0.5),
     Threshold(threshold=0.5),
+    Factor(factor=0.8),
     ReMDM(num_steps=4),
     PerModality((Confidence(num_steps=2), Threshold(threshold=0.5))),
 ]
