@@ -18,6 +18,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     ranking.py        what "surest" means
 """
 
+from components.block_diffusion.speculative import LeftToRight, SelfSpeculation
 from components.samplers.adaptive import EntropyBounded, Factor, Threshold
 from components.samplers.ancestral import Ancestral
 from components.samplers.any_noise.correcting import SelfCorrect
@@ -45,6 +46,7 @@ __all__ = [
     "FirstHitting",
     "Gibbs",
     "LeastSureFirst",
+    "LeftToRight",
     "LinearScale",
     "LogitsFn",
     "PerModality",
@@ -55,6 +57,7 @@ __all__ = [
     "SamplerState",
     "Selectable",
     "SelfCorrect",
+    "SelfSpeculation",
     "Starting",
     "Threshold",
     "deterministic",

@@ -34,7 +34,7 @@ SAMPLERS = {
     name: f"components.samplers.{name}"
     for name in (
         "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "Factor", "EntropyBounded", "Editing", "Blocks",
-        "PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LinearScale",
+        "PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LeftToRight", "SelfSpeculation", "LinearScale",
     )
 } | SCHEDULES  # fmt: skip
 """What a `defaults.yaml` may hold."""

@@ -1,4 +1,4 @@
-"""What a model of blocks has finished so far, written as it comes: speech into a WAV file that grows, a text to the terminal."""
+"""What a model of blocks has finished, written as it comes: speech into a WAV file that grows, a text to the terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stream:
         samples, rate = tokenizer.play(content)
         if self.file is None:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self.file = wave.open(self.path, "wb")
+            self.file = wave.open(self.path, "wb")  # noqa: SIM115  (it is closed after the last block)
             self.file.setnchannels(1)
             self.file.setsampwidth(2)
             self.file.setframerate(rate)
