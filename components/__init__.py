@@ -8,11 +8,9 @@ import os
 import sys
 
 if os.environ.get("MDM_TYPECHECK") == "1":
-    from jaxtyping import install_import_hook
+    from components.typecheck import install
 
-    import components.typecheck  # noqa: F401 (before the hook, which would check the checker)
-
-    install_import_hook(["components", "mdm"], "components.typecheck.check")
+    install(["components", "mdm"])
 
 from components.namesakes import say as _say
 
