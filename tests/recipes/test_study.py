@@ -165,7 +165,7 @@ def test_cells_are_every_combination_with_every_seed():
 TO_LINEAR = ["groups.cosine.set={masker.schedule._component_: components.schedules.Linear}"]
 TINY = [
     "run=pretrain_pico",
-    "set={tokens: 1500, validation_samples: 8, log_every_steps: 1}",
+    "set={tokens: 1500, validation_samples: 8, log_every_steps: 1, data.digits.train.split: test}",
     "groups.linear={grid: {model.width: [16]}, seeds: [0]}",
     "groups.cosine={grid: {model.width: [16]}, set: {masker.schedule._component_: components.schedules.Cosine}, seeds: [0]}",
 ]
@@ -283,6 +283,7 @@ def test_quality_by_passes_is_a_column_for_each_figure_and_sampler(untrained, mo
 
 def test_the_batch_sweep_is_a_study_whose_figure_rebuilds_from_its_table(tmp_path, runs_in_process, capsys):
     tiny = "set.tokens: 1500, set.validation_samples: 8, set.model.width: 32, set.model.num_layers: 1, batches: [2, 4, 8]"
+    tiny += ", set.data.digits.train.split: test"
     more = "beyond: [], lr: 0.02, lr_factor: 8, seeds: 1"
     words = [f"output_dir={tmp_path}", f"set={{{tiny}, {more}}}", "workers=1"]
     in_process("study", find_config("batch_cpu"), *words)
@@ -317,11 +318,12 @@ def test_the_inference_sweep_is_a_study(tmp_path, untrained, capsys):
     capsys.readouterr()
 
 
-def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, runs_in_process, monkeypatch, capsys):
+    """Two runs of this process, one that breaks, and the same again in a process of its own, which gives what it gave here."""
     config = tmp_path / "study.yaml"
     config.write_text("question: schedules\nrun: pretrain_pico\n")
     out = tmp_path / "out"
-    in_process("study", config, f"output_dir={out}", *TINY)
+    in_process("study", config, f"output_dir={out}", *TINY, "workers=1")
     rows = read_table(out / "runs.parquet")
     assert [r["status"] for r in rows] == ["finished", "finished"]
     assert rows[0]["parameters"] > 0
@@ -329,6 +331,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     assert (out / "figure.png").stat().st_size > 5000
     for name in list((out / "runs").glob("cosine*.json")):  # this one is run again, and breaks
         name.unlink()
+    monkeypatch.undo()  # of runs_in_process: from here on a run is a process
     monkeypatch.setattr(mdm.studies.runs.sys, "executable", "/bin/false")
     in_process("study", config, f"output_dir={out}", *TINY)
     assert [r["status"] for r in read_table(out / "runs.parquet")] == ["finished", "crashed"]
@@ -337,6 +340,7 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, monkeypatch, capsys)
     in_process("study", config, f"output_dir={out}", "rebuild=true", *TINY)
     assert (out / "figure.png").is_file()
     monkeypatch.undo()  # what broke it is mended: it is tried again
+    monkeypatch.setenv("MDM_TYPECHECK", "0")  # of the run's own process
     in_process("study", config, f"output_dir={out}", *TINY)
     assert [r["loss"] for r in read_table(out / "runs.parquet")] == [r["loss"] for r in rows]
     with pytest.raises(UserError, match="holds a sweep of other settings"):
