@@ -19,8 +19,8 @@ def install(packages: Sequence[str]) -> None:
     finder: Any = install_import_hook(packages, f"{__name__}.check").hook
     found = finder.find_spec
 
-    def find_spec(*asked: Any) -> Any:
-        spec = found(*asked)
+    def find_spec(name: str, *asked: Any) -> Any:
+        spec = found(name, *asked) if name != __name__ else None  # imported anew, it is not checked by itself
         if spec is not None:
             _narrow(spec.loader)
         return spec
