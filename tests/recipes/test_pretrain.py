@@ -48,7 +48,7 @@ def test_resume_after_kill_9_is_bit_exact(config, run, tmp_path):
     assert 24 <= len(expected) <= 26  # 10 steps of 12 sequences, 15 of 24
 
     command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config), f"output_dir={parts}", *settings]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "0", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while len(complete(parts / "checkpoints")) < 2 and time.time() < deadline:
@@ -311,6 +311,7 @@ def test_a_copied_recipe_runs_from_an_empty_folder(run, tmp_path, config):
     source = (tmp_path / "my.py").read_text()
     (tmp_path / "my.py").write_text(source.replace("The model is in", "The edited model is in"))
     small = ["tokens=3000", "model.width=48", "batch.physical=24", "compile=false", "validation_samples=8"]
+    small += ["data.speech.train.voices=1", "data.speech.validation.voices=1"]
     done = run("run", "my.py", "--config", "my.yaml", "model.num_layers=2", *small, cwd=tmp_path)
     assert "edited" in done.stdout
     assert json.loads((tmp_path / "runs/pretrain/model/config.json").read_text())["num_layers"] == 2
