@@ -42,11 +42,10 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def tasks(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "tasks"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder of tasks: one for all, since the harness takes seconds to read its own beside any other."""
+    folder = tmp_path_factory.mktemp("tasks")
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, TOO_LONG]))
     (folder / "choices.yaml").write_text(CHOICES.format(data=data))
@@ -54,9 +53,10 @@ def tasks(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_task_runs_end_to_end(untrained, tasks, tmp_path, capsys):
+def test_a_task_runs_end_to_end(untrained, tasks, tmp_path, monkeypatch, capsys):
     from mdm.config import find_config
 
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     words = [f"checkpoint={untrained}", f"output_dir={tmp_path}", f"include_path={tasks}", "draws=4", "device=cpu"]
     in_process("harness", find_config("harness"), *words, "tasks=[tiny_choices,tiny_written]")
     written = json.loads((tmp_path / "results.json").read_text())
@@ -324,9 +324,9 @@ def test_greedy_is_what_decoding_gives(untrained):
         ("draws=1", "draws must be at least 2, got 1"),
     ],
 )
-def test_mistakes_are_one_sentence(untrained, tmp_path, word, message):
+def test_mistakes_are_one_sentence(untrained, tasks, tmp_path, word, message):
     from mdm.config import find_config
 
-    words = [f"checkpoint={untrained}", f"output_dir={tmp_path}", "tasks=[piqa]", word]
+    words = [f"checkpoint={untrained}", f"output_dir={tmp_path}", f"include_path={tasks}", "tasks=[piqa]", word]
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         in_process("harness", find_config("harness"), *words)
