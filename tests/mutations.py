@@ -439,7 +439,7 @@ MUTATIONS = [
         ("time left counts what was just unmasked", "(state.masked & ~now).sum", "state.masked.sum"),
     ),
     *of(
-        "components/samplers/editing.py",
+        "components/samplers/any_noise/editing.py",
         "components/test_any_noise.py",
         ("editing: given tokens too", "editable = state.generate & ~state.masked", "editable = ~state.masked"),
         ("editing: below its threshold", "(probability > self.edit_threshold)", "(probability > self.threshold)"),

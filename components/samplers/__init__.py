@@ -6,11 +6,11 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
 
     ancestral.py      the reverse process on a time grid (MDLM)
     remasking.py      the same, masking decoded tokens again (ReMDM)
-    any_noise/        where a token may become any other: the step of any kernel, Psi, Gibbs, LeastSureFirst, SelfCorrect
+    any_noise/        where a token may become any other: any kernel's step, Psi, Gibbs, LeastSureFirst, SelfCorrect, Editing
     first_hitting.py  one token at a time, exactly (2409.02908)
     confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
     adaptive.py       as many as are sure enough (threshold, factor, entropy-bounded)
-    editing.py        the same, and tokens are replaced by surer ones (LLaDA2.1)
+    left_to_right.py  the autoregressive mode of a model of blocks, and drafts by diffusion that it judges
     composite.py      in blocks from left to right; another sampler for each modality
     guidance.py       classifier-free guidance as a logits function around another
     constraints.py    rules on what has been drawn: end of text
@@ -18,10 +18,10 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     ranking.py        what "surest" means
 """
 
-from components.block_diffusion.speculative import LeftToRight, SelfSpeculation
 from components.samplers.adaptive import EntropyBounded, Factor, Threshold
 from components.samplers.ancestral import Ancestral
 from components.samplers.any_noise.correcting import SelfCorrect
+from components.samplers.any_noise.editing import Editing
 from components.samplers.any_noise.gibbs import Gibbs
 from components.samplers.any_noise.least_sure import LeastSureFirst
 from components.samplers.any_noise.psi import Psi
@@ -29,9 +29,9 @@ from components.samplers.base import LogitsFn, Sampled, Sampler, Selectable, Sta
 from components.samplers.composite import Blocks, PerModality
 from components.samplers.confidence import Confidence
 from components.samplers.constraints import FillAfterEnd
-from components.samplers.editing import Editing
 from components.samplers.first_hitting import FirstHitting
 from components.samplers.guidance import LinearScale, guided
+from components.samplers.left_to_right import LeftToRight, SelfSpeculation
 from components.samplers.remasking import ReMDM
 from components.samplers.state import SamplerState
 

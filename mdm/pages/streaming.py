@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import wave
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Stream:
         self.begun, self.first, self.last = time.perf_counter(), 0.0, 0.0
         self.written = 0  # samples, or letters
         self.file: wave.Wave_write | None = None
+        self.raw: BinaryIO | None = None
 
     def __call__(self, part: Streamed) -> None:
         """Writes what has become known of the sample."""
@@ -38,11 +39,13 @@ class Stream:
         self.written += len(new)
         if self.path == TERMINAL:
             print(new, end="\n" if part.last else "", flush=True)
-        elif self.file is not None:
+        elif self.file is not None and self.raw is not None:
             self.file.writeframes((np.clip(new, -1, 1) * 32767).astype("<i2").tobytes())
+            self.raw.flush()
         self.last = time.perf_counter() - self.begun
-        if part.last and self.file is not None:
+        if part.last and self.file is not None and self.raw is not None:
             self.file.close()
+            self.raw.close()
 
     def _heard(self, modality: str, content: Any) -> np.ndarray:
         """The samples that are new."""
@@ -50,7 +53,8 @@ class Stream:
         samples, rate = tokenizer.play(content)
         if self.file is None:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self.file = wave.open(self.path, "wb")  # noqa: SIM115  (it is closed after the last block)
+            self.raw = Path(self.path).open("wb")
+            self.file = wave.open(self.raw, "wb")  # noqa: SIM115  (it is closed after the last block)
             self.file.setnchannels(1)
             self.file.setsampwidth(2)
             self.file.setframerate(rate)

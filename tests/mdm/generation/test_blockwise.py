@@ -9,8 +9,8 @@ import torch
 
 from components.block_diffusion import decoding
 from components.block_diffusion.cache import PAGE
-from components.block_diffusion.speculative import LeftToRight, SelfSpeculation
 from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, PerModality, Threshold
+from components.samplers.left_to_right import LeftToRight, SelfSpeculation
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer

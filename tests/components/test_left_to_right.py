@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from components.block_diffusion.decoding import Task, sample_blocks
-from components.block_diffusion.speculative import LeftToRight, SelfSpeculation
+from components.samplers.left_to_right import LeftToRight, SelfSpeculation
 
 V, LENGTH, SIZE = 3, 4, 3
 MASK = V
