@@ -53,7 +53,7 @@ class Stream:
         samples, rate = tokenizer.play(content)
         if self.file is None:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            self.raw = Path(self.path).open("wb")
+            self.raw = Path(self.path).open("wb")  # noqa: SIM115
             self.file = wave.open(self.raw, "wb")  # noqa: SIM115  (it is closed after the last block)
             self.file.setnchannels(1)
             self.file.setsampwidth(2)

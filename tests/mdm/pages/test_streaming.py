@@ -19,10 +19,18 @@ from mdm.models import builders
 from mdm.pages.streaming import Stream, check_stream
 
 
+class Plain(Codec2Tokenizer):
+    """Whose waveform is a function of its codes: codec2 draws the phase of unvoiced sounds anew in every call."""
+
+    def decode(self, codes):
+        frames = codes[: len(codes) // 4 * 4].view(-1, 4)
+        return np.repeat((frames.double().mean(dim=1) / 2048).numpy(), self.frame_samples)
+
+
 @pytest.fixture(scope="module")
 def processor():
     text = TextTokenizer.train(["a spoken nine and a longer text of many words"] * 20, vocab_size=300)
-    tokenizers = {"text": text, "image": GreyPatchTokenizer(8, 2, 3), "audio": Codec2Tokenizer()}
+    tokenizers = {"text": text, "image": GreyPatchTokenizer(8, 2, 3), "audio": Plain()}
     return Processor.build(tokenizers, {"image": 16, "audio": 32})
 
 
