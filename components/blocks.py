@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchtune.modules import (
     FeedForward,
@@ -21,7 +22,7 @@ from torchtune.modules import (
 )
 from torchtune.modules.attention_utils import _sdpa_or_flex_attention
 
-from components.moe import MixtureOfExperts
+from components.moe import MixtureOfExperts, SigmoidRouting
 
 SHORT = 512  # keys; beyond, a matrix of all scores costs more memory than the fused kernel costs time
 _fused = _sdpa_or_flex_attention()
@@ -66,6 +67,15 @@ class NormedProjection(nn.Linear):
         return self.norm(projected.unflatten(-1, (self.heads, -1))).flatten(-2)
 
 
+class PartialRotation(RotaryPositionalEmbeddings):
+    """Rotates the first `dim` channels of each head and leaves the others as they are (GPT-NeoX, LLaDA2)."""
+
+    def forward(
+        self, x: Float[Tensor, "batch seq heads head_dim"], *, input_pos: Int[Tensor, "*batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq heads head_dim"]:
+        return torch.cat([super().forward(x[..., : self.dim], input_pos=input_pos), x[..., self.dim :]], dim=-1)
+
+
 class ResidualMultiplier(nn.Module):
     """Scales a residual branch: CompleteP's (depth / base depth)^-alpha (2505.01618)."""
 
@@ -92,6 +102,10 @@ def transformer_block(
     num_experts: int | None = None,
     experts_per_token: int = 1,
     causal: bool = False,
+    head_dim: int | None = None,
+    rotary_share: float = 1.0,
+    routing: SigmoidRouting | None = None,
+    num_shared_experts: int = 0,
 ) -> TransformerSelfAttentionLayer:
     """One pre-norm block, `[batch, seq, width] -> [batch, seq, width]`.
 
@@ -99,15 +113,22 @@ def transformer_block(
     qk_norm:      queries and keys are normalised, after their rotation or `norm_before_rope`
     num_experts:  a mixture of so many feed-forwards of ffn_width, `experts_per_token` at a time; None is one for all
     causal:       a position sees none behind it, where no mask is given: for the autoregressive baseline
+    head_dim:     channels of a head, which need not make up the width; None is width / num_heads
+    rotary_share: of a head's channels that are rotated, the first ones
+    routing:      of a mixture: another than softmax;  num_shared_experts: feed-forwards of ffn_width that all tokens go through
 
     Raises ValueError where the width does not divide into the heads, or the heads into the key / value heads.
     """
     num_kv_heads = num_kv_heads or num_heads
-    if width % num_heads or (width // num_heads) % 2:
-        raise ValueError(f"width {width} does not divide into num_heads = {num_heads} heads of an even size")
+    if head_dim is None:
+        if width % num_heads or (width // num_heads) % 2:
+            raise ValueError(f"width {width} does not divide into num_heads = {num_heads} heads of an even size")
+        head_dim = width // num_heads
     if num_heads % num_kv_heads:
         raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads = {num_kv_heads}")
-    head_dim = width // num_heads
+    rotated = int(head_dim * rotary_share)
+    if not 0 < rotated <= head_dim or rotated % 2:
+        raise ValueError(f"rotary_share {rotary_share} of head_dim = {head_dim} is not an even number of channels")
 
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, bias=False)
@@ -129,8 +150,8 @@ def transformer_block(
         k_proj=heads(num_kv_heads, normed=True),
         v_proj=heads(num_kv_heads),
         output_proj=linear(num_heads * head_dim, width),
-        pos_embeddings=RotaryPositionalEmbeddings(
-            head_dim,
+        pos_embeddings=(RotaryPositionalEmbeddings if rotated == head_dim else PartialRotation)(
+            rotated,
             max_seq_len=max_length,
             base=rope_base,  # pyright: ignore[reportArgumentType] (said to be an int, and taken to a power of 1 / dim)
         ),
@@ -140,12 +161,15 @@ def transformer_block(
         is_causal=causal,
     )
     self_attention._attention_call = attention
+
+    def feed_forward(inner: int) -> nn.Module:
+        return FeedForward(gate_proj=linear(width, inner), down_proj=linear(inner, width), up_proj=linear(width, inner))
+
     if num_experts is None:
-        mlp: nn.Module = FeedForward(
-            gate_proj=linear(width, ffn_width), down_proj=linear(ffn_width, width), up_proj=linear(width, ffn_width)
-        )
+        mlp = feed_forward(ffn_width)
     else:
-        mlp = MixtureOfExperts(width, ffn_width, num_experts, experts_per_token)
+        shared = feed_forward(num_shared_experts * ffn_width) if num_shared_experts else None
+        mlp = MixtureOfExperts(width, ffn_width, num_experts, experts_per_token, routing, shared)
     return TransformerSelfAttentionLayer(
         self_attention,
         mlp,

@@ -152,6 +152,7 @@ def test_a_damaged_folder_is_refused_in_one_line_or_loaded_right(folders, kind, 
             says = raw.get(theirs)
             says = raw.get(form.instead.get(theirs)) if says is None else says
             says = (raw.get("rope_parameters") or raw.get("rope_scaling") or {}).get("rope_theta") if says is None else says
+            says = form.absent.get(theirs) if says is None else says
             assert getattr(model.config, key) == says, key
     if model.config == whole.model.config:
         assert torch.equal(logits(model), whole.logits)

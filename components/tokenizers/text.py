@@ -153,10 +153,10 @@ class JsonTokenizer:
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        known = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        if size is not None and size < known:
-            raise ValueError(f"{path} has {known} ids, more than size = {size}")
-        self.size: int = size or known
+        self.named: int = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        if size is not None and size < self.named:
+            raise ValueError(f"{path} has {self.named} ids, more than size = {size}")
+        self.size: int = size or self.named
         self.parse_special: bool = parse_special
         self.reserved: frozenset[int] = frozenset()
         self.chat_template: ChatTemplate | None = ChatTemplate.beside(path)

@@ -23,7 +23,7 @@ from mdm.data.processor import Processor
 from mdm.hardware import Hardware
 from mdm.models.builtin import PREFIX, builtin_folder
 from mdm.models.open_formats import find_format, is_open
-from mdm.models.open_models import load_open, open_folder, open_processor
+from mdm.models.open_models import EMBEDDING, UNEMBEDDING, load_open, open_folder, open_processor
 from mdm.models.quantization import SCHEMES, check_scheme, load_quantized
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 from mdm.models.weights import digests, one_precision, read_weights
@@ -56,7 +56,8 @@ def export(
             (folder / QUANTIZED).write_text(json.dumps(quantization))
         partial = folder / "model.safetensors.partial"
         tag = {"vocabulary": processor.vocabulary.digest(), "files": json.dumps(digests(folder, _files(folder)))}
-        safetensors.torch.save_file({k: v.contiguous() for k, v in full.items()}, partial, metadata=tag)
+        own = {k: v.contiguous() for k, v in full.items() if k != UNEMBEDDING or not model.config.tied_embeddings}
+        safetensors.torch.save_file(own, partial, metadata=tag)
         os.replace(partial, folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model to {folder} ({reason(error)})") from error
@@ -137,6 +138,8 @@ def load_model(
         return load_open(folder, device)
     config = load_config(folder)
     weights, about = read_weights(folder)
+    if config.tied_embeddings and EMBEDDING in weights:
+        weights[UNEMBEDDING] = weights[EMBEDDING]
     check_sizes(config, {name: list(w.shape) for name, w in weights.items()}, f"checkpoint {folder}")
     with one_line(f"checkpoint {folder}"):
         processor = Processor.load(folder, trust)

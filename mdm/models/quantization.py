@@ -21,6 +21,7 @@ from components.moe import MixtureOfExperts
 from mdm.config import UserError
 from mdm.hardware import multiplies_float8
 from mdm.models.transformer import MaskedDiffusionModel
+from mdm.models.weights import KEPT
 
 SCHEMES = {
     "int8_weight_only": "weights in int8, a scale for each row",
@@ -181,7 +182,7 @@ def load_quantized(model: nn.Module, scheme: str, state: Mapping[str, Tensor], d
                 raise ValueError(f"{key} has shape {tuple(left[key].shape)}, and {tuple(part.shape)} is expected for {scheme}")
             part.copy_(left.pop(key))
     for key in set(left) & set(model.state_dict()):
-        if left[key].dtype != dtype and not key.endswith(".scale"):  # gains keep theirs
+        if left[key].dtype != dtype and not key.endswith(KEPT):  # gains keep theirs
             raise ValueError(f"{key} is of {left[key].dtype}, and {dtype} is expected")
     missing, unexpected = model.load_state_dict(left, strict=False, assign=True)
     packed_places = places(model)

@@ -22,8 +22,8 @@ from torchtune.modules import RMSNorm
 from components.blocks import transformer_block
 from components.parameterization import CompleteP, initialize
 from components.visibility import Places, attention_mask, block_causal, causal, doubled, doubled_causal, same_document
-from components.weightings import Noise
 from mdm.hardware import Recorder
+from mdm.models.shape import ModelConfig as ModelConfig
 
 RULES = {
     r"(^|\.)embedding\.": "embedding",
@@ -35,98 +35,6 @@ RULES = {
     r"\.attn\..*bias$": "vector",
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
-
-MAX_LAYERS = 2**12
-MAX_MODULES = 2**20  # layers, times experts
-MAX_ROTATIONS = 2**29  # numbers of the table of rotations: 2 GB
-MAX_SIZE = 2**40
-"""Beyond any model's. What a config says so is made before a tensor can vouch for it, and a config may be a stranger's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Everything that decides what is computed. The aspect ratio of the paper is width / num_layers = 128.
-
-    num_experts, experts_per_token: feed-forwards of `ffn_width` that a router chooses among; None is one for all tokens
-    predicts_next: the hidden state of a position predicts the *next* one, as in models adapted from autoregressive ones
-                   (Dream); `hidden` moves it there, so that for everybody else each position predicts itself
-    causal:        a position sees none behind it: with `predicts_next`, an autoregressive model (a baseline). Of a model of
-                   blocks, a *finished* position sees none behind it, and its hidden state predicts the next token
-    blocks:        positions of a block by modality (block diffusion, see components/block_diffusion); none: everything is
-                   generated in one, and sees everything
-    blocks_from_start: blocks are counted from a document's start, prompts included (LLaDA2, SDAR)
-    noise:         what it was trained to undo, and what it learns there, by modality; masks where none is named
-    """
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    max_length: int
-    num_kv_heads: int | None = None
-    ffn_width: int | None = None
-    qk_norm: bool = True
-    norm_before_rope: bool = False
-    qkv_bias: bool = False
-    norm_eps: float = 1e-6
-    rope_base: float = 10_000
-    residual_multiplier: float = 1.0
-    num_experts: int | None = None
-    experts_per_token: int = 1
-    predicts_next: bool = False
-    causal: bool = False
-    noise: Mapping[str, Noise] = field(default_factory=dict, hash=False)
-    blocks: Mapping[str, int] = field(default_factory=dict, hash=False)
-    blocks_from_start: bool = False
-
-    def __post_init__(self) -> None:
-        for modality, size in self.blocks.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ValueError(f"model.blocks.{modality} must be a whole number of positions, at least 1; got {size!r}")
-        if self.blocks and self.predicts_next:
-            raise ValueError("model.blocks: in a block a position predicts itself; set model.predicts_next=false")
-        if self.blocks_from_start and len(set(self.blocks.values())) != 1:
-            raise ValueError(
-                f"model.blocks_from_start: blocks that are counted from the start have one size, got {dict(self.blocks)}"
-            )
-        for name in [n for n in self.__dataclass_fields__ if n not in ("noise", "blocks")]:
-            complaint = self.complaint(name, getattr(self, name))
-            if complaint is not None:
-                raise ValueError(f"model.{name} {complaint}")
-        if self.num_layers > MAX_LAYERS or self.num_layers * (self.num_experts or 1) > MAX_MODULES:
-            raise ValueError(f"model.num_layers {self.num_layers} (x {self.num_experts or 1} experts) is more than any model's")
-        if self.max_length * (self.width // self.num_heads) > MAX_ROTATIONS:
-            raise ValueError(f"model.max_length {self.max_length} is more than any model's")
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            raise ValueError(
-                f"model.width {self.width} does not divide into model.num_heads = {self.num_heads} heads of an even size"
-            )
-        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
-            raise ValueError(f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
-        if self.num_experts and self.experts_per_token > self.num_experts:
-            raise ValueError(f"model.experts_per_token {self.experts_per_token} is more than num_experts = {self.num_experts}")
-
-    @classmethod
-    def complaint(cls, name: str, value: Any) -> str | None:
-        """What is wrong with a value of a key, as the end of a sentence; None where it may be. Files of others bring any."""
-        kind = str(cls.__dataclass_fields__[name].type)
-        if value is None and "None" in kind:
-            return None
-        if kind == "bool":
-            return None if isinstance(value, bool) else f"must be true or false, got {value!r}"
-        if kind == "float":
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
-            return None if fits else f"must be a positive number, got {str(value)[:60]!r}"
-        if not isinstance(value, int) or isinstance(value, bool):
-            return f"must be a whole number, got {value!r}"
-        if value < 1:
-            return f"must be at least 1, got {value}"
-        return f"{str(value)[:30]} is more than any model's" if value > MAX_SIZE else None
-
-    @property
-    def hidden_ffn(self) -> int:
-        """SwiGLU's inner width: 8/3 of the width, rounded up to a multiple of 64, so that it costs what a 4x MLP does."""
-        return self.ffn_width or math.ceil(8 * self.width / 3 / 64) * 64
 
 
 def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None) -> ModelConfig:
@@ -155,7 +63,7 @@ class MaskedDiffusionModel(nn.Module):
                 width=config.width,
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,
-                ffn_width=config.hidden_ffn,
+                ffn_width=config.ffn_of(i),
                 max_length=config.max_length,
                 qk_norm=config.qk_norm,
                 norm_before_rope=config.norm_before_rope,
@@ -163,17 +71,27 @@ class MaskedDiffusionModel(nn.Module):
                 norm_eps=config.norm_eps,
                 rope_base=config.rope_base,
                 residual_multiplier=config.residual_multiplier,
-                num_experts=config.num_experts,
+                num_experts=config.experts_of(i),
                 experts_per_token=config.experts_per_token,
                 causal=config.causal and not config.blocks,
+                head_dim=config.head_size,
+                rotary_share=config.rotary_share,
+                routing=config.routing,
+                num_shared_experts=config.num_shared_experts,
             )
-            for _ in range(config.num_layers)
+            for i in range(config.num_layers)
         ]
         for block in blocks:  # one table of rotations for all: at 100 k positions each is 64 MB
             block.attn.pos_embeddings = blocks[0].attn.pos_embeddings
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes one parameter of embedding and unembedding, where the config says so: after either was replaced."""
+        if self.config.tied_embeddings:
+            self.unembedding.weight = self.embedding.weight
 
     def init_weights(self, generator: torch.Generator | None = None, parameterization: CompleteP | None = None) -> None:
         """Embedding N(0, 1); matrices N(0, 1/fan_in), those that write into the residual stream smaller by sqrt(2 layers).
@@ -200,6 +118,7 @@ class MaskedDiffusionModel(nn.Module):
             old = module.weight
             rows = torch.empty(added, old.shape[1]).normal_(0, old.float().std().item(), generator=generator).to(old)
             module.weight = nn.Parameter(torch.cat([old, rows]))
+        self.tie()
         self.embedding.num_embeddings = self.unembedding.out_features = vocab_size
         length = max(max_length or 0, self.config.max_length)
         self.config = replace(self.config, vocab_size=vocab_size, max_length=length)
@@ -227,7 +146,8 @@ class MaskedDiffusionModel(nn.Module):
             self.restore_buffers()
 
     def restore_buffers(self) -> None:
-        """Makes what is not among the weights, after they were put into a model without any: the table of rotations."""
+        """Makes what is not among the weights, after they were put into a model without any: the table of rotations, a tie."""
+        self.tie()
         rope = self._rope()
         rope.to_empty(device=self.embedding.weight.device)
         rope.rope_init()
@@ -275,19 +195,20 @@ class MaskedDiffusionModel(nn.Module):
     def num_parameters(self, embeddings: bool = True) -> int:
         """Parameters; without embeddings: neither the input embedding nor the unembedding."""
         total = sum(p.numel() for p in self.parameters())
-        return total if embeddings else total - self.embedding.weight.numel() - self.unembedding.weight.numel()
+        return total if embeddings else total - sum(p.numel() for p in {self.embedding.weight, self.unembedding.weight})
 
     def flops(self, tokens: float, pairs: float, logits: float) -> float:
         """Training FLOPs (forward and backward): 6 per weight that a token is multiplied with (4 where it is frozen).
 
-        pairs:  of tokens, of which one attends to the other: 12 * layers * width each, for attention's two products
+        pairs:  of tokens, of which one attends to the other: 12 * layers * channels of all heads each, for attention's two
+                products
         logits: that are made, each a row of the unembedding times a hidden state
         """
         c = self.config
         used = c.experts_per_token / c.num_experts if c.num_experts else 1.0  # of the experts, which are of three dimensions
         weights = [p for b in self.blocks for p in b.parameters() if p.ndim > 1]
         multiplied = sum((6 if p.requires_grad else 4) * p.numel() * (used if p.ndim == 3 else 1.0) for p in weights)
-        return multiplied * tokens + 6 * c.width * logits + 12 * c.num_layers * c.width * pairs
+        return multiplied * tokens + 6 * c.width * logits + 12 * c.num_layers * c.num_heads * c.head_size * pairs
 
     def flops_per_token(self, context: int, unembedded: float = 0.5, vocabulary: int | None = None) -> float:
         """Training FLOPs per token of a document of `context` tokens.

@@ -22,6 +22,8 @@ from components.files import short
 from mdm.config import UserError, read_json
 
 WEIGHT_INDEX = "model.safetensors.index.json"
+BIAS = ".expert_bias"  # of a router: it decides among scores that nearly tie, and keeps its precision
+KEPT = (".scale", BIAS)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -91,7 +93,9 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def one_precision(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Our tensors in one type, the widest among them (which is exact); gains keep theirs, as a norm computes in float32.
+    """Our tensors in one type, the widest among them (which is exact); gains and biases of routers keep theirs.
+
+    A norm computes in float32, and so does a router's choice.
 
     Raises UserError, naming it, for a tensor that is no floating-point one.
     """
@@ -99,11 +103,11 @@ def one_precision(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"{where}: {name} is of {kind}, not of floating-point numbers; is the model quantized?")
-    kinds = {value.dtype for name, value in state.items() if not name.endswith(".scale")}
+    kinds = {value.dtype for name, value in state.items() if not name.endswith(KEPT)}
     if len(kinds) < 2:
         return dict(state)
     widest = torch.float32 if torch.float64 not in kinds else torch.float64
-    return {name: value if name.endswith(".scale") else value.to(widest) for name, value in state.items()}
+    return {name: value if name.endswith(KEPT) else value.to(widest) for name, value in state.items()}
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -151,11 +151,12 @@ def kept_bytes(config: ModelConfig, checkpointing: str | None, tensor: int = 1) 
     input and the products; "full" the input alone, and one block's rest at a time. Each of the cards that share the products
     (`tensor`) keeps its part of heads and inner width, and all of the rest.
     """
-    width, inner = config.width, config.hidden_ffn * (config.experts_per_token if config.num_experts else 1)
+    width, heads = config.width, config.num_heads * config.head_size
+    inner = config.hidden_ffn * (config.experts_per_token + config.num_shared_experts if config.num_experts else 1)
     kv = (config.num_kv_heads or config.num_heads) / config.num_heads
     normed = 1 + kv if config.qk_norm else 0
-    whole = 8 * width + 2 * (2 * width + (width * (2 + 2 * kv + normed) + 3 * inner) / tensor)
-    products = 4 * width + 2 * (width + (width * (1 + 2 * kv + 2) + 2 * inner) / tensor)
+    whole = 8 * width + 2 * (2 * width + (heads * (2 + 2 * kv + normed) + 3 * inner) / tensor)
+    products = 4 * width + 2 * (width + (heads * (1 + 2 * kv + 1) + width + 2 * inner) / tensor)
     each = {None: whole, "selective": products, "full": 4 * width}[checkpointing]
     return float(each * config.num_layers + (whole if checkpointing else 0) + 8 * width)
 

@@ -4,6 +4,7 @@ The adapters were also run beside the models' own modelling code, outside the pr
 """
 
 import json
+import math
 
 import pytest
 import safetensors.torch
@@ -19,7 +20,19 @@ from mdm.generation.editing import infill
 from mdm.generation.generate import generate
 from mdm.models.folder import load_model
 from mdm.models.open_formats import FORMATS, find_format
-from mdm.models.open_models import build_on_meta, entries, halves, interleaved, load_open, save_open, to_open
+from mdm.models.open_models import (
+    UNEMBEDDING,
+    build_on_meta,
+    entries,
+    halves,
+    interleaved,
+    load_open,
+    our_shapes,
+    save_open,
+    their_shape,
+    to_open,
+)
+from mdm.models.transformer import ModelConfig
 
 VOCAB, WIDTH, HEADS, KV, FFN, LAYERS = 61, 32, 4, 2, 48, 2
 
@@ -40,18 +53,36 @@ MOE = {
     **LLAMA, "architectures": ["LLaDAMoEModelLM"], "model_type": "lladamoe", "expert_intermediate_size": 24, "num_experts": 5,
     "num_experts_per_tok": 2, "qk_layernorm": True, "moe_layer_freq": [1] * LAYERS,
 }  # fmt: skip
-CONFIGS = {"llada": LLADA, "dream": DREAM, "llada_moe": MOE}
+LLADA2 = {
+    **LLAMA, "architectures": ["LLaDA2MoeModelLM"], "model_type": "llada2_moe", "num_hidden_layers": 2, "head_dim": 12,
+    "partial_rotary_factor": 0.5, "intermediate_size": FFN, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+    "num_experts": 8, "num_experts_per_tok": 3, "num_shared_experts": 2, "n_group": 4, "topk_group": 2,
+    "routed_scaling_factor": 2.5, "use_bias": False,
+}  # fmt: skip
+SDAR = {
+    **LLAMA, "architectures": ["SDARForCausalLM"], "model_type": "sdar", "intermediate_size": FFN, "head_dim": 12,
+}  # fmt: skip
+QWEN3 = {
+    **SDAR, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "tie_word_embeddings": True, "mask_token_id": None,
+    "eos_token_id": 57,
+}  # fmt: skip
+LLAMA3 = {
+    **LLAMA, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "intermediate_size": FFN, "mask_token_id": None,
+}  # fmt: skip
+CONFIGS = {
+    "llada": LLADA, "dream": DREAM, "llada_moe": MOE, "llada2": LLADA2, "sdar": SDAR, "qwen3": QWEN3, "llama": LLAMA3,
+}  # fmt: skip
 
 
 def write(folder, config, seed=0, **changes):
     """A checkpoint of that config with random weights, in its own names and layout; returns its tensors."""
     config = {**config, **changes}
     form, g = find_format(config), torch.Generator().manual_seed(seed)
-    ours = build_on_meta(config)
-    shapes = {n: p.shape for n, p in ours.named_parameters()}
+    ours = form.config(config, "it")
+    shapes = our_shapes(form, ours, "it")
     state = {}
-    for entry in entries(form, ours.config):
-        shape = shapes[entry.ours][1:] if len(entry.theirs) > 1 else shapes[entry.ours]
+    for entry in entries(form, ours):
+        shape = their_shape(entry, shapes)
         for name in entry.theirs:
             state[name] = torch.randn(shape, generator=g) * 0.3 + (0.8 if "norm" in name or "ln_f" in name else 0.0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,57 +95,92 @@ def write(folder, config, seed=0, **changes):
     return state
 
 
+def slow_experts(kind, c, s, p, x):
+    """A mixture, a token and an expert at a time."""
+    names = ("gate", "up", "down")
+
+    def swiglu(x, which):
+        gate, up, down = (s[f"{p}mlp.{which}.{n}_proj.weight"] for n in names)
+        return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    count, k, scores = c["num_experts"], c["num_experts_per_tok"], x @ s[p + "mlp.gate.weight"].T
+    out = []
+    for t in range(len(x)):
+        if kind == "llada_moe":
+            weight, may = scores[t].softmax(-1).tolist(), range(count)
+            best = sorted(may, key=lambda e, w=weight: -w[e])[:k]
+        else:
+            own = [1 / (1 + math.exp(-v)) for v in scores[t].tolist()]
+            ranked = [v + b for v, b in zip(own, s[p + "mlp.gate.expert_bias"].tolist(), strict=True)]
+            size = count // c["n_group"]
+            groups = [range(i * size, i * size + size) for i in range(c["n_group"])]
+            groups.sort(key=lambda group, r=ranked: -sum(sorted(r[e] for e in group)[-2:]))
+            may = [e for group in groups[: c["topk_group"]] for e in group]
+            best = sorted(may, key=lambda e, r=ranked: -r[e])[:k]
+            weight = {e: c["routed_scaling_factor"] * own[e] / sum(own[b] for b in best) for e in best}
+        out.append(sum(weight[e] * swiglu(x[t], f"experts.{e}") for e in best))
+    return torch.stack(out) + (swiglu(x, "shared_experts") if kind == "llada2" else 0)
+
+
 def slow_logits(kind, state, tokens):
-    """A Llama-like decoder without its causal mask, in float64, a head and a position pair at a time."""
-    s = {k: v.double() for k, v in state.items()}
-    eps, base = (1e-5, 5e5) if kind == "llada" else (1e-6, 1e4)
-    d = WIDTH // HEADS
+    """A Llama-like decoder, without its causal mask where it is none, in float64, a head and a position pair at a time."""
+    s, c = {k: v.double() for k, v in state.items()}, CONFIGS[kind]
+    llada, llada2, causal = kind == "llada", kind == "llada2", kind in ("qwen3", "llama")
+    eps, base = (1e-5, 5e5) if llada else (1e-6, 1e4)
+    d = c.get("head_dim", WIDTH // HEADS)
+    turned = int(d * c.get("partial_rotary_factor", 1))
 
     def norm(x, gain):
         return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * gain
 
-    def rotate(x):  # halves: channel i with channel i + d/2
-        angle = torch.arange(x.shape[0]).double()[:, None] * base ** (-torch.arange(d // 2).double() * 2 / d)
-        a, b = x[:, : d // 2], x[:, d // 2 :]
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=1)
+    def rotate(x):  # halves: channel i with channel i + turned/2; what is behind them stays
+        angle = torch.arange(x.shape[0]).double()[:, None] * base ** (-torch.arange(turned // 2).double() * 2 / turned)
+        a, b = x[:, : turned // 2], x[:, turned // 2 : turned]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin(), x[:, turned:]], dim=1)
 
     def swiglu(x, gate, up, down):
         return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
-    llada = kind == "llada"
-    embedding = "model.transformer.wte.weight" if llada else "model.embed_tokens.weight"
+    embedding = next(
+        s[n] for n in ("model.transformer.wte.weight", "model.embed_tokens.weight", "model.word_embeddings.weight") if n in s
+    )
     out = []
     for row in tokens:
-        h = s[embedding][row]
+        h = embedding[row]
         for i in range(LAYERS):
             p = f"model.transformer.blocks.{i}." if llada else f"model.layers.{i}."
-            a = p if llada else p + "self_attn."
+            a = p if llada else p + ("attention." if llada2 else "self_attn.")
             x = norm(h, s[p + ("attn_norm.weight" if llada else "input_layernorm.weight")])
-            q, k, v = (x @ s[f"{a}{n}_proj.weight"].T + s.get(f"{a}{n}_proj.bias", 0) for n in "qkv")
+            if llada2:
+                q, k, v = (x @ s[a + "query_key_value.weight"].T).split([HEADS * d, KV * d, KV * d], dim=1)
+            else:
+                q, k, v = (x @ s[f"{a}{n}_proj.weight"].T + s.get(f"{a}{n}_proj.bias", 0) for n in "qkv")
             heads = []
             for j in range(HEADS):
                 own, shared = slice(j * d, j * d + d), slice(j // (HEADS // KV) * d, j // (HEADS // KV) * d + d)
                 qj, kj = q[:, own], k[:, shared]
-                if kind == "llada_moe":
+                if llada2:
+                    qj, kj = norm(qj, s[a + "query_layernorm.weight"]), norm(kj, s[a + "key_layernorm.weight"])
+                elif a + "q_norm.weight" in s:
                     qj, kj = norm(qj, s[a + "q_norm.weight"]), norm(kj, s[a + "k_norm.weight"])
-                heads.append((rotate(qj) @ rotate(kj).T / d**0.5).softmax(-1) @ v[:, shared])
-            h = h + torch.cat(heads, 1) @ s[a + ("attn_out.weight" if llada else "o_proj.weight")].T
+                scores = rotate(qj) @ rotate(kj).T / d**0.5
+                if causal:
+                    scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+                heads.append(scores.softmax(-1) @ v[:, shared])
+            h = (
+                h
+                + torch.cat(heads, 1) @ s[a + ("attn_out.weight" if llada else "dense.weight" if llada2 else "o_proj.weight")].T
+            )
             x = norm(h, s[p + ("ff_norm.weight" if llada else "post_attention_layernorm.weight")])
             if llada:
                 h = h + swiglu(x, s[p + "ff_proj.weight"], s[p + "up_proj.weight"], s[p + "ff_out.weight"])
-            elif kind == "dream":
-                h = h + swiglu(x, *(s[f"{p}mlp.{n}_proj.weight"] for n in ("gate", "up", "down")))
+            elif p + "mlp.gate.weight" in s:
+                h = h + slow_experts(kind, c, s, p, x)
             else:
-                g = (x @ s[p + "mlp.gate.weight"].T).softmax(-1)
-                mixed = []
-                for t in range(len(x)):
-                    best = sorted(range(5), key=lambda e, t=t: -g[t, e])[:2]
-                    parts = ([s[f"{p}mlp.experts.{e}.{n}_proj.weight"] for n in ("gate", "up", "down")] for e in best)
-                    mixed.append(sum(g[t, e] * swiglu(x[t], *w) for e, w in zip(best, parts, strict=True)))
-                h = h + torch.stack(mixed)
+                h = h + swiglu(x, *(s[f"{p}mlp.{n}_proj.weight"] for n in ("gate", "up", "down")))
         logits = norm(h, s["model.transformer.ln_f.weight" if llada else "model.norm.weight"])
-        logits = logits @ s["model.transformer.ff_out.weight" if llada else "lm_head.weight"].T
-        out.append(torch.cat([logits[:1], logits[:-1]]) if kind == "dream" else logits)
+        logits = logits @ s.get("model.transformer.ff_out.weight" if llada else "lm_head.weight", embedding).T
+        out.append(torch.cat([logits[:1], logits[:-1]]) if kind == "dream" or causal else logits)
     return torch.stack(out)
 
 
@@ -172,7 +238,22 @@ def test_the_published_shapes_have_their_parameter_counts(config, parameters):
     assert build_on_meta(config).num_parameters() == parameters
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_an_autoregressive_model_writes_the_likeliest_token_after_token(kind, tmp_path):
+    """Of a mask it sees nothing, so that what it writes is its greedy continuation; no id of its own is lost to the mask."""
+    write(tmp_path, CONFIGS[kind])
+    model, processor = load_model(tmp_path)
+    assert processor.vocabulary.mask_id == 58  # the first id that is no token, nor the end
+    prompt, sampler = {"text": infill(processor, "w1 w2 w3 [mask:5]")}, Blocks(Confidence(num_steps=1, temperature=0.0), 1)
+    tokens = generate(model, processor, "text", [prompt], sampler, 0.0).tokens
+    with torch.no_grad():
+        for i in range(3, 8):
+            logits = model(torch.cat([tokens[:, :i], tokens[:, :1]], dim=1))[0, i]
+            logits[58] = -torch.inf
+            assert logits.argmax() == tokens[0, i]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in ("qwen3", "llama")])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_they_generate_and_a_cache_refreshed_at_each_step_changes_nothing(kind, cache, tmp_path):
     write(tmp_path, CONFIGS[kind])
@@ -341,7 +422,7 @@ def test_a_config_means_the_same_as_transformers_5_writes_it(name):
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("rope_parameters", {"rope_theta": 1e6, "rope_type": "llama3"}),
-        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.25}),
         ("rope_parameters", {"rope_theta": 123.0, "rope_type": "default"}),
         ("rope_parameters", [1]),
         ("partial_rotary_factor", 0.5),
@@ -362,6 +443,10 @@ def test_a_config_means_the_same_as_transformers_5_writes_it(name):
 )
 def test_a_key_that_would_change_what_is_computed_is_refused_by_its_name(kind, key, value):
     read(CONFIGS[kind])
+    if key in FORMATS[kind].keys.values():  # of which some families have several values: they are read
+        ours = next(ours for ours, theirs in FORMATS[kind].keys.items() if theirs == key)
+        assert getattr(read({**CONFIGS[kind], key: value}), ours) == value
+        return
     with pytest.raises(UserError, match=f"{key}[ .]") as caught:
         read({**CONFIGS[kind], key: value})
     assert "\n" not in str(caught.value)
@@ -376,11 +461,19 @@ def test_no_key_that_is_read_is_ever_replaced_by_a_default(kind):
             changed = {**CONFIGS[kind], name: value}
             if value is None and name in form.instead:
                 assert getattr(read(changed), ours) == CONFIGS[kind][form.instead[name]]
-                continue
+            elif value is None and name in form.absent:
+                assert getattr(read(changed), ours) == form.absent[name]
+            elif value is not None and ModelConfig.complaint(ours, value) is None:  # it may be so: no layer of a kind, a tie
+                assert getattr(read(changed), ours) == value
+            else:
+                with pytest.raises(UserError, match=name):
+                    read(changed)
+        without = {k: v for k, v in CONFIGS[kind].items() if k != name}
+        if name in form.absent:
+            assert getattr(read(without), ours) == form.absent[name]
+        else:
             with pytest.raises(UserError, match=name):
-                read(changed)
-        with pytest.raises(UserError, match=name):
-            read({k: v for k, v in CONFIGS[kind].items() if k != name})
+                read(without)
     for name in form.stated:  # their own default is another value
         with pytest.raises(UserError, match=f"config.json has no {name}, which then is not {form.requires[name]!r}"):
             read({k: v for k, v in CONFIGS[kind].items() if k != name})
@@ -480,8 +573,14 @@ def test_a_model_of_another_kind_cannot_be_written_in_a_format(tmp_path):
 def test_every_tensor_goes_over_exactly_once():
     for kind, config in CONFIGS.items():
         model = build_on_meta(config)
-        assert {e.ours for e in entries(FORMATS[kind], model.config)} == set(model.state_dict())
-        assert len(to_open(FORMATS[kind], model.config, model.state_dict())) >= len(model.state_dict())
+        ours = [name for e in entries(FORMATS[kind], model.config) for name in e.ours]
+        assert len(ours) == len(set(ours))
+        assert set(ours) | {UNEMBEDDING} == set(model.state_dict())
+        assert (UNEMBEDDING in ours) is not model.config.tied_embeddings
+        theirs = to_open(FORMATS[kind], model.config, model.state_dict())
+        assert sum(value.numel() for value in theirs.values()) == model.num_parameters() + sum(
+            value.numel() for value in model.buffers() if value.ndim == 1 and len(value) == model.config.num_experts
+        )
 
 
 def test_a_text_is_continued_from_the_command_line(tmp_path, capsys):
