@@ -50,6 +50,7 @@ class Format:
     absent:   a key of `keys` that may be null or left out -> what our config then has
     ignores:  further keys without substance (beside `WITHOUT_SUBSTANCE`), separated by spaces
     fixed:    what our config has for all of the family
+    blocks:   of a family that generates in blocks: its key of their size, and the size where it is absent
     names:    our tensor names -> theirs; `{i}` is the layer, `{e}` the expert (ours has all of them in one tensor); several of
               ours with " + " between are the rows of one of theirs
     """
@@ -64,16 +65,19 @@ class Format:
     absent: Mapping[str, Any] = field(default_factory=dict)
     ignores: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[str, int] | None = None
 
     def config(self, theirs: Mapping[str, Any], where: str) -> ModelConfig:
         """Our config of theirs. Raises UserError, naming the key, for what is absent, not supported or not known."""
         merged = {**theirs, **self._rotations(theirs, where)}
         ours = {key: self._value(merged, key, where) for key in self.keys}
+        if self.blocks is not None:
+            ours |= {"blocks": {"text": self._block_size(theirs, *self.blocks, where)}, "blocks_from_start": True}
         try:
             config = ModelConfig(**{**ours, **self.fixed})
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
-        read = {*self.keys.values()}
+        read = {*self.keys.values(), *(self.blocks or ())[:1]}
         for key, value in {**NEUTRAL, **self.requires}.items():
             if key in read:
                 continue
@@ -115,6 +119,14 @@ class Format:
             raise UserError(f"{where}: config.json's {name} {complaint}")
         return value
 
+    def _block_size(self, theirs: Mapping[str, Any], name: str, default: int, where: str) -> int:
+        """Positions of a block."""
+        value = default if theirs.get(name) is None else theirs[name]
+        complaint = ModelConfig.complaint("max_length", value)
+        if complaint is not None:
+            raise UserError(f"{where}: config.json's {name} {complaint}")
+        return value
+
     def _rotations(self, theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Their keys of rotations, wherever they stand: transformers 5 has them in a table. Raises UserError for a scaling."""
         names = {theirs: ours for ours, theirs in self.keys.items() if ours in ("rope_base", "rotary_share")}
@@ -149,8 +161,13 @@ class Format:
         own = asdict(config) | {"ffn_width": config.hidden_ffn, "num_kv_heads": config.num_kv_heads or config.num_heads}
         own |= {"head_dim": config.head_size} if "head_dim" in self.keys else {}
         own |= {"dense_ffn_width": config.ffn_of(0)} if "dense_ffn_width" in self.keys else {}
+        if config.blocks and self.blocks is None:
+            raise UserError(
+                f"{self.architecture} sees the whole row; this model was trained in blocks of {config.blocks['text']}"
+            )
+        fixed = {"blocks_from_start": self.blocks is not None, **self.fixed}
         for key in sorted(set(own) - set(self.keys) - {"noise", "blocks"}):
-            value = self.fixed.get(key, ModelConfig.__dataclass_fields__[key].default)
+            value = fixed.get(key, ModelConfig.__dataclass_fields__[key].default)
             if own[key] != value:
                 raise UserError(
                     f"a model with {key} = {own[key]!r} cannot be written as {self.architecture}, whose is {value!r}"
@@ -160,6 +177,7 @@ class Format:
                 raise UserError(f"a model with {key} = None cannot be written as {self.architecture}, which has a {name}")
         theirs = {"architectures": [self.architecture], "model_type": self.model_type, **self.requires}
         theirs |= {name: own[key] for key, name in self.keys.items()}
+        theirs |= {self.blocks[0]: config.blocks["text"]} if self.blocks is not None else {}
         theirs |= {"vocab_size": config.vocab_size, "mask_token_id": vocabulary.mask_id}
         theirs |= {"pad_token_id": vocabulary.pad_id, "eos_token_id": vocabulary.end_id}
         if "moe_layer_freq" in theirs:

@@ -202,6 +202,7 @@ FORMATS = {
         ignores="embedding_dropout output_dropout output_router_logits sliding_window max_window_layers "
         "rotary_dim",  # which partial_rotary_factor says too
         fixed={"qk_norm": True, "norm_before_rope": True, "router": "sigmoid"},
+        blocks=("block_size", 32),
         names={
             "embedding.weight": "model.word_embeddings.weight",
             **{ours: theirs for ours, theirs in _LLAMA_NAMES.items() if ".attn." not in ours and ours != "embedding.weight"},
@@ -230,6 +231,7 @@ FORMATS = {
         # how it is trained, and on how many cards
         ignores="sliding_window max_window_layers debug ep_size fuse_cross_entropy micro_forward skip_checkpoint use_deepep",
         fixed={"qk_norm": True, "norm_before_rope": True},
+        blocks=("block_size", 4),
         names=_QWEN3_NAMES,
     ),
     "qwen3": Format(

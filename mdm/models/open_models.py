@@ -261,10 +261,6 @@ def save_open(folder: str | Path, model: MaskedDiffusionModel, processor: Proces
         raise UserError(f"{form.architecture} is a text model; this one has {', '.join(processor.tokenizers)}")
     if noise := model.config.noise.get("text"):
         raise UserError(f"{form.architecture} is a masked model; this one was trained with {noise.kernel}")
-    if model.config.blocks:
-        raise UserError(
-            f"{form.architecture} sees the whole row; this model was trained in blocks of {model.config.blocks['text']}"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     processor.tokenizers["text"].save(folder)
