@@ -152,7 +152,7 @@ class Format:
             if len(set(values.values())) > 1:
                 said = ", ".join(f"{place} = {value!r}" for place, value in values.items())
                 raise UserError(f"{where}: config.json names two values of {name}: {said}")
-        if not found["rope_theta"]:
+        if not found["rope_theta"] and "rope_theta" not in self.absent:
             raise UserError(f"{where}: config.json has no rope_theta, and no rope_parameters.rope_theta")
         return {name: next(iter(values.values())) for name, values in found.items() if values}
 

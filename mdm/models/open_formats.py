@@ -249,10 +249,10 @@ FORMATS = {
         architecture="LlamaForCausalLM",
         model_type="llama",
         keys=_QWEN3_KEYS,
-        requires={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        requires={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False},
         instead={"num_key_value_heads": "num_attention_heads"},
-        absent={"head_dim": None, "tie_word_embeddings": False},
-        ignores="pretraining_tp",  # the same products, in parts
+        absent={"rope_theta": 10_000.0, "head_dim": None, "tie_word_embeddings": False},
+        ignores="is_llama_config pretraining_tp",  # the latter: the same products, in parts
         fixed={"qk_norm": False, "causal": True, "predicts_next": True},
         names={**_LLAMA_NAMES, **_FFN_NAMES},
     ),

@@ -5,6 +5,7 @@ The adapters were also run beside the models' own modelling code, outside the pr
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -231,8 +232,37 @@ def test_rows_of_heads_are_permuted_and_back():
             },
             7_356_880_896,
         ),  # LLaDA-MoE 7B-A1B
+        (
+            {
+                **LLADA2, "vocab_size": 157184, "hidden_size": 2048, "num_hidden_layers": 20, "num_attention_heads": 16,
+                "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 5120, "moe_intermediate_size": 512,
+                "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1, "n_group": 8, "topk_group": 4,
+            },
+            16_255_638_528,
+        ),  # LLaDA2-mini
+        (
+            {
+                **SDAR, "vocab_size": 151936, "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 9728, "max_position_embeddings": 32768,
+            },
+            4_411_424_256,
+        ),  # SDAR 4B, whose index says twice as many bytes
+        (
+            {
+                **QWEN3, "vocab_size": 151936, "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
+                "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "max_position_embeddings": 40960,
+            },
+            596_049_920,
+        ),  # Qwen3 0.6B, its embedding counted once
+        (
+            {
+                **LLAMA3, "vocab_size": 49152, "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+                "num_key_value_heads": 3, "intermediate_size": 1536, "tie_word_embeddings": True,
+            },
+            134_515_008,
+        ),  # SmolLM2 135M
     ],
-    ids=["llada", "dream", "llada_moe"],
+    ids=["llada", "dream", "llada_moe", "llada2", "sdar", "qwen3", "llama"],
 )  # fmt: skip
 def test_the_published_shapes_have_their_parameter_counts(config, parameters):
     assert build_on_meta(config).num_parameters() == parameters
@@ -253,7 +283,7 @@ def test_an_autoregressive_model_writes_the_likeliest_token_after_token(kind, tm
             assert logits.argmax() == tokens[0, i]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in ("qwen3", "llama")])
+@pytest.mark.parametrize("kind", ["llada", "dream", "llada_moe"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_they_generate_and_a_cache_refreshed_at_each_step_changes_nothing(kind, cache, tmp_path):
     write(tmp_path, CONFIGS[kind])
@@ -381,6 +411,51 @@ PUBLISHED = {
         "shared_expert_intermediate_size": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
         "transformers_version": "4.53.2", "use_cache": False, "vocab_size": 157184,
     },
+    "inclusionAI/LLaDA2.0-mini": {
+        "architectures": ["LLaDA2MoeModelLM"], "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_llada2_moe.LLaDA2MoeConfig"}, "embedding_dropout": 0.0,
+        "first_k_dense_replace": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 5120, "max_position_embeddings": 16384, "max_window_layers": 28, "model_type": "llada2_moe",
+        "moe_intermediate_size": 512, "moe_router_enable_expert_bias": True, "n_group": 8, "norm_head": False,
+        "norm_softmax": False, "norm_topk_prob": True, "num_attention_heads": 16, "num_experts": 256,
+        "num_experts_per_tok": 8, "num_hidden_layers": 20, "num_key_value_heads": 4, "num_shared_experts": 1,
+        "output_dropout": 0.0, "output_router_logits": False, "pad_token_id": 156892, "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 600000, "rotary_dim": 64, "routed_scaling_factor": 2.5,
+        "router_dtype": "fp32", "score_function": "sigmoid", "tie_word_embeddings": False, "topk_group": 4,
+        "torch_dtype": "bfloat16", "transformers_version": "4.52.3", "use_bias": False, "use_cache": False,
+        "use_qkv_bias": False, "use_rmsnorm": True, "use_sliding_window": False, "using_split_qkv_in_self_attention": False,
+        "vocab_size": 157184,
+    },
+    "JetLM/SDAR-4B-Chat": {
+        "architectures": ["SDARForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attn_implementation": "flex_attention", "auto_map": {"AutoConfig": "configuration_sdar.SDARConfig"},
+        "block_size": 4, "bos_token_id": 151643, "debug": False, "eos_token_id": 151643, "ep_size": 1,
+        "fuse_cross_entropy": True, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560, "initializer_range": 0.02,
+        "intermediate_size": 9728, "mask_token_id": 151669, "max_position_embeddings": 32768, "max_window_layers": 36,
+        "micro_forward": False, "model_type": "sdar", "num_attention_heads": 32, "num_hidden_layers": 36,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
+        "skip_checkpoint": False, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        "transformers_version": "4.52.4", "use_cache": False, "use_deepep": False, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "Qwen/Qwen3-0.6B": {
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+        "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "HuggingFaceTB/SmolLM2-135M": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+        "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "model_type": "llama",
+        "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": True,
+        "vocab_size": 49152,
+    },
 }  # fmt: skip
 """The keys of the configs that these models are published with."""
 
@@ -407,10 +482,10 @@ def test_a_config_means_the_same_as_transformers_5_writes_it(name):
         "dtype": "bfloat16", "output_hidden_states": False, "return_dict": True, "chunk_size_feed_forward": 0,
         "is_encoder_decoder": False, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
         "_name_or_path": "", "output_attentions": False, "layer_types": ["full_attention"] * config.num_layers,
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "head_dim": config.width // config.num_heads,
+        "rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "head_dim": config.head_size,
     }  # fmt: skip
     without = {k: v for k, v in theirs.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
-    assert read({**without, **generic}) == config
+    assert replace(read({**without, **generic}), head_dim=config.head_dim) == config
     assert read({**theirs, "rope_scaling": {"rope_type": "default"}}) == config
     assert read({**theirs, "rope_scaling": {"type": "default", "rope_theta": theta}}) == config
 
