@@ -86,6 +86,7 @@ class MixtureOfExperts(nn.Module):
         self.experts_per_token = experts_per_token
         self.router: nn.Linear = nn.Linear(width, num_experts, bias=False)
         self.routing, self.shared = routing, shared
+        self.expert_bias: Tensor
         if routing is not None:
             routing.check(num_experts, experts_per_token)
             self.register_buffer("expert_bias", torch.zeros(num_experts))  # no gradient ever reaches it

@@ -1055,6 +1055,12 @@ MUTATIONS = [
             "return document[:, :, None] == document[:, None, :]",
             "return (document[:, :, None] == document[:, None, :]) | (document[:, None, :] < 0)",
         ),
+        (
+            "the whole head is rotated",
+            "rotated = int(head_dim * rotary_share)",
+            "rotated = head_dim",
+            "mdm/models/test_shape.py",
+        ),
         ("norms have another eps", "k_norm=RMSNorm(head_dim, eps=norm_eps)", "k_norm=RMSNorm(head_dim, eps=1e-2)"),
     ),
     *of(
@@ -1069,6 +1075,16 @@ MUTATIONS = [
             "moe: gate and up swapped",
             "silu(linear(own, self.gate[e])) * linear(own, self.up[e])",
             "silu(linear(own, self.up[e])) * linear(own, self.gate[e])",
+        ),
+        ("moe: the bias has no say", "biased = (scores + bias)", "biased = (scores + 0 * bias)", "components/test_moe.py"),
+        ("moe: the bias weighs too", "chosen = scores.gather(1, expert)", "chosen = (scores + bias).gather(1, expert)"),
+        ("moe: a group by its best expert", "biased.topk(2, dim=-1)", "biased.topk(1, dim=-1)", "components/test_moe.py"),
+        ("moe: the shared expert is left out", "mixed if self.shared is None else mixed + self.shared(x)", "mixed"),
+        (
+            "moe: routers rounded",
+            "return linear(flat.float(), self.router.weight.float())",
+            "return self.router(flat).float()",
+            "components/test_moe.py",
         ),
         (
             "moe: one expert too few",
@@ -1277,8 +1293,14 @@ MUTATIONS = [
     *of(
         "mdm/models/open_models.py",
         "mdm/models/test_open_models.py",
-        ("rows of heads are not permuted", "else interleaved(value, entry.head_dim)", "else value"),
+        (
+            "rows of heads are not permuted",
+            "interleaved(own, config.head_size, config.rotated) if _is_rotated(name) else own",
+            "own",
+        ),
         ("keys are not permuted", '".q_proj." in ours or ".k_proj." in ours', '".q_proj." in ours'),
+        ("heads are permuted beyond what is rotated", "head_dim if rotated is None else rotated", "head_dim"),
+        ("a second embedding is dropped unseen", "if not torch.equal(state[theirs], state[embedding]):", "if False:"),
     ),
     *of(
         "mdm/models/open_formats.py",
@@ -1288,7 +1310,16 @@ MUTATIONS = [
             '"qkv_bias": True, "predicts_next": True}',
             '"qkv_bias": True, "predicts_next": False}',
         ),
-        ("llada_moe: norms after the rotation", '"norm_before_rope": True}', '"norm_before_rope": False}'),
+        (
+            "llada2: norms after the rotation",
+            '"norm_before_rope": True, "router": "sigmoid"}',
+            '"norm_before_rope": False, "router": "sigmoid"}',
+        ),
+        (
+            "qwen3 predicts its own position",
+            '"causal": True, "predicts_next": True},\n        names=_QWEN3',
+            '"causal": True},\n        names=_QWEN3',
+        ),
         (
             "llada: rope_theta is ours",
             '            "rope_base": "rope_theta",\n            "norm_eps"',

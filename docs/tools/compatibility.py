@@ -38,7 +38,15 @@ from mdm.models.quantization import SCHEMES, quantize
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 
 PAGE = Path(__file__).parents[1] / "compatibility.md"
-CALLED = {"llada": "LLaDA", "dream": "Dream", "llada_moe": "LLaDA-MoE"}
+CALLED = {
+    "llada": "LLaDA",
+    "dream": "Dream",
+    "llada_moe": "LLaDA-MoE",
+    "llada2": "LLaDA2",
+    "sdar": "SDAR",
+    "qwen3": "Qwen3",
+    "llama": "Llama",
+}
 OURS = {
     "text": "ours, text",
     "text_to_image": "ours, text to image",
@@ -79,7 +87,8 @@ def open_model(name: str, folder: Path) -> tuple[MaskedDiffusionModel, Processor
     words.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     words.save(str(folder / "tokenizer.json"))
     experts = {"num_experts": 4, "experts_per_token": 2} if "num_experts" in form.keys else {}
-    config = ModelConfig(vocab_size=64, ffn_width=64, **SHAPE, **dict(form.fixed), **experts)
+    blocks = {"blocks": {"text": BLOCK}, "blocks_from_start": True} if form.blocks is not None else {}
+    config = ModelConfig(vocab_size=64, ffn_width=64, **SHAPE, **dict(form.fixed), **experts, **blocks)
     processor = Processor(
         Vocabulary.of_text(64, mask=62, pad=61, end=61),
         {"text": JsonTokenizer(str(folder / "tokenizer.json"), size=64)},

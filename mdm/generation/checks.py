@@ -38,6 +38,11 @@ def check_settings(
             "offer: set cache=off, or prefix or dual (approximate)"
         )
     cache = "off" if cache == "auto" else cache
+    if cache != "off" and model.causal:
+        raise ValueError(
+            f"cache {cache!r} is for a model that sees the whole row, and an autoregressive one sees what lies before alone; "
+            "set cache=off"
+        )
     if cache != "off" and not isinstance(sampler, Blocks):
         raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")
     if cache != "off" and isinstance(sampler, Blocks) and getattr(sampler.sampler, "goes_on", False):

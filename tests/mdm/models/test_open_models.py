@@ -281,6 +281,11 @@ def test_an_autoregressive_model_writes_the_likeliest_token_after_token(kind, tm
             logits = model(torch.cat([tokens[:, :i], tokens[:, :1]], dim=1))[0, i]
             logits[58] = -torch.inf
             assert logits.argmax() == tokens[0, i]
+    for cache in ("prefix", "dual"):
+        with pytest.raises(
+            ValueError, match=f"cache '{cache}' is for a model that sees the whole row, and an autoregressive one"
+        ):
+            generate(model, processor, "text", [prompt], sampler, 0.0, cache=cache)
 
 
 @pytest.mark.parametrize("kind", ["llada", "dream", "llada_moe"])

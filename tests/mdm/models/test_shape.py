@@ -1,4 +1,4 @@
-"""What block models and autoregressive ones have beside: heads of any size, ties, routers, the size of blocks in config.json."""
+"""What block models and autoregressive ones have beside: heads of any size, ties, routers, blocks as config.json has them."""
 
 import json
 
