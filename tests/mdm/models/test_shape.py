@@ -184,3 +184,19 @@ def test_flops_count_the_channels_of_all_heads_and_the_shared_expert():
 def test_sizes_that_do_not_fit_each_other_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**{**SIZES, **change})
+
+
+@pytest.mark.parametrize("kind", ["llada2", "qwen3"])
+def test_a_quantized_folder_has_the_routers_biases_and_the_tie(kind, tmp_path):
+    from tests.recipes.conftest import in_process
+
+    write(tmp_path / "open", CONFIGS[kind])
+    model, _ = load_model(tmp_path / "open")
+    words = [f"checkpoint={tmp_path / 'open'}", f"output_dir={tmp_path / 'out'}", "dtype=fp32", "device=cpu"]
+    in_process("quantize", "recipes/configs/quantize.yaml", *words)
+    packed, _ = load_model(tmp_path / "out")
+    assert packed.config == model.config
+    quantize(model, "int8_weight_only")
+    with torch.no_grad():
+        assert_close(packed(TOKENS), model(TOKENS), rtol=0, atol=1e-5)
+    assert (packed.unembedding.weight is packed.embedding.weight) is model.config.tied_embeddings
