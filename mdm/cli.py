@@ -158,6 +158,7 @@ mdm COMMAND --help explains a command, mdm run RECIPE --help a recipe, with ever
 examples:
   mdm run quickstart
   mdm generate checkpoint=runs/quickstart task=text_to_image prompt="a handwritten seven" --film
+  mdm chat checkpoint=hub:GSAI-ML/LLaDA-8B-Instruct
   mdm cp pretrain my.py && mdm run my.py --config my.yaml model.num_layers=2
   mdm run --nproc_per_node 2 pretrain batch.physical=224
 """
@@ -215,6 +216,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     generate = recipe("generate", "draw samples from a trained model, or edit (short for mdm run generate)")
     film = "write a GIF of the unmasking: film=true"
     generate.add_argument("--film", dest="options", action="append_const", const="film=true", help=film)
+    recipe("chat", "talk with a text model in the terminal, and see it answer (short for mdm run chat)")
     recipe("demo", "open a page to generate and edit on (short for mdm run demo)")
     plan = recipe("plan", "count what a training run needs, and how fast it will be (short for mdm run plan)")
     card = "the card, and how many: gpu=h100:8"

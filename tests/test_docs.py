@@ -221,7 +221,7 @@ def test_a_command_parses_and_its_keys_exist(folder, page):
                 else:
                     copied[target] = source
                 continue
-            if command in ("generate", "demo", "plan"):
+            if command in ("generate", "chat", "demo", "plan"):
                 rest = [command, *rest]
             elif command == "bench":
                 suites = load_module("mdm_benchmarks", ROOT / "benchmarks/__init__.py") and _suites()

@@ -78,6 +78,24 @@ def component_name(key: str, word: str) -> str:
     return word
 
 
+def typed(built: Any) -> list[str]:
+    """The words that stand for a component: its name, and as key=value what differs from its defaults. `spelled` reads them."""
+    short = type(built).__name__
+    known = short in NAMES and locate(NAMES[short], short) is type(built)
+    words = [short if known else f"{type(built).__module__}.{type(built).__qualname__}"]
+    for f in dataclasses.fields(built) if dataclasses.is_dataclass(built) else ():
+        value = getattr(built, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            name, *inner = typed(value)
+            words += [f"{f.name}={name}", *(f"{f.name}.{word}" for word in inner)]
+        else:
+            words.append(f"{f.name}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}")
+    return words
+
+
 def takes_component(hint: Any, argument: bool = False) -> bool:
     """Whether a word can only be a component's name: a table of anything stands there, or, as an argument, an object."""
     arms = _arms(hint)

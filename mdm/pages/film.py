@@ -89,6 +89,11 @@ def text_panel(processor: Processor, name: str, ids: Int[Tensor, " n"], scale: i
 
 def text_with_gaps(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> str:
     """A text so far (or whatever has neither file nor look), on one line: a sign for a masked token, nothing behind the end."""
+    return " ".join(half_written(processor, name, ids).split("\n"))
+
+
+def half_written(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> str:
+    """The same, on the lines that it has."""
     end, mask = processor.vocabulary.end_id, processor.vocabulary.mask_id
     pieces: list[str] = []
     run: list[int] = []
@@ -101,7 +106,7 @@ def text_with_gaps(processor: Processor, name: str, ids: Int[Tensor, " n"]) -> s
                 pieces.append(MASK_SIGN)
         else:
             run.append(token)
-    return " ".join("".join(pieces).split("\n"))
+    return "".join(pieces)
 
 
 def strip(frames: Sequence[Image.Image]) -> Image.Image:

@@ -16,7 +16,7 @@ from mdm.recipe import Parser, load_recipe
 from tests.recipes.conftest import CONFIG, ROOT, _here, mdm
 from tests.recipes.test_bad_input import one_line
 
-COMMANDS = ("ls", "cp", "run", "generate", "demo", "plan", "study", "validate", "bench")
+COMMANDS = ("ls", "cp", "run", "generate", "chat", "demo", "plan", "study", "validate", "bench")
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def test_every_command_is_listed_and_explained():
         "validate": ["RECIPE [--config CONFIG] [key=value ...] [--look FOLDER]"],
         "study": ["FOLDER"],
         "generate": ["--film", "--config", "edit: null # an image or a clip", "batch_size: 100"],
+        "chat": ["Ctrl-C stops an answer", "template: null # what is made of a question"],
         "demo": ["port: 7860", "0.0.0.0 lets other machines in"],
         "plan": ["--gpu CARD:COUNT", "gpu: h100 # CARD", "which builds on", "tokens: 3_000_000 # the horizon"],
         "bench": ["SUITE", "--preset", "mdm bench peers --checkouts FOLDER"],

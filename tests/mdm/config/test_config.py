@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mdm.config import WORDS, UserError, find_config, instantiate, load, locate, names_modules, read_yaml
+from mdm.config.spelling import typed
 from mdm.recipe import load_recipe
 
 
@@ -166,6 +167,26 @@ def test_a_name_in_a_file_goes_under_what_is_laid_on_it_and_inside_others(tmp_pa
     assert filled.source == {"_component_": "Threshold"}
     (tmp_path / "high.yaml").write_text("sampler: {_component_: PerModality, samplers: [Confidence, Ancestral]}")
     assert len(instantiate(load(Settings, tmp_path / "high.yaml").sampler, "sampler").samplers) == 2
+
+
+WRITTEN = [
+    "FirstHitting",
+    "Confidence top_p=0.9 num_steps=8 rank_tempered=true",
+    "ReMDM variant=rescale eta=0.2 schedule=Cosine",
+    "Blocks sampler=Confidence sampler.temperature=0.0 sampler.schedule=Cosine block_length=8",
+    "SelfCorrect sampler=Psi sampler.eta=0.5 passes=4",
+]
+
+
+@pytest.mark.parametrize("line", WRITTEN)
+def test_a_component_is_said_in_the_words_that_name_it(read, line):
+    name, *keys = line.split()
+    built = instantiate(read(f"sampler={name}", *(f"sampler.{key}" for key in keys)).sampler, "sampler")
+    assert typed(built) == [name, *keys]
+
+
+def test_a_component_of_ones_own_is_said_by_its_path():
+    assert typed(Inner(caption="b")) == [f"{__name__}.Inner", "caption=b"]
 
 
 def test_a_name_that_is_none_is_said_in_a_file_too(read):
