@@ -195,7 +195,7 @@ class Talk:
 
         def watch(step: Step, batch: Batch) -> None:
             assert self.drawing is not None  # else nobody watches
-            self.drawing.show(half_written(self.processor, "text", self.chat.answer_ids(step.tokens[0], batch)).strip())
+            self.drawing.show(half_written(self.processor, "text", self.chat.answer_ids(asked, step.tokens[0], batch)).strip())
 
         try:
             with self.hw.autocast():
@@ -204,6 +204,8 @@ class Talk:
                     cache=self.cfg.cache, watch=watch if self.drawing else None,
                 )  # fmt: skip
         except ValueError as error:
+            if self.drawing:
+                self.drawing.clear()
             raise UserError(str(error)) from error
         except KeyboardInterrupt:
             if not self.typed:
@@ -211,7 +213,7 @@ class Talk:
             if self.drawing:
                 self.drawing.leave()
             return note("(stopped; question and answer are no part of the conversation)")
-        answer = self.chat.answer(made.tokens[0], made.batch)
+        answer = self.chat.answer(asked, made.tokens[0], made.batch)
         self.chat.keep(asked, answer, seed=self.cfg.seed, sampler=" ".join(typed(self.sampler)))
         if self.drawing:
             self.drawing.finish(answer.strip())
@@ -223,7 +225,7 @@ class Talk:
     def do_seed(self, rest: str) -> None:
         """/seed N"""
         if rest:
-            if not (rest.isascii() and rest.isdigit() and int(rest) < 2**63):
+            if not (rest.isascii() and rest.isdigit() and len(rest) < 19):
                 raise UserError(f"/seed: {rest!r} is no whole number from 0 on; write e.g. /seed 7")
             self.cfg.seed = int(rest)
         note(f"seed {self.cfg.seed}")

@@ -3,7 +3,7 @@
     chat = Chat(processor, own_template(processor), room=processor.text_room(model.config.max_length), length=64)
     asked = chat.ask("What is masked diffusion?")
     made = generate(model, processor, "text", [{"text": asked.edit}])
-    chat.keep(asked, chat.answer(made.tokens[0], made.batch), seed=0, sampler="Threshold")
+    chat.keep(asked, chat.answer(asked, made.tokens[0], made.batch), seed=0, sampler="Threshold")
 
 A conversation that has become too long goes on: its oldest exchanges are left out of what the model is given, not of `lines`.
 """
@@ -81,19 +81,19 @@ class Chat:
             "positions; ask in fewer words, or start with a smaller length"
         )
 
-    def answer_ids(self, tokens: Int[Tensor, " seq"], batch: Batch) -> Int[Tensor, " answer"]:
-        """The answer's tokens of a row of `generate`, finished or not, up to the end of the text or of the turn.
+    def answer_ids(self, asked: Asked, tokens: Int[Tensor, " seq"], batch: Batch) -> Int[Tensor, " answer"]:
+        """What stands behind the question in a row of `generate`, finished or not, up to the end of the text or of the turn.
 
         batch: what that row was made of, one row
         """
         own = batch.maskable[0] & (batch.modality[0] == self.processor.vocabulary.modalities.index("text"))
-        ids = tokens[own][-self.length :]
+        ids = tokens[own][int((~asked.edit.region).sum()) :]
         ends = torch.isin(ids, torch.tensor([self.processor.vocabulary.end_id, *self._turn_ends])).nonzero()
         return ids[: int(ends[0])] if len(ends) else ids
 
-    def answer(self, tokens: Int[Tensor, " seq"], batch: Batch) -> str:
+    def answer(self, asked: Asked, tokens: Int[Tensor, " seq"], batch: Batch) -> str:
         """The answer of a finished row of `generate`, as words; the blank before it too, where it goes on with a sentence."""
-        return str(self.processor.decode("text", self.answer_ids(tokens, batch)))
+        return str(self.processor.decode("text", self.answer_ids(asked, tokens, batch)))
 
     def keep(self, asked: Asked, answer: str, **how: Any) -> None:
         """Makes the exchange a part of the conversation.  how: it was sampled, for `lines`"""

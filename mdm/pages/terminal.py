@@ -59,11 +59,17 @@ class Drawing:
         self.out.flush()
         self.rows, self.drawn = len(shown) - 1, time.monotonic()
 
-    def finish(self, text: str) -> None:
-        """The whole text in place of what is drawn, and a new line."""
-        self.out.write(f"{self._top()}{CLEAR_BELOW}{printable(text)}\n")
+    def clear(self) -> None:
+        """Takes away what is drawn."""
+        self.out.write(self._top() + CLEAR_BELOW)
         self.out.flush()
         self.rows, self.drawn = 0, -PAUSE
+
+    def finish(self, text: str) -> None:
+        """The whole text in place of what is drawn, and a new line."""
+        self.clear()
+        self.out.write(f"{printable(text)}\n")
+        self.out.flush()
 
     def leave(self) -> None:
         """What is drawn stays, and a new line."""

@@ -78,7 +78,7 @@ def test_through_a_pipe_the_answers_are_those_of_the_api_and_nothing_else(talk, 
     for _ in range(2):
         asked = chat.ask(question)
         made = generate(model, processor, "text", [{"text": asked.edit}], Threshold(), 0.0, seed=0)
-        chat.keep(asked, chat.answer(made.tokens[0], made.batch))
+        chat.keep(asked, chat.answer(asked, made.tokens[0], made.batch))
         expected += chat.exchanges[-1].answer.strip().split("\n")
     assert out == expected
     assert len(err) == asked.left_out  # which is said
@@ -245,12 +245,14 @@ class Terminal:
             os.execv(sys.executable, [sys.executable, "-P", "-m", "mdm.cli", "chat", *words])
         self.pid, self.seen = pid, ""
 
-    def until(self, mark, seconds=120.0):
-        """What is seen up to the mark, from where the last one was found."""
+    def until(self, mark, again="", seconds=120.0):
+        """What is seen up to the mark, from where the last one was found. again: typed until then, whenever nothing comes."""
         end, bytes_ = time.monotonic() + seconds, b""
         while mark not in self.seen:
             assert time.monotonic() < end, self.seen
-            if select.select([self.fd], [], [], 0.1)[0]:
+            if not select.select([self.fd], [], [], 1.0)[0]:
+                self.type(again)
+            else:
                 bytes_ += os.read(self.fd, 65536)
                 with contextlib.suppress(UnicodeDecodeError):  # half a character
                     self.seen, bytes_ = self.seen + bytes_.decode(), b""
@@ -281,8 +283,13 @@ def test_in_a_terminal_an_answer_is_seen_to_unmask_and_ctrl_c_stops_it(folders, 
     at.type("\x03")
     at.until("^C\r\n(stopped; question and answer are no part of the conversation)")
     at.until("\r\n> ")
-    at.type("\x03")
-    at.until("/quit or Ctrl-D ends the chat\r\n> ")
+    at.type("/sampler Blocks sampler=slow.Slow block_length=5\n")
+    at.until("\r\n> ")
+    at.type("w5\n")
+    assert Screen(80).feed(at.until("\r\n> ")).shown() == [
+        "w5", "Blocks: block_length 5 does not divide the 16 positions to generate"
+    ]  # fmt: skip
+    at.until("/quit or Ctrl-D ends the chat\r\n> ", again="\x03")
     at.type("/save all.jsonl\n")
     at.until("1 answers written to all.jsonl\r\n> ")
     at.type("\x04")

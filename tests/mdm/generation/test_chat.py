@@ -47,7 +47,7 @@ def answered(chat, asked, written):
     batch = prepare(chat.processor, "text", [{"text": asked.edit}], {}).batch
     tokens = batch.tokens[0].clone()
     tokens[-chat.length :][: len(written)] = torch.tensor(written)
-    return chat.answer(tokens, batch)
+    return chat.answer(asked, tokens, batch)
 
 
 def test_turns_stand_in_the_checkpoints_template_and_what_is_said_in_them_is_text(processor):

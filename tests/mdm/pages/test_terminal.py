@@ -119,7 +119,9 @@ def test_drawings_in_quick_succession_are_left_out_and_the_last_is_not(monkeypat
     assert Screen().feed(out.getvalue()).shown() == [M * 2]
     drawing.finish("ab")
     assert Screen().feed(out.getvalue()).shown() == ["ab", ""]
-    drawing.show(M)  # the next is not kept waiting
+    drawing.show("one\ntwo")  # the next is not kept waiting
+    drawing.clear()
+    drawing.show(M)
     drawing.leave()
     assert Screen().feed(out.getvalue()).shown() == ["ab", M, ""]
 
