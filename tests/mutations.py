@@ -1593,6 +1593,29 @@ MUTATIONS = [
         "mdm/pages/test_any_modality.py",
         ("live: a clip is a square", "square = fixed_length(tokenizer) is not None and side", "square = side"),
     ),
+    *of(
+        "mdm/generation/chat.py",
+        "mdm/generation/test_chat.py",
+        (
+            "chat: a turn has no end",
+            "[self.processor.vocabulary.end_id, *self._turn_ends]",
+            "[self.processor.vocabulary.end_id]",
+        ),
+        ("chat: what was left out is saved as seen", "self.exchanges[e.first : i + 1]", "self.exchanges[: i + 1]"),
+        ("chat: the newest goes first", "self._text(first, question)", "self._text(-first or None, question)"),
+    ),
+    *of(
+        "mdm/pages/terminal.py",
+        "mdm/pages/test_terminal.py",
+        (
+            "terminal: lines that are gone stay",
+            '"\\n".join(CLEAR_LINE + line for line in blocks) + CLEAR_BELOW',
+            '"\\n".join(blocks)',
+        ),
+        ("terminal: a line is cleared behind its text", "CLEAR_LINE + line for line", "line + CLEAR_LINE for line"),
+        ("terminal: higher than it is", "columns)[1 - lines :]", "columns)"),
+        ("terminal: wide characters are narrow", "return 2 if unicodedata", "return 1 if unicodedata"),
+    ),
 ]
 
 
