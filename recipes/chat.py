@@ -31,8 +31,9 @@ from mdm.config.protocols import conforming
 from mdm.config.spelling import is_name, typed
 from mdm.data.processor import Processor
 from mdm.generation.chat import Chat, own_template
+from mdm.generation.checks import check_settings
 from mdm.generation.defaults import FILE, Defaults
-from mdm.generation.generate import Step, check_settings, generate
+from mdm.generation.generate import Step, generate
 from mdm.generation.prompts import check_task
 from mdm.hardware import Hardware, check_hardware, hardware
 from mdm.models.folder import load_config, load_model, load_processor, model_folder
@@ -68,7 +69,7 @@ class Settings:
     length: int | None = None
     sampler: dict[str, Any] | None = None
     defaults: str | None = None
-    cache: str = "off"
+    cache: str = "auto"
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -115,7 +116,7 @@ def choose(cfg: Settings, processor: Processor) -> Sampler:
     else:
         sampler = conforming(cfg.sampler, "sampler", Sampler)
     try:
-        check_settings("text", [{}], 1, cfg.cache, sampler)
+        check_settings("text", [{}], 1, cfg.cache, sampler, 0.0, load_config(cfg.checkpoint))
     except ValueError as error:
         raise UserError(str(error)) from error
     return sampler
