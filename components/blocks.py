@@ -67,7 +67,7 @@ class NormedProjection(nn.Linear):
         return self.norm(projected.unflatten(-1, (self.heads, -1))).flatten(-2)
 
 
-class PartialRotation(RotaryPositionalEmbeddings):
+class _PartialRotation(RotaryPositionalEmbeddings):
     """Rotates the first `dim` channels of each head and leaves the others as they are (GPT-NeoX, LLaDA2)."""
 
     def forward(
@@ -150,7 +150,7 @@ def transformer_block(
         k_proj=heads(num_kv_heads, normed=True),
         v_proj=heads(num_kv_heads),
         output_proj=linear(num_heads * head_dim, width),
-        pos_embeddings=(RotaryPositionalEmbeddings if rotated == head_dim else PartialRotation)(
+        pos_embeddings=(RotaryPositionalEmbeddings if rotated == head_dim else _PartialRotation)(
             rotated,
             max_seq_len=max_length,
             base=rope_base,  # pyright: ignore[reportArgumentType] (said to be an int, and taken to a power of 1 / dim)

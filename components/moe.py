@@ -85,7 +85,8 @@ class MixtureOfExperts(nn.Module):
             raise ValueError(f"experts_per_token must be in 1..num_experts = {num_experts}, got {experts_per_token}")
         self.experts_per_token = experts_per_token
         self.router: nn.Linear = nn.Linear(width, num_experts, bias=False)
-        self.routing, self.shared = routing, shared
+        self.routing: SigmoidRouting | None = routing
+        self.shared: nn.Module | None = shared
         self.expert_bias: Tensor
         if routing is not None:
             routing.check(num_experts, experts_per_token)

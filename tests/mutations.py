@@ -1051,11 +1051,6 @@ MUTATIONS = [
             "mdm/models/test_open_models.py",
         ),
         (
-            "padding is seen",
-            "return document[:, :, None] == document[:, None, :]",
-            "return (document[:, :, None] == document[:, None, :]) | (document[:, None, :] < 0)",
-        ),
-        (
             "the whole head is rotated",
             "rotated = int(head_dim * rotary_share)",
             "rotated = head_dim",
@@ -1095,7 +1090,11 @@ MUTATIONS = [
     *of(
         "mdm/models/transformer.py",
         "mdm/models/test_model.py",
-        ("causal: not where rows are packed", "mask = mask & mask.new_ones(mask.shape[-2:]).tril()", "pass"),
+        (
+            "causal: not where rows are packed",
+            "rule = causal if c.causal and not c.blocks else same_document",
+            "rule = same_document",
+        ),
         ("next position: not moved", "torch.cat([h[:, :1], h[:, :-1]], dim=1)", "h", "mdm/models/test_open_models.py"),
         (
             "next position: across documents",
@@ -1226,11 +1225,25 @@ MUTATIONS = [
         "mdm/generation/test_generation.py",
         ("an end may stand before what is given", "out |= generate & (batch.modality == modality) & (later > 0)", "pass"),
         ("forbidden ids are not", "allowed[..., list(forbid)] = False", "pass"),
-        ("a cache for what goes on", 'getattr(sampler.sampler, "goes_on", False)', "False"),
         ("noise of the place in the batch", "range(start, start + len(prompt))", "range(len(prompt))"),
         ("an edit is generated whole", "region[own] = edit.on_canvas(len(own))", "pass"),
         ("guided where nothing is given", "(defaults.guidance_scale if spec.given else 0.0)", "defaults.guidance_scale"),
         ("ends are not filled up", "local_end(ids, vocabulary.end_id) if stop_at_end else None", "None"),
+    ),
+    *of(
+        "mdm/generation/checks.py",
+        "mdm/generation/test_generation.py",
+        ("a cache for what goes on", 'getattr(sampler.sampler, "goes_on", False)', "False"),
+    ),
+    *of(
+        "components/visibility.py",
+        "components/test_visibility.py",
+        ("padding is seen", "return q.document == k.document", "return (q.document == k.document) | (k.document < 0)"),
+        (
+            "a finished position sees noisy ones",
+            "(k.stream == FINISHED) & (q.stream == FINISHED) & (k.block <= q.block)",
+            "(q.stream == FINISHED) & (k.block <= q.block)",
+        ),
     ),
     *of(
         "mdm/data/processor.py",

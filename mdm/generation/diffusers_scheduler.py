@@ -36,8 +36,7 @@ from mdm.config.protocols import conforming
 from mdm.config.trust import check_travelled
 
 try:
-    from diffusers import BlockRefinementScheduler
-    from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
+    from diffusers.schedulers.scheduling_block_refinement import BlockRefinementScheduler, BlockRefinementSchedulerOutput
 except ImportError as error:
     raise ImportError(
         f"{__name__} needs a diffusers that has LLaDA2Pipeline: pip install -U 'trimodal-mdm[hub]' ({error})"
@@ -170,7 +169,7 @@ class SamplerScheduler(BlockRefinementScheduler):
 @functools.cache
 def pipeline_defaults() -> dict[str, Any]:
     """What LLaDA2Pipeline hands over when it is asked for nothing."""
-    from diffusers import LLaDA2Pipeline
+    from diffusers.pipelines.llada2.pipeline_llada2 import LLaDA2Pipeline
 
     return {name: p.default for name, p in inspect.signature(LLaDA2Pipeline.__call__).parameters.items()}
 
@@ -193,7 +192,7 @@ def with_steps(sampler: Any, num_steps: int) -> Any:
     names = {f.name for f in fields(sampler)}
     changed: dict[str, Any] = {"num_steps": num_steps} if "num_steps" in names else {}
     if "sampler" in names:
-        changed["sampler"] = with_steps(sampler.sampler, num_steps)
+        changed["sampler"] = with_steps(getattr(sampler, "sampler"), num_steps)  # noqa: B009
     return replace(sampler, **changed)
 
 
