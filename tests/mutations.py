@@ -1458,6 +1458,30 @@ MUTATIONS = [
         ("harness: the beginning of a long context", "return ids[lost:]", "return ids[: len(ids) - lost]"),
     ),
     *of(
+        "mdm/generation/diffusers_scheduler.py",
+        "mdm/generation/test_diffusers_scheduler.py",
+        ("scheduler: steps are the sampler's", "self.sampler = with_steps(self.sampler, num_inference_steps)", "pass"),
+        ("scheduler: a block goes on from the last", "self.state is None or int(timestep) == 0", "self.state is None"),
+        (
+            "scheduler: rows that have ended are waited for",
+            "(~self.state.finished & ~finished).any()",
+            "(~self.state.finished).any()",
+        ),
+        ("scheduler: a callback is not heard", "torch.where(changed, sample == mask_token_id, before.masked)", "before.masked"),
+        (
+            "scheduler: the mask token may be drawn",
+            'logits.masked_fill(ruled_out(None, mask_token_id, logits), float("-inf"))',
+            "logits",
+        ),
+        ("scheduler: the generator is not used", "device=device, generator=generator)", "device=device)"),
+        ("scheduler: what is asked is ignored", "if value not in (None, own, pipeline_defaults().get(name)):", "if False:"),
+        (
+            "scheduler: a folder may name anything",
+            'check_travelled(in_full(sampler), "sampler", self.config_name, SAMPLERS)',
+            "in_full(sampler)",
+        ),
+    ),
+    *of(
         "mdm/generation/editing.py",
         "mdm/generation/test_generation.py",
         (

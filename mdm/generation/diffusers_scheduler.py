@@ -189,10 +189,10 @@ def with_steps(sampler: Any, num_steps: int) -> Any:
     """A sampler that takes so many steps, and the one inside it, where either has a number of them."""
     if not is_dataclass(sampler) or isinstance(sampler, type):
         return sampler
-    names = {f.name for f in fields(sampler)}
-    changed: dict[str, Any] = {"num_steps": num_steps} if "num_steps" in names else {}
-    if "sampler" in names:
-        changed["sampler"] = with_steps(getattr(sampler, "sampler"), num_steps)  # noqa: B009
+    own = {f.name: getattr(sampler, f.name) for f in fields(sampler)}
+    changed: dict[str, Any] = {"num_steps": num_steps} if "num_steps" in own else {}
+    if "sampler" in own:
+        changed["sampler"] = with_steps(own["sampler"], num_steps)
     return replace(sampler, **changed)
 
 

@@ -50,18 +50,18 @@ GREEDY = [
 class Random:
     """A random model that sees to the end of each block, as the pipeline shows it; masks are unlikely, unless told."""
 
-    def __init__(self, scale=3.0, mask_logit=-torch.inf):
+    def __init__(self, scale=3.0, mask_logit=-torch.inf, ending=0.0):
         g = torch.Generator().manual_seed(0)
         self.tokens, self.places = (torch.randn(n, 16, generator=g, dtype=torch.float64) for n in (VOCAB + 1, 64))
         self.out = scale * torch.randn(16, VOCAB + 1, generator=g, dtype=torch.float64) / 4
-        self.mask_logit, self.seen = mask_logit, []
+        self.mask_logit, self.ending, self.seen = mask_logit, ending, []
 
     def __call__(self, x, attention_mask=None, position_ids=None):
         self.seen.append((x.shape[1], attention_mask, position_ids))
         last = (torch.arange(x.shape[1]) // BLOCK * BLOCK + BLOCK - 1).clamp(max=x.shape[1] - 1)
         context = (self.tokens[x] * self.places[: x.shape[1]]).cumsum(1)[:, last]
         logits = torch.tanh(context + self.places[: x.shape[1]] + self.tokens[x].roll(1, 1)) @ self.out
-        logits[..., MASK] = self.mask_logit
+        logits[..., MASK], logits[..., END] = self.mask_logit, logits[..., END] + self.ending
         return SimpleNamespace(logits=logits)
 
 
@@ -78,20 +78,27 @@ def pipe(scheduler, prompt, model=None, **asked):
     return pipeline(input_ids=prompt, **asked).sequences, len(model.seen)
 
 
-@pytest.mark.parametrize("end", [None, END])
 @pytest.mark.parametrize("length", [0, 3, 8, 13])
-def test_threshold_is_diffusers_own_without_its_idle_passes(length, end):
-    asked = {"editing_threshold": None, "eos_token_id": end}
+def test_threshold_is_diffusers_own_without_its_idle_passes(length):
+    asked = {"editing_threshold": None}
     theirs, passes = pipe(BlockRefinementScheduler(), prompts(length), threshold=0.5, **asked)
     ours, fewer = pipe(SamplerScheduler(Threshold(threshold=0.5, temperature=0.0)), prompts(length), **asked)
     assert torch.equal(ours, theirs)
-    if end is None:
-        blocks = -(-(length + 21) // BLOCK) - length // BLOCK
-        assert (ours != MASK).all()
-        assert passes == fewer + blocks
-    else:
-        assert (ours == MASK).any()  # it stops early
-        assert fewer < passes
+    assert (ours != MASK).all()
+    assert passes == fewer + -(-(length + 21) // BLOCK) - length // BLOCK  # one a block
+
+
+@pytest.mark.parametrize("length", [3, 8, 13])
+def test_rows_that_end_are_left_where_diffusers_leaves_them_and_not_waited_for(length):
+    asked = {"editing_threshold": None, "eos_token_id": END}
+    theirs, passes = pipe(BlockRefinementScheduler(), prompts(length), Random(ending=2.0), threshold=0.5, **asked)
+    sampler = SamplerScheduler(Threshold(threshold=0.5, temperature=0.0))
+    ours, fewer = pipe(sampler, prompts(length), Random(ending=2.0), **asked)
+    assert torch.equal(ours, theirs)
+    left = (ours == MASK).any(dim=1)
+    assert left.any()
+    assert (ours == END)[left].any(dim=1).all()
+    assert fewer < passes
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 13])
@@ -296,7 +303,7 @@ def test_logits_that_are_nan_end_in_one_line():
 
 
 def test_without_diffusers_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_block_refinement", None)
     monkeypatch.delitem(sys.modules, "mdm.generation.diffusers_scheduler")
     with pytest.raises(ImportError, match=r"needs a diffusers that has LLaDA2Pipeline: pip install -U 'trimodal-mdm\[hub\]'"):
         importlib.import_module("mdm.generation.diffusers_scheduler")
