@@ -1,8 +1,8 @@
 """Which block each position is of.
 
-Inside a document, what is given (prompts, structure) between what is generated makes one block; a generated canvas falls into
-blocks of its modality's size, the last as long as is left. Counted `from_start`, blocks take no notice of canvases (LLaDA2,
-SDAR): the first block that is generated may begin with the end of the prompt.
+A canvas (a run of one modality) in which anything is generated falls into blocks of its modality's size, the last as long as is
+left; a prompt that it begins with is counted too, so that a text goes on as it was trained. All else that is given, between two
+such canvases, is one block. Counted `from_start`, blocks take no notice of canvases (LLaDA2, SDAR).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from components.types import STRUCTURE, Batch
@@ -44,13 +44,20 @@ class Layout:
         if self.from_start:
             return batch.position // next(iter(self.sizes.values()))
         size = torch.tensor([*(self.sizes.get(m, WHOLE) for m in self.modalities), WHOLE], device=batch.tokens.device)
-        own = size[torch.where(batch.maskable, batch.modality, len(self.modalities))]
-        kind = torch.where(batch.maskable, batch.modality, STRUCTURE - 1)  # all that is given is of one kind
         index = torch.arange(batch.tokens.shape[1], device=batch.tokens.device).expand_as(batch.tokens)
         begins = torch.ones_like(batch.maskable)  # a document
         begins[:, 1:] = batch.document[:, 1:] != batch.document[:, :-1]
-        run = begins.clone()
-        run[:, 1:] |= kind[:, 1:] != kind[:, :-1]
+        canvas = (begins | _changes(batch.modality)).flatten().long().cumsum(dim=0).view_as(index)
+        generated = torch.isin(canvas, canvas[batch.maskable])
+        own = size[torch.where(generated, batch.modality, len(self.modalities))]
+        run = begins | _changes(torch.where(generated, batch.modality, STRUCTURE - 1))  # all that is given is of one kind
         offset = index - torch.where(run, index, 0).cummax(dim=1).values
         count = (run | (offset % own == 0)).long().cumsum(dim=1)
         return count - torch.where(begins, count, 0).cummax(dim=1).values
+
+
+def _changes(values: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
+    """Where a value is another than the one before."""
+    changed = torch.zeros_like(values, dtype=torch.bool)
+    changed[:, 1:] = values[:, 1:] != values[:, :-1]
+    return changed

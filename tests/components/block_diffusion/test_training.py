@@ -119,6 +119,15 @@ def test_blocks_have_times_of_their_own_and_pairs_are_complements_in_each():
     assert bool((paired.mask[0::2] ^ paired.mask[1::2]).all())
 
 
+def test_a_prompt_at_the_beginning_of_a_canvas_is_counted_with_it():
+    """A response after its prompt has the blocks that it has where the whole text is generated, or goes on from an edit."""
+    maskable = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1, 1, 0]]).bool()
+    modality = torch.tensor([[-1, 0, 0, 0, 0, 0, 0, 0, -1]] * 2)
+    document = torch.tensor([[0] * 9, [1] * 9])
+    batch = Batch(document, modality, modality, maskable, document, torch.arange(9).expand(2, -1))
+    assert Layout({"a": 3}, ["a"])(batch).tolist() == [[0, 1, 1, 1, 2, 2, 2, 3, 4]] * 2
+
+
 def test_blocks_are_of_canvases_or_counted_from_the_start():
     """Given, a canvas of 5 of modality 0, structure, a canvas of 3 of modality 1; a second document behind, and padding."""
     maskable = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 0]]).bool()

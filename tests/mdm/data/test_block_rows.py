@@ -72,7 +72,7 @@ def test_the_doubled_row_gives_the_loss_and_gradient_of_a_pass_for_each_block(ca
                 here = (apart.block[row] == b) & apart.clean.maskable[row]
                 if not bool(here.any()):
                     continue
-                start, stop = int(here.nonzero()[0]), int(here.nonzero()[-1]) + 1
+                start, stop = int((apart.block[row] == b).nonzero()[0]), int(here.nonzero()[-1]) + 1
                 index = torch.arange(stop)[None]
                 z = torch.where(index[0] < start, apart.clean.tokens[row, :stop], apart.noisy[row, :stop])
                 places = Places(
