@@ -26,10 +26,11 @@ from components.likelihood import corrupted_nelbo, nelbo, ordered
 from components.maskers import LowDiscrepancyTimes
 from components.progress import Bar
 from components.samplers import Ancestral, Confidence, Sampler
-from components.types import Batch
+from components.types import STRUCTURE, Batch
 from mdm.config import UserError
 from mdm.data.corruption import bound_corruption
 from mdm.data.processor import Processor
+from mdm.evaluation.block_likelihood import autoregressive_nats, block_nelbo
 from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models.transformer import MaskedDiffusionModel
@@ -183,14 +184,21 @@ class HarnessModel(TemplateLM):
         if self.likelihood == "left_to_right" and "text" in self.net.config.noise:
             kernel = self.net.config.noise["text"].kernel
             raise UserError(f"likelihood: left_to_right fills in masks, and text was trained with {kernel}; take nelbo")
+        zeros = torch.zeros_like(tokens)
+        place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        inside = allowed.gather(-1, tokens[..., None])[..., 0]  # all else is structure
+        modality = torch.where(inside, vocabulary.modalities.index("text"), STRUCTURE)
+        batch = Batch(tokens, modality, text, scored, zeros, place).to("cpu")
+        if self.net.config.blocks:
+            if self.likelihood == "left_to_right":
+                return -float(autoregressive_nats(self.net, batch, vocabulary))
+            return -float(block_nelbo(self.net, batch, vocabulary, self.draws, self.rows, self.seed).nats)
         if self.likelihood == "left_to_right":
             each = ordered(self.net, tokens, vocabulary.mask_id, scored, allowed=allowed, batch_size=self.rows)
             return float(each.sum())
         noise = self.net.config.noise
         if "text" in noise:  # the bound of its own noise
             corrupted = bound_corruption(noise, vocabulary, LowDiscrepancyTimes(self.draws), self.seed)
-            zeros = torch.zeros_like(tokens)
-            batch = Batch(tokens, zeros + vocabulary.modalities.index("text"), text, scored, zeros, zeros).to("cpu")
             net = lambda z: self.net(z.to(tokens.device)).cpu()  # noqa: E731
             return -float(corrupted_nelbo(net, batch, corrupted, vocabulary, self.draws, self.rows).nats)
         bound = nelbo(self.net, tokens, vocabulary.mask_id, scored, allowed, self.draws, self.rows, self.seed)
