@@ -39,9 +39,8 @@ from mdm.hardware import COMPILING, check_compile, check_hardware, compile_block
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
 from mdm.studies import inference as study
-from mdm.studies import inference_figures as figures
-from mdm.studies import inference_sweep as sweep
 from mdm.studies.grid import alternatives
+from mdm.studies.inference import figures, sweep
 from mdm.studies.runs import write_csv
 from mdm.training import record
 from mdm.training.output import check_output_dir, output_folder
@@ -145,7 +144,7 @@ def main(cfg: Settings) -> None:
 
 
 def table(cfg: Settings) -> list[dict[str, Any]]:
-    """A row for each setting, and one of each modality's held-out samples: see mdm/studies/inference.py."""
+    """A row for each setting, and one of each modality's held-out samples: see mdm/studies/inference/question.py."""
     cells = sweep.Cells(
         output_folder(cfg.output_dir),
         {"checkpoint": str(model_folder(cfg.checkpoint).resolve()), "samples": cfg.samples, "seed": cfg.seed},

@@ -94,7 +94,7 @@ MOVED = {
     "mdm.generation": "mdm.generation.generate",
     "mdm.evaluation": "mdm.evaluation.nelbo",
     "mdm.study": "mdm.studies.table",
-    "mdm.sweep": "mdm.studies.inference_sweep",
+    "mdm.sweep": "mdm.studies.inference.sweep",
     "mdm.runs": "mdm.studies.runs",
     "mdm.study_page": "mdm.studies.page",
     "mdm.graphs": "mdm.hardware",

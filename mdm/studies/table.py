@@ -13,7 +13,7 @@ folder/runs.parquet     a row for each cell and seed; its columns:
     <measured>          what the study's `measure` gives, see mdm/studies/measures.py
 
 The questions that are sweeps (batch, inference) have a row for each run or setting, with columns of their own beside `cell`,
-`group` and `status`: see mdm/studies/batch.py and mdm/studies/inference.py.
+`group` and `status`: see mdm/studies/batch.py and mdm/studies/inference/question.py.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import pytest
 
 from components.metrics.quality import NGram, distinct, frechet, unigram_entropy
 from mdm.config import UserError
-from mdm.studies import inference_sweep as sweep
 from mdm.studies.grid import alternatives
+from mdm.studies.inference import sweep
 
 
 def test_frechet_distance_of_known_gaussians():

@@ -9,7 +9,7 @@ from components.metrics import geneval
 from mdm.config import UserError
 from mdm.generation import prompts
 from mdm.pages import comparison
-from mdm.studies.inference_sweep import Cells
+from mdm.studies.inference.sweep import Cells
 from mdm.training.history import read_history
 
 INSIDE = "a\u2028b\x85c\u2029d"

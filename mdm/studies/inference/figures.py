@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mdm.pages.report import figure_png
-from mdm.studies.inference_sweep import describe, label
+from mdm.studies.inference.sweep import describe, label
 
 QUALITIES = {
     "accuracy": "accuracy",

@@ -13,8 +13,8 @@ from typing import Any
 
 from mdm.config import UserError
 from mdm.pages.report import figure_png
-from mdm.studies import inference_sweep as sweep
-from mdm.studies.inference_figures import pareto
+from mdm.studies.inference import sweep
+from mdm.studies.inference.figures import pareto
 
 Rows = Sequence[Mapping[str, Any]]
 FIGURES = ("forwards", "accuracy", "frechet", "frechet_of_halves", "distinct", "ngram_bits", "entropy_bits")
