@@ -12,6 +12,7 @@ first's mask, so a pair predicts every token exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -153,12 +154,27 @@ class FixedCountMasker:
     """Masks exactly k of a document's L maskable positions, k ~ U{1..L}, weight L / k: evaluate with this one.
 
     pairs: k ~ U{0..L}; the mask weighs (L + 1)/k, its complement (L + 1)/(L - k); an empty side contributes nothing.
+    least, most: shares of L that k stays between, and at 1 or above (BD3-LM's clipped schedule, 2503.09573): for training only,
+                 and not in pairs. components/block_diffusion/clipping.py chooses them
     """
 
     mask_id: int
     times: TimeSampler = LowDiscrepancyTimes()
     pairs: bool = False
     seed: int = 0
+    least: float = 0.0
+    most: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least < self.most <= 1:
+            raise ValueError(f"FixedCountMasker: 0 <= least < most <= 1, got least = {self.least} and most = {self.most}")
+        if self.pairs and not self.complete:
+            raise ValueError(f"FixedCountMasker: pairs have every count, not least = {self.least} to most = {self.most}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the weighted loss is a bound."""
+        return (self.least, self.most) == (0, 1)
 
     def __call__(self, batch: Batch) -> NoisyBatch:
         masked = np.zeros(batch.tokens.shape, dtype=bool)
@@ -175,10 +191,17 @@ class FixedCountMasker:
                 chosen = order[:k] if index % 2 == 0 else order[k:]
                 scale = length + 1
             else:
-                chosen, scale = order[: 1 + int(uniform * length)], length
+                fewest, largest = counts(length, self.least, self.most)
+                chosen, scale = order[: fewest + int(uniform * (largest - fewest + 1))], length
             masked[row, where[chosen]] = True
             weight[row, where[chosen]] = scale / max(len(chosen), 1)
         return _noisy(batch, self.mask_id, torch.from_numpy(masked), torch.from_numpy(weight))
+
+
+def counts(length: int, least: float, most: float) -> tuple[int, int]:
+    """The fewest and the most of `length` positions within these shares: one at least, and the fewest where none is within."""
+    fewest = max(1, math.ceil(least * length - 1e-9))  # a product may be a little off
+    return fewest, max(fewest, math.floor(most * length + 1e-9))
 
 
 @dataclass(frozen=True)

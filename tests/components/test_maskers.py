@@ -97,6 +97,24 @@ def test_a_group_covers_every_sixteenth(times):
             assert sorted(int(16 * t) for t in drawn) == list(range(16))
 
 
+def test_counts_stay_between_shares_and_the_loss_is_then_no_bound():
+    """Every count within is drawn as often; blocks of one are masked whatever the shares."""
+    masker = FixedCountMasker(9, LowDiscrepancyTimes(40), least=0.3, most=0.8)
+    noisy = masker(Batch.of(torch.zeros(40, 10, dtype=torch.long), 0))
+    assert not masker.complete
+    assert FixedCountMasker(9, pairs=True).complete
+    counts = noisy.mask.sum(dim=1)
+    assert [int((counts == k).sum()) for k in range(11)] == pytest.approx([0, 0, 0, *[40 / 6] * 6, 0, 0], abs=1)
+    assert_close(noisy.weight[noisy.mask], (10 / counts)[:, None].expand(-1, 10)[noisy.mask])
+    assert bool(masker(Batch.of(torch.zeros(40, 1, dtype=torch.long), 0)).mask.all())
+    whole = FixedCountMasker(9, LowDiscrepancyTimes(40))(Batch.of(torch.zeros(40, 10, dtype=torch.long), 0))
+    assert sorted(whole.mask.sum(dim=1).tolist()) == sorted([*range(1, 11)] * 4)
+    with pytest.raises(ValueError, match=r"0 <= least < most <= 1, got least = 0\.8 and most = 0\.3"):
+        FixedCountMasker(9, least=0.8, most=0.3)
+    with pytest.raises(ValueError, match=r"pairs have every count, not least = 0\.3 to most = 1\.0"):
+        FixedCountMasker(9, pairs=True, least=0.3)
+
+
 @pytest.mark.parametrize("make", [BernoulliMasker, FixedCountMasker])
 def test_pairs_are_complements(vocabulary, make_batch, make):
     batch = make_batch(8, first_index=0)
