@@ -70,7 +70,10 @@ NAMES = {
     },
     **{name: f"components.metrics.geneval.{name}" for name in ("GenEval", "Detector", "ClipColours")},
     "geneval_prompts": "components.metrics.geneval.prompts",
-    **{name: f"mdm.studies.measures.{name}" for name in ("TrainingGradient", "ImageQuality", "Passes")},
+    **{
+        name: f"mdm.studies.measures.{name}"
+        for name in ("TrainingGradient", "ImageQuality", "Passes", "Decoders", "ClippedCounts")
+    },
     "TwoMasks": "mdm.studies.schedules.TwoMasks",
 }  # fmt: skip
 """Every name that a config may use in short."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from components.losses import LossSums, bits_per_byte, bits_per_token, loss_from_hidden
+from components.range_losses import range_cross_entropy
 from components.tasks import INSTRUCT, find_task
 from components.types import Batch
 from components.visibility import Places
@@ -27,6 +28,8 @@ from mdm.generation.generate import generate
 from mdm.hardware import Hardware, local, reshard
 from mdm.models.transformer import MaskedDiffusionModel
 from mdm.pages.media import save_outputs
+
+MAX_LOGITS = 2**27  # held at once
 
 
 def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> LossSums:
@@ -43,6 +46,26 @@ def hidden_of(model: MaskedDiffusionModel, micro: MicroBatch) -> Float[Tensor, "
     clean = micro.noisy.clean
     mask = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))
     return model.hidden(micro.noisy.noisy, mask, clean.position)
+
+
+@torch.no_grad()
+def weighted_nats(
+    model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware
+) -> Float[Tensor, "batch seq"]:
+    """What each position of a batch under masks adds to its bound, in nats."""
+    with hw.autocast():
+        flat, unembedding = hidden_of(model, micro).flatten(0, 1), local(model.unembedding.weight)
+        found = torch.zeros(len(flat), device=flat.device)
+        for p in micro.positions:
+            own = vocabulary.ranges[p.range_index]
+            nats = range_cross_entropy(
+                flat[p.index], unembedding, p.target, own, vocabulary.end_id, vocabulary.mask_id, MAX_LOGITS
+            )
+            found.index_add_(0, p.index, (p.weight * nats).float())
+    if micro.rows is None:
+        return found.view_as(micro.noisy.weight)
+    column = micro.rows.column[:, : micro.noisy.mask.shape[1]]
+    return torch.where(micro.noisy.mask, found.view_as(micro.rows.tokens).gather(1, column.clamp(min=0)), 0.0)
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ import numpy as np
 from mdm.config import UserError
 from mdm.pages.report import figure_png
 from mdm.studies.measures import CORRECTED
+from mdm.studies.seeds import Rows, compared, mean, signed, sure, values, with_error
 
-Rows = Sequence[Mapping[str, Any]]
 FEW = 2  # passes at which the best noise is compared with the first group's at more
 JUDGED, FLUENT = ("accuracy", "frechet"), ("ngram_bits", "entropy_bits")  # what is shown; by the first one a sampler is chosen
 BESIDE = ("distinct", "forwards")
@@ -101,24 +101,6 @@ def shown(point: Mapping[str, Any]) -> tuple[str, str]:
     return JUDGED if JUDGED[0] in point else FLUENT
 
 
-def values(runs: Rows, key: str) -> np.ndarray:
-    return np.array([r[key] for r in runs if r.get(key) is not None], dtype=float)
-
-
-def mean(v: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds, and its standard error: None of one seed."""
-    error = float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-    return {"mean": float(v.mean()), "standard_error": error, "seeds": len(v)}
-
-
-def compared(runs: Rows, key: str, first: Rows, theirs: str) -> dict[str, Any]:
-    """A figure's mean, and its difference from another's of the first group."""
-    own, other = mean(values(runs, key)), mean(values(first, theirs))
-    errors = [m["standard_error"] for m in (own, other)]
-    error = None if None in errors else float(np.hypot(*errors))
-    return {**own, "difference": own["mean"] - other["mean"], "difference_error": error}
-
-
 def _key(modality: str, figure: str, point: Mapping[str, Any]) -> str:
     return f"{modality}/{figure}/{point['passes']}/{point['sampler']}"
 
@@ -149,14 +131,9 @@ def _few(own: Mapping[str, Rows], of: Mapping[str, Any], modality: str) -> dict[
     for p in theirs:
         c = _versus(own, modality, "accuracy", best, at[best], p)
         behind.append({**p, "difference": c["difference"], "difference_error": c["difference_error"]})
-    reached = next((b["passes"] for b in behind if not _sure(b) or b["difference"] <= 0), None)
+    reached = next((b["passes"] for b in behind if not sure(b) or b["difference"] <= 0), None)
     level = next((b["passes"] for b in behind if b["difference"] <= 0), None)
     return {"group": best, **at[best], "first": behind, "reached": reached, "reached_by_mean": level}
-
-
-def _sure(c: Mapping[str, Any]) -> bool:
-    """Whether a difference is more than two standard errors."""
-    return abs(c["difference"]) > 2 * (c["difference_error"] or 0)
 
 
 def _many(own: Mapping[str, Rows], of: Mapping[str, Any], modality: str, most: int) -> dict[str, Any]:
@@ -189,7 +166,7 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
     bounds = ", ".join(f"{task} {c['mean']:.3f}" for task, c in groups[first]["bits"].items())
     lines = [f"Held-out bound of {first}, bits per token: {bounds} ({seeds} seed{'s' if seeds > 1 else ''} of each)."]
     for name, s in list(groups.items())[1:]:
-        lines.append(f"{name}: " + ", ".join(f"{task} {_signed(c, 3)}" for task, c in s["bits"].items()) + ".")
+        lines.append(f"{name}: " + ", ".join(f"{task} {signed(c, 3)}" for task, c in s["bits"].items()) + ".")
     lines.append(
         "A bound is above the bits of its own model by a gap that depends on the noise: bounds of different families are not "
         "comparable by tightness, and a lower one says nothing of samples."
@@ -217,13 +194,13 @@ def _said_few(first: str, modality: str, best: Mapping[str, Any]) -> str:
     behind = best["first"]
     said = (
         f"**{modality} at {FEW} passes.** Best of the others is {best['group']} ({best['sampler']}), accuracy "
-        f"{_mean(best['accuracy'])}; {first} ({behind[0]['sampler']}) {_mean(behind[0]['accuracy'])}. "
+        f"{with_error(best['accuracy'])}; {first} ({behind[0]['sampler']}) {with_error(behind[0]['accuracy'])}. "
     )
     if best["reached"] == FEW:
-        return said + f"The difference is {_signed(behind[0], 3)}: no family saves passes here."
+        return said + f"The difference is {signed(behind[0], 3)}: no family saves passes here."
     takes = f"more than {behind[-1]['passes']} passes"
     if best["reached"] is not None:
-        then = _mean(_at(behind, best["reached"])["accuracy"])
+        then = with_error(_at(behind, best["reached"])["accuracy"])
         takes = f"{best['reached']} passes ({then}), {best['reached'] / FEW:g}x as many"
     level = best["reached_by_mean"]
     more = f" (its mean is as high with {level})" if level not in (None, best["reached"]) else ""
@@ -233,23 +210,13 @@ def _said_few(first: str, modality: str, best: Mapping[str, Any]) -> str:
 def _said_correction(found: Sequence[Mapping[str, Any]]) -> str:
     """The numbers of passes at which correction changes something, and the others."""
     main = [(p, next(p[f] for f in (JUDGED[0], FLUENT[0]) if f in p)) for p in found]
-    parts = [f"{_figures({k: v for k, v in p.items() if k in FIGURES})} at {p['passes']}" for p, d in main if _sure(d)]
-    same = [str(p["passes"]) for p, d in main if not _sure(d)]
+    parts = [f"{_figures({k: v for k, v in p.items() if k in FIGURES})} at {p['passes']}" for p, d in main if sure(d)]
+    same = [str(p["passes"]) for p, d in main if not sure(d)]
     return "; ".join([*parts, *([f"within noise at {', '.join(same)}"] if same else [])])
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{FIGURES[f][0]} {_signed(c, FIGURES[f][1])}" for f, c in figures.items())
-
-
-def _signed(c: Mapping[str, Any], digits: int) -> str:
-    error = c["difference_error"]
-    noise = "" if error is None else f" +-{error:.{digits}f}" + ("" if _sure(c) else " (within noise)")
-    return f"{c['difference']:+.{digits}f}{noise}"
-
-
-def _mean(m: Mapping[str, Any]) -> str:
-    return f"{m['mean']:.3f}" + ("" if m["standard_error"] is None else f" +-{m['standard_error']:.3f}")
+    return ", ".join(f"{FIGURES[f][0]} {signed(c, FIGURES[f][1])}" for f, c in figures.items())
 
 
 def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
