@@ -252,6 +252,8 @@ class _Run:
         _check_allowed(generate & ~allowed.any(dim=-1), rows)
         local = torch.zeros_like(places)  # what is given inside a block is the model's to see, not the sampler's
         state = SamplerState.start(local, generate, self.mask_id, self.task.modality[at], self.noise)
+        if any(getattr(sampler, "drafts", False) for sampler in self.samplers):
+            state = replace(state, draft=torch.zeros(*local.shape, len(self.task.ids), dtype=torch.float64, device=self.device))
         keys = [row.index + (row.spans[0].start << 40) for row in rows]
         kinds = [row.spans[0].modality for row in rows]
         for kind in set(kinds):

@@ -74,7 +74,8 @@ class SelfSpeculation(LeftToRight):
         here = torch.arange(width, device=logits.device)
         p, masked = self.probabilities(self.finished(logits)), state.masked
         first = masked.long().argmax(dim=1, keepdim=True)
-        q = torch.zeros_like(p) if state.draft is None else state.draft
+        q = state.draft
+        assert q is not None  # whoever gives logits of copies has made room for it
         own, theirs = (v.gather(-1, state.tokens.clamp(max=p.shape[-1] - 1)[..., None])[..., 0] for v in (p, q))
         fresh = (state.step == 0)[:, None]  # there is no draft yet
         stands = masked & ~fresh & (state.uniform[:, POSITION] * theirs < own) | (here < first)

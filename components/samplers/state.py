@@ -124,6 +124,5 @@ class SamplerState:
             own, *theirs = (getattr(state, f.name) for state in (self, *others))
             if isinstance(own, tuple):
                 own = tuple(child._map(change, *rest) for child, *rest in zip(own, *theirs, strict=True))
-            known = isinstance(own, Tensor) and all(isinstance(other, Tensor) for other in theirs)
-            changed[f.name] = change(own, *theirs) if known else own  # a block that begins has no draft yet
+            changed[f.name] = change(own, *theirs) if isinstance(own, Tensor) else own
         return SamplerState(**changed)
