@@ -68,10 +68,10 @@ def micro_batch(
     positions, denominator = _positions(noisy, settings, vocabulary)
     rows = None
     if noisy.block is not None:
-        rows = doubled_rows(noisy, next_token=settings.next_token > 0)
+        rows = doubled_rows(noisy, next_token=bool(settings.next_token))
         positions = [replace(p, index=rows.index(p.index, NOISY)) for p in positions]
         if settings.next_token:
-            positions += _next_token(batch, rows, settings, vocabulary)
+            positions += _next_token(batch, rows, settings, settings.next_token, vocabulary)
     ranges = batch.id_range[content(batch, vocabulary.end_id)]
     return MicroBatch(
         noisy=noisy,
@@ -96,15 +96,17 @@ def _positions(noisy: NoisyBatch, settings: LossSettings, vocabulary: Vocabulary
     return positions_by_range(*where, replaced=noisy.replaced), denominator
 
 
-def _next_token(batch: Batch, rows: DoubledRows, settings: LossSettings, vocabulary: Vocabulary) -> list[RangePositions]:
-    """Each token but a document's first, predicted by the finished one before it: weighed `next_token`, of no bound."""
+def _next_token(
+    batch: Batch, rows: DoubledRows, settings: LossSettings, weight: float, vocabulary: Vocabulary
+) -> list[RangePositions]:
+    """Each token but a document's first, predicted by the finished one before it; of no bound."""
     following = NextToken()(replace(batch, maskable=batch.maskable & (batch.position > 0)))
     positions, _ = _positions(following, settings, vocabulary)
     return [
         replace(
             p,
             index=rows.index(p.index - 1, FINISHED),
-            coefficient=settings.next_token * p.coefficient,
+            coefficient=weight * p.coefficient,
             weight=torch.zeros_like(p.weight),
         )
         for p in positions

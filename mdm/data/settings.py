@@ -86,7 +86,7 @@ class LossSettings:
 
     weighting: str = "nelbo"
     reduction: str = "sequence"
-    next_token: float = 0.0
+    next_token: float | None = None
 
 
 def canonical(task: str, key: str) -> str:
@@ -231,5 +231,5 @@ def check_data(data: Mapping[str, StreamSettings], masker: Mapping[str, Any], lo
     for key, known in (("weighting", ("nelbo", "plain")), ("reduction", ("sequence", "token"))):
         if getattr(loss, key) not in known:
             raise UserError(f"loss.{key}: {getattr(loss, key)!r} is not one of {', '.join(known)}")
-    if loss.next_token < 0:
-        raise UserError(f"loss.next_token must be at least 0 (0 is off), got {loss.next_token}")
+    if loss.next_token is not None and loss.next_token < 0:
+        raise UserError(f"loss.next_token must be at least 0, or null, which is off; got {loss.next_token}")

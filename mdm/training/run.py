@@ -297,6 +297,6 @@ def restore_or_start(run: Any, config: dict[str, Any]) -> dict[str, Any]:
 def _compared(key: str, value: Any) -> Any:
     """A setting as it must be shared, its components by their names of today; what becomes of long samples may change."""
     plain = up_to_date(json.loads(json.dumps(value)))
-    if key != "data":
-        return plain  # null is what an earlier version did not have yet
+    if key != "data":  # null is what an earlier version did not have yet
+        return {k: v for k, v in plain.items() if v is not None} if isinstance(plain, dict) else plain
     return {name: {k: v for k, v in s.items() if k != "on_long" and v is not None} for name, s in plain.items()}

@@ -275,7 +275,7 @@ class Copies:
         return torch.stack([near.roll(k, 1) for k in range(1 + width)], dim=1)
     def select(self, rows):
         pass
-zeros = torch.zeros(1, 9, dtype=torch.long)  # one row: with several, those that are done leave the batch, whose size is another then
+zeros = torch.zeros(1, 9, dtype=torch.long)  # of several rows, those that are done leave the batch: another size
 block, allowed = torch.arange(9).view(1, 9) // 3, torch.ones(1, 11, dtype=torch.bool)
 task = Task(zeros, zeros == 0, block, zeros, zeros, allowed, torch.arange(11))
 for s in (LeftToRight(), SelfSpeculation()):
