@@ -266,6 +266,42 @@ def test_a_finished_run_is_measured_once_and_shown_on_a_page(tmp_path, runs_in_p
     capsys.readouterr()
 
 
+IN_BLOCKS = """
+question: blocks
+run: pretrain_pico
+workers: 1
+set: {tokens: 1500, validation_samples: 8, masker: {_component_: FixedCountMasker, pairs: false}}
+groups:
+  whole: {grid: {model.width: [16]}, set: {model.blocks: {image: 16}}}
+  quarter: {grid: {model.width: [16]}, set: {model.blocks: {image: 4}}}
+measure:
+  image:
+    _component_: Decoders
+    task: text_to_image
+    training: {_component_: digits, split: judge}
+    test: {_component_: digits, split: test}
+    samples: 6
+    thresholds: [0.5]
+  clipping: {_component_: ClippedCounts, samples: 8, repeats: 4}
+"""
+
+
+def test_models_of_blocks_are_decoded_and_their_counts_clipped(tmp_path, runs_in_process, capsys):
+    config, out = tmp_path / "study.yaml", tmp_path / "out"
+    config.write_text(IN_BLOCKS)
+    in_process("study", config, f"output_dir={out}")
+    for row in read_table(out / "runs.parquet"):
+        assert row["image/forwards/one a pass"] == 16
+        assert 1 <= row["image/forwards/threshold 0.5"] <= 16
+        assert row["image/seconds/one a pass"] > 0
+        assert row["clipping/image/0-1"] > 0
+    finding = (out / "finding.md").read_text()
+    assert "quarter, blocks of 4 (image): text to image" in finding
+    assert "Shares of a block to mask" in finding
+    assert (out / "figure.png").stat().st_size > 5000
+    capsys.readouterr()
+
+
 def test_quality_by_passes_is_a_column_for_each_figure_and_sampler(untrained, monkeypatch):
     monkeypatch.setattr(mdm.studies.measures, "save_outputs", lambda *_: None)  # the model is other tests' too
     measure = Passes("text_to_image", digits("test"), digits("judge"), samples=6, passes=(1, 2), correct=0)

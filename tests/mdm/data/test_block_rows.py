@@ -14,7 +14,7 @@ from components.visibility import FINISHED, NOISY, Places
 from components.vocabulary import Vocabulary
 from mdm.data.pipeline import micro_batch
 from mdm.data.settings import LossSettings
-from mdm.evaluation.nelbo import forward_loss
+from mdm.evaluation.nelbo import forward_loss, weighted_nats
 from mdm.hardware import hardware
 from mdm.models import builders
 
@@ -134,3 +134,18 @@ def test_a_document_that_begins_with_what_is_generated_has_its_first_token_predi
     assert int((micro.positions[-1].coefficient > 0).sum()) == 3
     assert micro.noisy.block is not None
     assert micro.noisy.block.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_what_each_position_adds_to_the_bound_is_the_bound_and_stands_where_it_is_masked(blocks):
+    fixed = FixedCountMasker(VOCABULARY.mask_id, seed=2)
+    model = model_of(False) if blocks else builders.model(VOCABULARY.size, 64, 32, 3, 2)
+    if not blocks:
+        model.init_weights(torch.Generator().manual_seed(0))
+    micro = rows([[0, 1], [2]], BlockMasker(fixed, LAYOUT) if blocks else fixed)
+    with hardware("cpu", "fp32") as hw:
+        nats = weighted_nats(model, micro, VOCABULARY, hw)
+        whole = forward_loss(model, micro, VOCABULARY, hw).nelbo.sum()
+    assert nats.shape == micro.noisy.mask.shape
+    assert torch.equal(nats > 0, micro.noisy.mask)
+    assert_close(nats.sum(), whole)

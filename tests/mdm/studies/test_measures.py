@@ -1,11 +1,15 @@
 """What a study measures of a finished run: the samplers of a number of passes, and what is refused."""
 
 import pytest
+import torch
 
+from components.block_diffusion import BlockMasker, Layout
 from components.kernels import Hybrid, Uniform
+from components.maskers import FixedCountMasker
 from components.samplers import Confidence, SelfCorrect
+from components.types import Batch
 from components.weightings import Noise
-from mdm.studies.measures import Passes
+from mdm.studies.measures import Passes, block_losses
 
 
 def test_the_samplers_are_those_that_the_noise_goes_with_and_corrections_share_the_passes():
@@ -32,3 +36,13 @@ def test_the_samplers_are_those_that_the_noise_goes_with_and_corrections_share_t
 def test_what_cannot_be_measured_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Passes(**{"test": [], **settings})
+
+
+def test_the_losses_of_blocks_are_means_over_all_positions_of_each():
+    """Blocks of 4 in rows of 6: the second one has 2 positions."""
+    noisy = BlockMasker(FixedCountMasker(9), Layout({"text": 4}, ["text"]))(Batch.of(torch.zeros(3, 6, dtype=torch.long), 0))
+    masked, length, loss = block_losses(noisy, noisy.weight, 0)
+    assert length.tolist() == [4, 2] * 3
+    assert masked.tolist() == [int(noisy.mask[r, part].sum()) for r in range(3) for part in (slice(4), slice(4, 6))]
+    assert loss.tolist() == pytest.approx([1.0] * 6)  # k masked positions weigh L / k each
+    assert block_losses(noisy, noisy.weight, 1).shape == (3, 0)
