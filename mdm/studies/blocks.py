@@ -51,7 +51,7 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
             "clipping": _clipping(runs),
         }
     summary["left_out"] = [r["cell"] for r in rows if r["status"] != "finished"]
-    summary["not_measured"] = [r["cell"] for r in done if {_kind(k) for k in _measured(r)} != _kinds(done)]
+    summary["not_measured"] = [r["cell"] for r in done if _kinds([r]) != _kinds(done)]
     return summary, "\n\n".join(_lines(summary))
 
 
@@ -61,12 +61,9 @@ def _measured(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(p[0], p[1], p[2]) for p in parts if len(p) == 3 and p[2] != "real"]
 
 
-def _kind(key: tuple[str, str, str]) -> tuple[str, str]:
-    return key[:2]
-
-
 def _kinds(rows: Rows) -> set[tuple[str, str]]:
-    return {_kind(k) for r in rows for k in _measured(r)}
+    """What of them was measured, by whichever decoder or shares."""
+    return {k[:2] for r in rows for k in _measured(r)}
 
 
 def _decoders(runs: Rows, first: Rows) -> dict[str, dict[str, dict[str, Any]]]:
