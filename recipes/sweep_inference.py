@@ -38,9 +38,9 @@ from mdm.generation.generate import Generated, generate
 from mdm.hardware import COMPILING, check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_model, model_folder
 from mdm.recipe import run_recipe
-from mdm.studies import inference as study
 from mdm.studies.grid import alternatives
 from mdm.studies.inference import figures, sweep
+from mdm.studies.inference import question as study
 from mdm.studies.runs import write_csv
 from mdm.training import record
 from mdm.training.output import check_output_dir, output_folder
