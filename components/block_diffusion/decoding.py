@@ -97,7 +97,7 @@ def sample_blocks(
 
     samplers:    of each modality
     seed, index: a row's noise is a function of (seed, its index, its passes), so a sample does not depend on its batch
-    on_step:     called with tokens and confidence after each pass;  on_block: with the tokens, for each finished block
+    on_step:     called with tokens and confidence, first and after each pass;  on_block: with the tokens, for a finished block
     noise:       what the model was trained against
 
     Raises ValueError for an empty batch, where a position may hold no id, where logits are NaN, infinite or rule out every id,
@@ -106,6 +106,8 @@ def sample_blocks(
     if len(task.tokens) == 0:
         raise ValueError("sample: the batch is empty")
     run = _Run(samplers, logits_fn, task, seed, range(len(task.tokens)) if index is None else index, noise)
+    if on_step is not None:
+        on_step(run.tokens, run.confidence)
     while run.rows:
         run.step()
         if on_step is not None:
@@ -166,7 +168,8 @@ class _Run:
         logits = precise(self.logits_fn(self.tokens[where], start, stop, self.width))
         copies = logits.ndim == 4  # of a sampler that judges drafts: the finished copy, then noisy ones
         logits = logits.masked_fill(self.barred[:, None] if copies else self.barred, float("-inf"))
-        largest = (logits[:, 0] if copies else logits).amax(dim=-1)
+        largest = logits.amax(dim=-1)
+        largest = largest.amax(dim=1) if copies else largest  # nan and inf of any copy
         self.largest: Tensor = largest.masked_fill(~self.state.masked | self.state.finished[:, None], 0.0)
         drawn = np.zeros((len(rows), 3, self.width))
         for own, row, generate in zip(drawn, rows, self.generate, strict=True):
@@ -184,7 +187,11 @@ class _Run:
             state = after if some is None else state.merge(some, after)
         self.state = state
         self.forwards[[row.place for row in rows]] += 1
-        at = (where[:, None], self.places)
+        self._show()
+
+    def _show(self) -> None:
+        """Puts what the samplers have into the rows: of a block that begins, pure noise."""
+        state, at = self.state, (self.where[:, None], self.places)
         self._tokens[at] = torch.where(state.generate, self.task.ids[state.tokens], self._tokens[at])
         self._confidence[at] = torch.where(state.generate, state.confidence, self._confidence[at])
 
@@ -234,6 +241,7 @@ class _Run:
         self.where, self.places, _ = self._at(self.rows)
         self.generate: np.ndarray = self.state.generate.cpu().numpy()
         self.barred: Tensor = ~self._allowed(self.where, self.places)
+        self._show()
 
     def _at(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the current blocks: the rows in the batch, the positions, and which of those are inside."""

@@ -114,8 +114,17 @@ class SamplerState:
         return self._map(lambda own: own[rows])
 
     def merge(self, rows: Int[Tensor, " rows"], part: SamplerState) -> SamplerState:
-        """The whole batch, with the given rows replaced by those of `part`."""
-        return self._map(lambda own, other: own.index_copy(0, rows, other), part)
+        """The whole batch, with the given rows replaced by those of `part`, which another sampler may have made."""
+        return self._like(part)._map(lambda own, other: own.index_copy(0, rows, other), part._like(self))
+
+    def _like(self, other: SamplerState) -> SamplerState:
+        """With a draft and children where another has some: of no probability, and a sampler's that asks for none."""
+        draft, bare = self.draft, replace(self, children=())
+        if draft is None and other.draft is not None:
+            draft = other.draft.new_zeros(*self.tokens.shape, other.draft.shape[-1])
+        some = self.children + (bare,) * (len(other.children) - len(self.children))
+        alike = [child._like(theirs) for child, theirs in zip(some, other.children, strict=False)]
+        return replace(self, draft=draft, children=(*alike, *some[len(alike) :]))
 
     def _map(self, change: Callable[..., Tensor], *others: SamplerState) -> SamplerState:
         """The state with each of its tensors changed, given the same one of the others."""

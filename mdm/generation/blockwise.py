@@ -180,6 +180,8 @@ def sample_in_blocks(
     """Fills the positions `generate` of a batch (on the CPU) with a model of blocks, see `sample_blocks`.
 
     may_end: where an end token may stand;  forbid: global ids that may not be generated;  options: of `sample_blocks`
+
+    Raises ValueError for a modality without a sampler, and as `kind_of_logits` and `sample_blocks` do.
     """
     device = model.embedding.weight.device
     layout = layout_of(model.config, vocabulary)
@@ -193,7 +195,10 @@ def sample_in_blocks(
     end = (ids == vocabulary.end_id).nonzero()[:, 0].tolist() if stop_at_end else []
     block = layout(batch)
     task = Task(batch.tokens, generate, block, batch.modality.clamp(min=0), kinds, table[:, ids], ids, end[0] if end else None)
-    used = [samplers[m] for m in batch.modality[generate].unique().tolist()]
+    made = batch.modality[generate].unique().tolist()
+    if max(made, default=0) >= len(samplers):
+        raise ValueError(f"PerModality: {len(samplers)} samplers, and positions of modality {max(made)} to generate")
+    used = [samplers[m] for m in made]
     kind = kind_of_logits(model, used)
     logits_fn = kind(model, block.to(device), ids.to(device), cached, prompt.to(device), scale)
     model.reach(batch.tokens.shape[1])

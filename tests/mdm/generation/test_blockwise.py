@@ -9,16 +9,29 @@ import torch
 
 from components.block_diffusion import decoding
 from components.block_diffusion.cache import PAGE
-from components.samplers import Ancestral, Blocks, Confidence, EntropyBounded, FirstHitting, PerModality, Threshold
+from components.kernels import Hybrid, Uniform
+from components.samplers import (
+    Ancestral,
+    Blocks,
+    Confidence,
+    EntropyBounded,
+    FirstHitting,
+    PerModality,
+    Psi,
+    SelfCorrect,
+    Threshold,
+)
 from components.samplers.left_to_right import LeftToRight, SelfSpeculation
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from components.visibility import FINISHED, NOISY, Places, attention_mask, doubled, doubled_causal
+from components.weightings import Noise
 from mdm.data.processor import Processor
 from mdm.generation import blockwise, drafts
 from mdm.generation.generate import generate
 from mdm.models import builders
+from mdm.models.transformer import MaskedDiffusionModel
 
 SIZES = {"text": 4, "audio": 8}
 
@@ -169,6 +182,7 @@ def test_settings_that_do_not_go_together_are_one_line(model, processor):
         ({"cache": "dual"}, model, "cache 'dual' approximates what a model of blocks has exactly; set cache=exact, or off"),
         ({"cache": "some"}, model, "cache 'some' is not one of auto, exact, off, prefix, dual"),
         ({"sampler": Blocks(FirstHitting(), 3)}, model, r"block_length 3, but the model was trained in blocks of 4 \(text\)"),
+        ({"sampler": PerModality([])}, model, "PerModality: 0 samplers, and positions of modality 0 to generate"),
         ({"guidance_scale": lambda t: t}, model, "guidance_scale changes with the share of masked tokens"),
     ):
         with pytest.raises(ValueError, match=line):
@@ -189,6 +203,17 @@ def test_broken_logits_and_samplers_that_do_nothing_are_said(model, processor, m
     barred = dataclasses.replace(task, allowed=torch.zeros(1, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="no id is allowed at position 0 of row 0"):
         decoding.sample_blocks([FirstHitting()], logits_fn, barred)
+
+
+@pytest.mark.parametrize("kernel", [Uniform(), Hybrid()], ids=lambda k: type(k).__name__)
+def test_noise_of_other_kinds_is_taken_off_in_blocks(model, processor, kernel):
+    """The cache is as exact: what is finished changes no more. Nothing is left that is no token of its modality."""
+    noisy = MaskedDiffusionModel(dataclasses.replace(model.config, noise={"text": Noise(kernel)}))
+    noisy.load_state_dict(model.state_dict())
+    for sampler in (Ancestral(num_steps=3), Psi(num_steps=3), SelfCorrect(Ancestral(num_steps=2), passes=2)):
+        made = [generate(noisy, processor, "text", [{}] * 2, sampler, cache=c, length=8) for c in ("auto", "exact", "off")]
+        assert all(torch.equal(made[0].tokens, other.tokens) for other in made)
+        assert not bool((made[0].tokens == processor.vocabulary.mask_id).any())
 
 
 def _tiny(value=0.0):
