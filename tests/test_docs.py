@@ -345,9 +345,11 @@ def test_the_compatibility_page_has_whatever_there_is(compatibility):
     page = (DOCS / "compatibility.md").read_text()
     heads = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\| (?:model|sampler) .*$", page, re.M)]
     assert heads[0][1:] == ["none", *compatibility.SCHEMES]
-    assert heads[1][1:] == [way for way, _, _ in compatibility.ways(compatibility.chosen()["Confidence"])]
+    one = compatibility.chosen()["Confidence"]
+    assert heads[1][1:] == [way for blocks in (False, True) for way, _, _ in compatibility.ways(one, blocks)]
     rows = re.findall(r"^\| ([^|]*) \|", page, re.M)
-    assert {compatibility.CALLED[form] for form in compatibility.FORMATS} | set(compatibility.OURS.values()) <= set(rows)
+    assert {compatibility.CALLED[form] for form in compatibility.FORMATS} <= set(rows)
+    assert {*compatibility.OURS.values(), *compatibility.IN_BLOCKS.values()} <= set(rows)
     assert {f"`{name}`" for name in SAMPLERS if name != "Blocks"} <= set(rows)
 
 
@@ -357,3 +359,10 @@ def test_a_cell_is_what_came_of_trying(compatibility):
     ways = {way: (built, cache) for way, built, cache in compatibility.ways(sampler)}
     assert compatibility.tried(model, processor, "text", *ways["cache=dual"]) == "yes"
     assert "has to be Blocks" in compatibility.tried(model, processor, "text", sampler, "dual")
+
+
+def test_a_cell_of_a_model_of_blocks_is_what_came_of_trying(compatibility):
+    model, processor = compatibility.our_model(blocks=True)
+    for way, built, cache in compatibility.ways(compatibility.chosen()["SelfSpeculation"], blocks=True):
+        assert compatibility.tried(model, processor, "text_to_speech", built, cache) == "yes", way
+    assert "set cache=exact" in compatibility.tried(model, processor, "text", compatibility.chosen()["Confidence"], "dual")

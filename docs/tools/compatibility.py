@@ -52,8 +52,10 @@ OURS = {
     "text_to_image": "ours, text to image",
     "text_to_speech": "ours, text to speech",
 }
+IN_BLOCKS = {task: name.replace("ours", "ours in blocks") for task, name in OURS.items()}
 SHAPE: dict[str, Any] = {"width": 64, "num_layers": 2, "num_heads": 4, "max_length": 128}
 BLOCK = 4
+SIZES = {"text": BLOCK, "audio": 8}  # of our model of blocks; its images are whole
 
 
 def chosen() -> dict[str, Any]:
@@ -73,6 +75,8 @@ def chosen() -> dict[str, Any]:
         "LeastSureFirst": s.LeastSureFirst(num_steps=4),
         "SelfCorrect": s.SelfCorrect(one, passes=4),
         "PerModality": s.PerModality([one, s.FirstHitting(), one]),
+        "LeftToRight": s.LeftToRight(),
+        "SelfSpeculation": s.SelfSpeculation(),
     }
 
 
@@ -100,12 +104,13 @@ def open_model(name: str, folder: Path) -> tuple[MaskedDiffusionModel, Processor
     return load_model(folder / name)
 
 
-def our_model() -> tuple[MaskedDiffusionModel, Processor]:
-    """A tiny model of text, images and speech."""
+def our_model(blocks: bool = False) -> tuple[MaskedDiffusionModel, Processor]:
+    """A tiny model of text, images and speech. blocks: a model of blocks, whose finished tokens predict the next."""
     words = TextTokenizer.train(["a handwritten seven", "a spoken nine"] * 20, vocab_size=280)
     tokenizers = {"text": words, "image": GreyPatchTokenizer(8, 2, 3), "audio": Codec2Tokenizer()}
     processor = Processor.build(tokenizers, {"text": 4, "image": 16, "audio": 16})
-    model = MaskedDiffusionModel(ModelConfig(vocab_size=processor.vocabulary.size, ffn_width=64, **SHAPE))
+    own: dict[str, Any] = {"blocks": SIZES, "causal": True} if blocks else {}
+    model = MaskedDiffusionModel(ModelConfig(vocab_size=processor.vocabulary.size, ffn_width=64, **SHAPE, **own))
     model.init_weights(torch.Generator().manual_seed(0))
     return model, processor
 
@@ -140,8 +145,14 @@ def tried(model: MaskedDiffusionModel, processor: Processor, task: str, sampler:
     return attempt(work)
 
 
-def ways(sampler: Any) -> Iterator[tuple[str, Any, str]]:
-    """A sampler alone, in blocks, and in blocks with each cache: what it is called, what samples, the cache."""
+def ways(sampler: Any, blocks: bool = False) -> Iterator[tuple[str, Any, str]]:
+    """A sampler alone, in blocks, and in blocks with each cache; of a model of blocks with either of its caches.
+
+    What it is called, what samples, the cache.
+    """
+    if blocks:
+        yield from ((f"model of blocks, cache={cache}", sampler, cache) for cache in ("exact", "off"))
+        return
     yield "alone", sampler, "off"
     for cache in CACHES:
         yield ("in blocks" if cache == "off" else f"cache={cache}"), s.Blocks(sampler, BLOCK), cache
@@ -150,16 +161,16 @@ def ways(sampler: Any) -> Iterator[tuple[str, Any, str]]:
 def every_cell() -> Iterator[tuple[str, str, str, str, str]]:
     """(model, scheme, sampler, way, what came of it) of everything there is."""
     with tempfile.TemporaryDirectory() as folder:
-        kinds = [*FORMATS, "ours"]
-        for kind in kinds:
+        ours = {"ours": OURS, "blocks": IN_BLOCKS}
+        for kind in (*FORMATS, *ours):
             for scheme in ("none", *SCHEMES):
                 own = Path(folder, f"{kind}_{scheme}")
                 own.mkdir()
-                model, processor = our_model() if kind == "ours" else open_model(kind, own)
+                model, processor = our_model(kind == "blocks") if kind in ours else open_model(kind, own)
                 why = "yes" if scheme == "none" else attempt(lambda model=model, scheme=scheme: quantize(model, scheme))
-                for task, name in OURS.items() if kind == "ours" else [("text", CALLED.get(kind, kind))]:
+                for task, name in ours.get(kind, {"text": CALLED.get(kind, kind)}).items():
                     for called, sampler in chosen().items():
-                        for way, built, cache in ways(sampler):
+                        for way, built, cache in ways(sampler, bool(model.config.blocks)):
                             found = tried(model, processor, task, built, cache) if why == "yes" else why
                             yield name, scheme, called, way, found
 
