@@ -32,8 +32,11 @@ class LayerCache:
     ) -> tuple[Float[Tensor, "rows heads length dim"], Float[Tensor, "rows heads length dim"]]:
         """Writes the new ones to their positions; returns those of the first `length`."""
         own, other = _grown(self.keys, keys, self.room), _grown(self.values, values, self.room)
-        where = (torch.arange(len(keys), device=keys.device)[:, None], slice(None), self.positions)
-        own[where], other[where] = keys.transpose(1, 2), values.transpose(1, 2)
+        if isinstance(self.positions, slice):
+            own[:, :, self.positions], other[:, :, self.positions] = keys, values
+        else:
+            where = (torch.arange(len(keys), device=keys.device)[:, None], slice(None), self.positions)
+            own[where], other[where] = keys.transpose(1, 2), values.transpose(1, 2)
         self.keys, self.values = own, other
         return own[:, :, : self.length], other[:, :, : self.length]
 
@@ -54,10 +57,11 @@ class BlockCache:
         self.layers: list[LayerCache] = [LayerCache() for _ in range(layers)]
 
     @contextmanager
-    def attending(self, blocks: Any, positions: Int[Tensor, "rows new"], length: int, room: int) -> Iterator[None]:
+    def attending(self, blocks: Any, positions: Int[Tensor, "rows new"] | slice, length: int, room: int) -> Iterator[None]:
         """Within it, attention writes its keys and values to `positions`, and attends to the first `length` of every row.
 
-        room: beyond all of the positions
+        positions: a slice where they are the same in every row, which costs no index
+        room:      beyond all of the positions
         """
         for cache, block in zip(self.layers, blocks, strict=True):
             cache.positions, cache.length, cache.room = positions, length, room

@@ -67,7 +67,7 @@ class BlockwiseLogits:
         places = begin + torch.arange(span, device=device)
         copies = [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]
         seen = torch.cat([take(copy, places) for copy in copies])
-        hidden = self._hidden(seen, places, first, last, max(stop), max(self.begin) + span)
+        hidden = self._hidden(seen, places, first, last, max(stop), max(self.begin) + span, self._sees_all(start, stop))
         where = (first - begin + torch.arange(width, device=device)).clamp(max=span - 1).repeat(len(copies), 1)
         chosen = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = linear(chosen, self.unembedding()).float()
@@ -78,17 +78,29 @@ class BlockwiseLogits:
         conditional, unconditional = logits.chunk(2)
         return conditional + self.scale * (conditional - unconditional)
 
-    def _hidden(self, tokens: Tensor, places: Tensor, first: Tensor, last: Tensor, length: int, room: int) -> Tensor:
+    def _sees_all(self, start: Sequence[int], stop: Sequence[int]) -> bool:
+        """Whether this pass is of the same block alone in every row: it sees all that is kept, and no mask says so faster."""
+        return self.cache is not None and self.begin == list(start) and len({*zip(start, stop, strict=True)}) == 1
+
+    def _hidden(
+        self, tokens: Tensor, places: Tensor, first: Tensor, last: Tensor, length: int, room: int, everything: bool
+    ) -> Tensor:
         """Hidden states of the positions `places` of each row; those behind a row's `last` are anything, but numbers."""
         copies = len(tokens) // len(places)
-        keys = places if self.cache is None else torch.arange(length, device=places.device).expand(len(places), -1)
-        mask = self.model.sees(self.known(places, places >= first), self.known(keys, keys >= first)) & (keys < last)[:, None]
-        mask = mask | (places >= last)[..., None] & (keys == 0)[:, None]  # no softmax is over nothing
-        mask, positions = mask.repeat(copies, 1, 1), places.clamp(max=self.block.shape[1] - 1).repeat(copies, 1)
+        positions = places.clamp(max=self.block.shape[1] - 1).repeat(copies, 1)
+        mask = None if everything else self._mask(places, first, last, length).repeat(copies, 1, 1)
         if self.cache is None:
             return self.model.hidden(tokens, mask, positions)
-        with self.cache.attending(self.model.blocks, places.repeat(copies, 1), length, room):
+        same = len(set(self.begin)) == 1
+        where = slice(self.begin[0], room) if same else places.repeat(copies, 1)
+        with self.cache.attending(self.model.blocks, where, length, room):
             return self.model.hidden(tokens, mask, positions)
+
+    def _mask(self, places: Tensor, first: Tensor, last: Tensor, length: int) -> Bool[Tensor, "rows some length"]:
+        """Who sees whom."""
+        keys = places if self.cache is None else torch.arange(length, device=places.device).expand(len(places), -1)
+        mask = self.model.sees(self.known(places, places >= first), self.known(keys, keys >= first)) & (keys < last)[:, None]
+        return mask | (places >= last)[..., None] & (keys == 0)[:, None]  # no softmax is over nothing
 
     def known(self, places: Int[Tensor, "rows some"], noisy: Bool[Tensor, "rows some"]) -> Places:
         """What the model's rule asks of positions."""

@@ -162,6 +162,21 @@ def test_a_text_of_many_times_the_trained_length_has_constant_passes_and_memory_
     assert held[0][1] == PAGE * per_position < held[-1][1]
 
 
+def test_a_pass_of_one_block_alone_has_no_mask(model, processor, monkeypatch):
+    """It sees all that is kept; the first pass of a block, which computes the one before it too, does not."""
+    masks, hidden = [], model.hidden
+
+    def watched(tokens, mask, *rest):
+        masks.append((tokens.shape[1], mask is None))
+        return hidden(tokens, mask, *rest)
+
+    monkeypatch.setattr(model, "hidden", watched)
+    sampler = Confidence(num_steps=2, temperature=0.0)
+    generate(model, processor, "text", [{}] * 2, sampler, 0.0, length=12, stop_at_end=False)
+    assert [none for _, none in masks] == [False, True] * 3
+    assert {width for width, none in masks if none} == {4}
+
+
 def test_finished_blocks_are_handed_over_as_they_come(model, processor):
     seen = []
     made = generate(model, processor, "text_to_speech", PROMPTS[:2], FirstHitting(), 0.0, stream=seen.append, stop_at_end=False)
