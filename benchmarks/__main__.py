@@ -4,6 +4,7 @@ mdm bench train                                      masked positions only, bf16
 mdm bench compile                                    what the compiler gains, and how long it takes
 mdm bench quantize [--checkpoint runs/quickstart]    int8, int4, float8: speed, memory and quality
 mdm bench sample                                     caches, compile, adaptive samplers
+mdm bench sample --preset blocks [--checkouts FOLDER]  512 tokens: the exact cache of blocks beside others, and peers' decoders
 mdm bench data [--ranks 1,8,64,512]                  rows a second against what training consumes; what a rank of many pays
 mdm bench checkpoints                                how long a checkpoint stops the steps
 mdm bench tokenizers                                 encoding and decoding
@@ -40,7 +41,9 @@ def main(words: Sequence[str], prog: str) -> None:
     )
     parser.add_argument("--output", metavar="FILE.json", help="write it there, and FILE.png beside it")
     parser.add_argument("--checkpoint", metavar="DIR", help="quantize: a trained quickstart, whose quality is measured too")
-    parser.add_argument("--checkouts", metavar="FOLDER", help="peers: a folder with checkouts, as benchmarks/peers names them")
+    parser.add_argument(
+        "--checkouts", metavar="FOLDER", help="peers, sample: a folder with checkouts, as benchmarks/peers names them"
+    )
     parser.add_argument("--ranks", metavar="1,8,64,512", help="data: what one rank of so many pays for its own rows")
     parser.add_argument("--launcher", metavar="NAME", help="restarts: torchrun (the default) or ray")
     parser.add_argument("--kills", metavar="N", help="restarts: so many runs lose a process; 3 if absent")

@@ -1,7 +1,7 @@
 """Sampling text in blocks: key/value caches, torch.compile, and samplers that take as many tokens a pass as are sure enough.
 
 Random weights: what an adaptive sampler gains depends on how sure a trained model is (docs/inference.md), so here it is only
-shown with the passes that it took.
+shown with the passes that it took. The presets `blocks` and `smoke_blocks` are of long texts, see benchmarks/blocks.py.
 """
 
 from __future__ import annotations
@@ -16,20 +16,27 @@ from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models import builders
 
+from . import blocks
 from .measure import Result, interleaved, rows
 from .train import ways
 
 PRESETS = {
     "smoke": {"width": 64, "num_layers": 2, "prompt": 16, "new": 16, "block": 8, "rows": 1, "warmup": 1, "repeats": 2},
     "cpu": {"width": 256, "num_layers": 6, "prompt": 192, "new": 64, "block": 32, "rows": 1, "warmup": 1, "repeats": 5},
+    "blocks": {"width": 256, "ffn_width": 768, "num_layers": 4, "vocab": 2_000, "prompt": 64, "new": 512, "block": 32,
+               "steps": 8, "trained": 256, "warmup": 1, "repeats": 3},
+    "smoke_blocks": {"width": 64, "ffn_width": 192, "num_layers": 2, "vocab": 500, "prompt": 16, "new": 32, "block": 8,
+                     "steps": 2, "trained": 32, "warmup": 1, "repeats": 2},
     "gpu": {"width": 4096, "num_layers": 32, "prompt": 128, "new": 256, "block": 32, "rows": 1, "warmup": 2, "repeats": 5},
-}
+}  # fmt: skip
 
 
-def run(preset: str) -> Result:
+def run(preset: str, checkouts: str | None = None) -> Result:
     from components.tokenizers.text import TextTokenizer
 
     p = PRESETS[preset]
+    if "steps" in p:
+        return blocks.run(preset, p, checkouts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = Processor.build({"text": TextTokenizer.train(["the text of a prompt"], vocab_size=300)}, {})
     length = p["prompt"] + p["new"] + 8

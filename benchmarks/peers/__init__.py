@@ -7,7 +7,8 @@ FOLDER holds any of these, as `git clone` names them; what is missing, or cannot
     LLaDA      github.com/ML-GSAI/LLaDA        generate.py: the reference decoding
     Fast-dLLM  github.com/NVlabs/Fast-dLLM     llada/model: LLaDA's modelling code, its training step with the loss of LLaDA's
                                                guidelines; llada/generate.py: prefix and dual caches
-    dllm       github.com/ZHZisZZ/dllm         its copy of LLaDA's modelling code, trained by its MDLMTrainer
+    dllm       github.com/ZHZisZZ/dllm         its copy of LLaDA's modelling code, trained by its MDLMTrainer; its block decoder
+                                               (BD3LMSampler) in `mdm bench sample --preset blocks`
     mdlm       github.com/kuleshov-group/mdlm  models/dit.py: model and training
     unidisc    github.com/alexanderswerdlow/unidisc  models/dit.py: model and training, with PyTorch's attention
 
