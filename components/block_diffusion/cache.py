@@ -23,7 +23,7 @@ class LayerCache:
     def __init__(self) -> None:
         self.keys: Float[Tensor, "rows heads room dim"] | None = None
         self.values: Float[Tensor, "rows heads room dim"] | None = None
-        self.positions: Int[Tensor, "rows new"] = torch.zeros(0, 0, dtype=torch.long)
+        self.positions: Int[Tensor, "rows new"] | slice = slice(0)
         self.length: int = 0
         self.room: int = 0
 

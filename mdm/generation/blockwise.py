@@ -23,6 +23,7 @@ from components.block_diffusion.cache import BlockCache
 from components.block_diffusion.decoding import Task, sample_blocks
 from components.block_diffusion.layout import WHOLE
 from components.samplers import Blocks, PerModality, Sampler
+from components.samplers.any_noise.start import along
 from components.samplers.base import Sampled
 from components.types import Batch
 from components.visibility import FINISHED, NOISY, Places
@@ -120,17 +121,19 @@ def take(values: Int[Tensor, "rows seq"], places: Int[Tensor, "rows some"]) -> I
     return values.gather(1, places.clamp(max=values.shape[1] - 1))
 
 
-def block_samplers(sampler: Sampler, blocks: Mapping[str, int], modalities: Sequence[str]) -> list[Sampler]:
+def block_samplers(
+    sampler: Sampler, blocks: Mapping[str, int], modalities: Sequence[str], generated: Sequence[str]
+) -> list[Sampler]:
     """What samples each modality's blocks: a sampler's own parts, or itself.
 
-    Raises ValueError for `Blocks` of another length than the model's.
+    Raises ValueError for `Blocks` of another length than the model's, of a modality that is generated.
     """
     each = sampler.samplers if isinstance(sampler, PerModality) else [sampler] * len(modalities)
     found = []
     for modality, own in zip(modalities, each, strict=False):
         if isinstance(own, Blocks):
             size = blocks.get(modality)
-            if size != own.block_length:
+            if size != own.block_length and modality in generated:
                 known = "generates it whole" if size is None else f"was trained in blocks of {size}"
                 raise ValueError(f"Blocks: block_length {own.block_length}, but the model {known} ({modality})")
             own = own.sampler
@@ -160,6 +163,10 @@ def _share(sampler: Sampler, size: int | None, length: int | None) -> Sampler:
 def kind_of_logits(model: MaskedDiffusionModel, samplers: Sequence[Sampler]) -> type[BlockwiseLogits]:
     """What samplers are given logits by. Raises ValueError where they cannot go together, or the model cannot give them."""
     causal = [own for own in samplers if getattr(own, "causal", False)]
+    for own in samplers:
+        inner = [part for part in along(own, None) if part is not own and getattr(part, "causal", False)]
+        if inner:
+            raise ValueError(f"{type(inner[0]).__name__} cannot be inside {type(own).__name__}: its passes are others")
     if not causal:
         return BlockwiseLogits
     name = type(causal[0]).__name__

@@ -63,7 +63,7 @@ class Generated:
 class Streamed:
     """What has been finished of a canvas.
 
-    place: of the prompt;  tokens: of the canvas so far;  last: whether it is all
+    place: of the prompt;  tokens: of the canvas so far;  last: whether all that the prompt asks for is finished
     """
 
     place: int
@@ -137,6 +137,8 @@ def generate(
     if task == "text" and length is None and any(isinstance(p.get("text"), Edit) for p in prompts):
         canvas.pop("text", None)  # running text has no canvas: what is edited has its own length
     vocabulary = processor.vocabulary
+    if (unknown := next((i for i in forbid if not 0 <= i < vocabulary.size), None)) is not None:
+        raise ValueError(f"forbid: {unknown} is none of the {vocabulary.size} ids")
     model.eval()
     given = prepare(processor, task, prompts, canvas)
     if given.batch.tokens.shape[1] > model.config.max_length and not model.config.blocks:
@@ -156,11 +158,11 @@ def generate(
 
         rows, seen = range(start, start + len(prompt)), on_step if film or watch is not None else None
         if model.config.blocks:
+            each = block_samplers(sampler, model.config.blocks, vocabulary.modalities, spec.generated)
             assert isinstance(guidance_scale, (int, float))  # `check_blocks` has seen to it
             done = sample_in_blocks(
                 model, vocabulary, batch, prompt, fill, ~closed(batch, fill, vocabulary.end_id),
-                block_samplers(sampler, model.config.blocks, vocabulary.modalities), guidance_scale, cache == "exact", forbid,
-                stop_at_end, seed=seed, index=rows, on_step=seen,
+                each, guidance_scale, cache == "exact", forbid, stop_at_end, seed=seed, index=rows, on_step=seen,
                 on_block=None if stream is None else functools.partial(_streamed, stream, start, batch, vocabulary),
             )  # fmt: skip
         else:
@@ -233,7 +235,8 @@ def _streamed(
     stream: Callable[[Streamed], None], first: int, batch: Batch, vocabulary: Vocabulary, tokens: Tensor, block: Finished
 ) -> None:
     """Hands over what a canvas holds as far as its blocks are finished."""
-    row, modality = block.row, int(batch.modality[block.row, block.stop - 1])
+    row, inside = block.row, slice(block.start, block.stop)
+    modality = int(batch.modality[row, inside][batch.maskable[row, inside]][0])  # a block may begin with what is given
     own = batch.maskable[row] & (batch.modality[row] == modality)
     own[block.stop :] &= block.last
     stream(Streamed(first + row, vocabulary.modalities[modality], tokens[row].cpu()[own], block.last))

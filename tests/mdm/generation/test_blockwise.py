@@ -204,6 +204,16 @@ def test_settings_that_do_not_go_together_are_one_line(model, processor):
             generate(own, processor, "text", [{}], length=8, **settings)
 
 
+def test_a_sampler_of_blocks_is_held_against_what_is_generated_alone(model, processor):
+    """Text in blocks of 4: an image, which is whole, is not asked for. Ids that are none are said, and what goes not inside."""
+    made = generate(model, processor, "text", [{}], Blocks(FirstHitting(), 4), length=8)
+    assert not bool((made.tokens == processor.vocabulary.mask_id).any())
+    with pytest.raises(ValueError, match=r"forbid: 99999 is none of the \d+ ids"):
+        generate(model, processor, "text", [{}], FirstHitting(), length=8, forbid=[99_999])
+    with pytest.raises(ValueError, match="LeftToRight cannot be inside SelfCorrect"):
+        generate(model, processor, "text", [{}], SelfCorrect(LeftToRight(), passes=2), length=8)
+
+
 def test_broken_logits_and_samplers_that_do_nothing_are_said(model, processor, monkeypatch):
     class Idle:
         def step(self, logits, state):
