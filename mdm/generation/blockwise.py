@@ -9,9 +9,7 @@ Both give the same logits to rounding: nothing that is finished sees what comes 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -139,25 +137,6 @@ def block_samplers(
             own = own.sampler
         found.append(own)
     return found
-
-
-def spread(sampler: Sampler, blocks: Mapping[str, int], canvas: Mapping[str, int], modalities: Sequence[str]) -> Sampler:
-    """A default sampler, whose steps are those of a whole canvas, with a block's share of them."""
-    if not blocks:
-        return sampler
-    known = {m: canvas[m] for m in blocks if m in canvas}
-    if isinstance(sampler, PerModality):
-        each = zip(sampler.samplers, modalities, strict=False)
-        return PerModality([_share(own, blocks.get(m), known.get(m)) for own, m in each])
-    return _share(sampler, *next(((blocks[m], known[m]) for m in known), (None, None)))
-
-
-def _share(sampler: Sampler, size: int | None, length: int | None) -> Sampler:
-    steps: Any = getattr(sampler, "num_steps", None)
-    if steps is None or size is None or length is None or size >= length:
-        return sampler
-    own: Any = sampler
-    return replace(own, num_steps=max(1, math.ceil(steps * size / length)))
 
 
 def kind_of_logits(model: MaskedDiffusionModel, samplers: Sequence[Sampler]) -> type[BlockwiseLogits]:

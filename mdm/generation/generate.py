@@ -27,7 +27,7 @@ from components.vocabulary import Vocabulary
 from components.weightings import Noises
 from mdm.config.errors import said
 from mdm.data.processor import Processor
-from mdm.generation.blockwise import block_samplers, sample_in_blocks, spread
+from mdm.generation.blockwise import block_samplers, sample_in_blocks
 from mdm.generation.canvas import CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
 from mdm.generation.checks import check_noise, check_settings
 from mdm.generation.defaults import Defaults
@@ -128,9 +128,7 @@ def generate(
     cache = check_settings(task, prompts, batch_size, cache, sampler, guidance_scale, model.config)
     if sampler is None or guidance_scale is None:  # else there is no file to read
         defaults = Defaults.packaged().of(task, processor.vocabulary.modalities, model.config.noise)
-        sampler = sampler or spread(
-            defaults.sampler, model.config.blocks, processor.stretched(task, length), processor.vocabulary.modalities
-        )
+        sampler = sampler or defaults.sampler
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
     check_noise(spec.generated, model.config.noise, cache, guidance_scale)
     canvas = processor.stretched(task, length)
