@@ -26,8 +26,8 @@ class DraftLogits(BlockwiseLogits):
     def __call__(
         self, tokens: Int[Tensor, "rows seq"], start: Sequence[int], stop: Sequence[int], width: int
     ) -> Float[Tensor, "rows copies width ids"]:
-        """Raises ValueError for a block that nothing stands before."""
-        if min(start) == 0:
+        """Raises ValueError for a row whose first token is to be generated: nothing stands before it."""
+        if min(start) == 0 and bool((tokens[[at == 0 for at in start], 0] == self.ids[-1]).any()):
             raise ValueError("from left to right the first token needs one before it: give a prompt")
         device, number = tokens.device, width if self.drafts else 0
         begin, first, last = (torch.tensor(v, device=device)[:, None] for v in (self.begin, start, stop))
@@ -42,12 +42,12 @@ class DraftLogits(BlockwiseLogits):
             hidden_ones = (of != WHOLE_ROW) & (places - first >= of)
             seen.append(take(own, places).masked_fill(hidden_ones, int(self.ids[-1])))
         hidden = self._seen(torch.cat(seen), places, of, first, last, max(self.begin) + span)
-        before = (first - begin - 1 + offset).clamp(max=span - 1).repeat(len(seen), 1)  # each is predicted by the one before it
+        before = (first - begin - 1 + offset).clamp(0, span - 1).repeat(len(seen), 1)  # each is predicted by the one before it
         p = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
         every = torch.cat([p, hidden[:, span:]], dim=1)
         logits = linear(every, self.unembedding()).float().unflatten(1, (1 + number, width))
         if self.cache is not None:
-            self.begin = [at - 1 for at in start]
+            self.begin = [max(at - 1, 0) for at in start]
         if self.prompt is None:
             return logits
         conditional, unconditional = logits.chunk(2)
