@@ -116,6 +116,11 @@ class Vocabulary:
     def size(self) -> int:
         return max(self.ranges[-1].stop, *(i + 1 for i in self._ids.values()))
 
+    @property
+    def structured(self) -> bool:
+        """Whether sequences hold tokens of tasks and boundaries; those of a text model from elsewhere are text alone."""
+        return len(self.specials) > 3
+
     def has(self, name: str) -> bool:
         """Whether there is such a special token."""
         return name in self._ids

@@ -26,13 +26,14 @@ from components.parameterization import CompleteP
 from components.progress import working
 from components.tasks import find_task
 from mdm.config import UserError, at_least_one
+from mdm.data.corruption import layout_of
 from mdm.data.pipeline import corpus, tokenizers
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.hardware import Hardware, hardware, number_of_processes
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
-from mdm.models.folder import QUANTIZED, export, load_model, model_folder
-from mdm.models.transformer import MaskedDiffusionModel, in_blocks
+from mdm.models.folder import QUANTIZED, export, load_config, load_model, load_processor, model_folder
+from mdm.models.transformer import MaskedDiffusionModel, ModelConfig, in_blocks
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.run import check_run
 
@@ -82,8 +83,25 @@ def validate(cfg: Settings) -> None:
     folder = model_folder(cfg.checkpoint)
     if (folder / QUANTIZED).is_file():
         raise UserError(f"checkpoint={cfg.checkpoint} is quantized, and cannot be trained; give the model it was made from")
-    check_run(cfg)
+    check_run(cfg, *what_is_trained(cfg))
     evaluate.validate_judged(cfg)
+
+
+def what_is_trained(cfg: Settings) -> tuple[ModelConfig, list[str]]:
+    """The checkpoint's shape, in blocks where it goes on in them, and the modalities it will have. Raises UserError."""
+    shape, vocabulary = load_config(cfg.checkpoint), load_processor(cfg.checkpoint).vocabulary
+    modalities = [*vocabulary.modalities, *(m for m in cfg.tokenizers if m not in vocabulary.modalities)]
+    if cfg.blocks is None:
+        return shape, modalities
+    if not cfg.blocks or set(cfg.blocks) - set(modalities):
+        raise UserError(f"blocks: {cfg.blocks} must name some of {', '.join(modalities)}, e.g. blocks={{{modalities[0]}: 32}}")
+    try:
+        shape = in_blocks(shape, cfg.blocks, cfg.causal, vocabulary)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if set(cfg.blocks) <= set(vocabulary.modalities):
+        layout_of(shape, vocabulary)  # a new tokenizer's frames are known when it is built
+    return shape, modalities
 
 
 def main(cfg: Settings) -> None:
@@ -171,7 +189,7 @@ class Finetune(pretrain.Pretrain):
         generator = torch.Generator().manual_seed(cfg.seed)
         model.grow(self.vocabulary.size, cfg.max_length, generator)
         if cfg.blocks is not None:
-            model.change(in_blocks(model.config, cfg.blocks, cfg.causal))
+            model.change(in_blocks(model.config, cfg.blocks, cfg.causal, self.vocabulary))
         if cfg.method != "full":
             dtype = torch.bfloat16 if quantize and self.hw.bf16 and self.kept == torch.bfloat16 else torch.float32
             add_lora(model, cfg.lora, quantize, dtype, generator)

@@ -23,7 +23,7 @@ from mdm.models.transformer import ModelConfig
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.costs import GIGA, Machine, Mesh, best_mesh, checkpoint, data, losses, traffic
 from mdm.training.optim import batch_warnings
-from mdm.training.planner import NARROWEST, Plan, moment_bytes, parse_gpu, plan, recompute
+from mdm.training.planner import NARROWEST, Doubling, Plan, moment_bytes, parse_gpu, plan, recompute
 from mdm.training.reach import told_at_once
 
 CONFIG = "plan"
@@ -69,11 +69,17 @@ def main(cfg: Settings) -> None:
     length = max(row_length(s, task, cfg.canvas) for s, task, _ in tasks(cfg))
     first = plan(shape, 1, length, card)
     mesh, gather = mesh_of(cfg, first, shape.num_layers, count)
-    noise = check_maskers(cfg.data, cfg.masker, cfg.loss, list(cfg.tokenizers))
+    noise = check_maskers(cfg.data, cfg.masker, cfg.loss, list(cfg.tokenizers), shape)
     predicted = 1.0 if noise else 0.5  # where tokens become others, every one is; of masks, half on average
+    predicted += 1.0 if cfg.loss.next_token else 0.0
+    rows_of = [(task, s.pack, share) for s, task, share in tasks(cfg)]
+    lengths = {m: n for m, n in cfg.canvas.items() if n is not None}
+    given = (rows_of, lengths, list(cfg.tokenizers), bool(cfg.loss.next_token))
+    doubling = Doubling.of(shape, *given) if shape.blocks else None
+    twice = f" ({doubling.widest} with finished copies of blocks)" if doubling else ""
     physical, fitting = cfg.batch.at(0), list[tuple[float, int, str | None, Plan]]()
     print(
-        f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}{said}, rows of {length} positions; "
+        f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}{said}, rows of {length} positions{twice}; "
         f"{count} x {card.name} of {card.memory:.0f} GiB\n\nGiB of a card by its rows at a time (batch.micro), until a step "
         f"has its {physical:,} sequences;\nwhere that takes more than one micro-batch, gradients are whole on each card:\n"
     )
@@ -82,7 +88,7 @@ def main(cfg: Settings) -> None:
         for rows in (1, 2, 4, 8, 16, 32, 64, 128):
             micros = shared(physical, mesh.ranks * rows)
             meshed = (mesh.replicate, mesh.tensor, gather, micros)
-            made = plan(shape, rows, length, card, count, mode, cfg.optimizer.state, predicted, 2**27, *meshed)
+            made = plan(shape, rows, length, card, count, mode, cfg.optimizer.state, predicted, 2**27, *meshed, doubling)
             fits = made.total < 0.92 * card.memory  # what the allocator and NCCL need besides
             parts = (made.weights, made.gradients, made.moments, made.activations, made.logits, made.total)
             print(f"{rows:>5}  {mode or 'none':<14}" + "".join(f"{v:>9.1f}" for v in parts) + ("  yes" if fits else "  no"))

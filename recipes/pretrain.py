@@ -101,7 +101,7 @@ def validate(cfg: Settings) -> None:
     check(cfg.model, "model", supplied=MODEL_SUPPLIED)
     shape = model_shape(cfg)
     cfg.parameterization.of(shape)
-    check_run(cfg)
+    check_run(cfg, shape, list(cfg.tokenizers))
     if cfg.ema is not None:
         EMA.check(cfg.ema)
     check_tasks(cfg.data, cfg.tokenizers, cast(dict[str, int], cfg.canvas), shape.max_length)  # no null, since `check_run`

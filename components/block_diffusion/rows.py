@@ -36,6 +36,20 @@ class DoubledRows(Movable):
         assert self.places.position is not None
         return self.places.position
 
+    @property
+    def pairs(self) -> int:
+        """Of how many pairs of positions one attends to the other, as `doubled` says (`doubled_causal` has some fewer)."""
+        document, block = self.places.document, self.places.block
+        assert block is not None
+        here = document != PAD_DOCUMENT
+        row = torch.arange(len(document))[:, None].expand_as(document)
+        own = torch.stack([row[here], document[here]]).unique(dim=1, return_inverse=True)[1]
+        shape = (int(own.max()) + 1, int(block.max()) + 1) if len(own) else (0, 1)
+        place, noisy = own * shape[1] + block[here], self.places.stream[here] == NOISY  # pyright: ignore[reportOptionalSubscript]
+        of = [torch.bincount(place[some], minlength=shape[0] * shape[1]).view(shape) for some in (noisy, ~noisy)]
+        until = of[1].cumsum(dim=1)
+        return int((of[0] * (of[0] + until - of[1]) + of[1] * until).sum())
+
     def index(self, flat: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
         """Places of the flattened batch -> of the flattened rows."""
         length = self.column.shape[1] // 2

@@ -61,24 +61,43 @@ def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSet
 
     Raises UserError where masker, loss and model do not go together.
     """
-    autoregressive = all(isinstance(m, NextToken) for m in masker.values())
-    if autoregressive != (model.causal and not model.blocks):
-        raise UserError("masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it")
+    next_token = {isinstance(getattr(m, "masker", m), NextToken) for m in masker.values()}
+    if model.blocks and True in next_token:
+        raise UserError(
+            "masker: components.maskers.NextToken is for a model without blocks; in blocks loss.next_token trains that beside"
+        )
+    autoregressive = model.causal and not model.blocks
+    if next_token != {autoregressive}:
+        raise UserError(
+            "masker: components.maskers.NextToken goes with model.autoregressive=true, and that with it; a checkpoint that is "
+            "autoregressive learns to unmask in blocks, e.g. blocks={text: 32} (config adapt)"
+        )
     if loss.next_token and not (model.causal and model.blocks):
         raise UserError(
             f"loss.next_token={loss.next_token} is for blocks whose finished tokens see none behind them: set model.blocks, "
-            "and model.causal=true"
+            "and model.causal=true (of a finetuning, blocks and causal)"
         )
     return autoregressive
 
 
 def check_maskers(
-    data: Mapping[str, StreamSettings], default: Mapping[str, Any], loss: LossSettings, modalities: Sequence[str]
+    data: Mapping[str, StreamSettings],
+    default: Mapping[str, Any],
+    loss: LossSettings,
+    modalities: Sequence[str],
+    model: Any,
 ) -> dict[str, Noise]:
-    """`learned_noise`, of what would corrupt each stream, before anything is read. Raises UserError."""
+    """`learned_noise`, of what would corrupt each stream for a model (its config), before anything is read.
+
+    Raises UserError where they do not go together, and for blocks of no modality.
+    """
     with one_line("tokenizers"):
         stand_in = Vocabulary.build(dict.fromkeys(modalities, (2,)), may_end=())
-    return learned_noise(data, maskers(data, default, stand_in, 0), loss)
+    with one_line("model"):
+        Layout(model.blocks, modalities)
+    by = maskers(data, default, stand_in, 0)
+    check_autoregressive(model, by, loss)
+    return learned_noise(data, by, loss, model.noise)
 
 
 def learned_noise(

@@ -22,6 +22,7 @@ from torchtune.modules import RMSNorm
 from components.blocks import transformer_block
 from components.parameterization import CompleteP, initialize
 from components.visibility import Places, attention_mask, block_causal, causal, doubled, doubled_causal, same_document
+from components.vocabulary import Vocabulary
 from mdm.hardware import Recorder
 from mdm.models.shape import ModelConfig as ModelConfig
 
@@ -37,13 +38,21 @@ RULES = {
 """The role of each of the model's tensors (see `components.parameterization`)."""
 
 
-def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None) -> ModelConfig:
+def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None, vocabulary: Vocabulary) -> ModelConfig:
     """The config of a model that goes on in blocks, from a masked or an autoregressive one: each position predicts itself.
 
+    Rows that are text and nothing else are one canvas from their start on: what LLaDA2 and SDAR count their blocks from.
+
     causal: of finished positions; None leaves it as it was
+
+    Raises ValueError for sizes that there cannot be.
     """
     own = config.causal if causal is None else causal
-    return replace(config, blocks=dict(blocks), blocks_from_start=False, causal=own, predicts_next=False)
+    alone = not vocabulary.structured and set(blocks) == set(vocabulary.modalities)
+    try:
+        return replace(config, blocks=dict(blocks), blocks_from_start=alone, causal=own, predicts_next=False)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("model.")) from error
 
 
 class MaskedDiffusionModel(nn.Module):
@@ -214,9 +223,10 @@ class MaskedDiffusionModel(nn.Module):
         """Training FLOPs per token of a document of `context` tokens.
 
         The unembedding is counted for the share of positions that are masked (`unembedded`) and the rows multiplied there
-        (`vocabulary`).
+        (`vocabulary`). In blocks a token has a finished copy; of the two together, each sees as many as one sees without.
         """
-        return self.flops(1, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
+        copies = 2 if self.config.blocks else 1
+        return self.flops(copies, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:
         """Its config as plain values; noise beside masks, and blocks, only where there are some."""

@@ -76,16 +76,21 @@ class Meter:
 
 
 def work(micro: MicroBatch, vocabulary: Vocabulary) -> tuple[int, int, int]:
-    """Tokens of a micro-batch, pairs of them of which one attends to the other, and logits that its loss makes."""
-    document = micro.noisy.clean.document
-    if micro.whole_rows:
+    """Tokens of a micro-batch, pairs of them of which one attends to the other, and logits that its loss makes.
+
+    Of blocks those are the tokens of both copies, which the model computes; the horizon counts the data's.
+    """
+    document, tokens = micro.noisy.clean.document, micro.num_tokens
+    if micro.rows is not None:
+        tokens, pairs = int((micro.rows.places.document != PAD_DOCUMENT).sum()), micro.rows.pairs
+    elif micro.whole_rows:
         pairs = document.numel() * document.shape[1]
     else:
         row = torch.arange(len(document))[:, None].expand_as(document)
         own = document != PAD_DOCUMENT
         pairs = int((torch.stack([row[own], document[own]]).unique(dim=1, return_counts=True)[1] ** 2).sum())
     logits = sum(len(p.index) * vocabulary.ranges[p.range_index].size for p in micro.positions)
-    return micro.num_tokens, pairs, logits
+    return tokens, pairs, logits
 
 
 def memory_gib(hw: Hardware) -> float:

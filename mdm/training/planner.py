@@ -15,10 +15,17 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from components.block_diffusion.layout import Layout
+from components.block_diffusion.rows import doubled_rows
+from components.sequences import collate, overhead, task_sequence
+from components.tasks import find_task
+from components.types import PAD_DOCUMENT, NoisyBatch
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 
@@ -83,6 +90,44 @@ class Plan:
         return self.weights + self.gradients + self.moments + self.activations + self.logits
 
 
+@dataclass(frozen=True)
+class Doubling:
+    """What the rows of a training take: those of blocks hold a noisy and a finished copy of what needs both.
+
+    widest: positions of the widest row;  copies: positions for each of the data's, on average;  pairs: of a position of the
+    data, how many its copies attend to, on average
+    """
+
+    widest: int
+    copies: float
+    pairs: float
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        rows: Sequence[tuple[str, int | None, float]],
+        canvas: Mapping[str, int],
+        modalities: Sequence[str],
+        next_token: bool,
+    ) -> Doubling:
+        """By rows as they are trained. rows: task, positions (of packed text: one document) and share of each"""
+        vocabulary = Vocabulary.build(dict.fromkeys(modalities, (2,)), modalities, [task for task, *_ in rows])
+        widest, data, taken, pairs = 0, 0.0, 0.0, 0.0
+        for task, pack, share in rows:
+            lengths = dict(canvas) if pack is None else {"text": pack - overhead(vocabulary, task)}
+            parts = {m: torch.zeros(lengths[m], dtype=torch.long) for m in find_task(task).modalities}
+            batch = collate([[task_sequence(vocabulary, task, parts, {})]], [[0]], vocabulary.pad_id)
+            block = Layout(config.blocks, vocabulary.modalities, config.blocks_from_start)(batch)
+            weight = batch.maskable.float()
+            doubled = doubled_rows(NoisyBatch(batch, batch.tokens, batch.maskable, weight, weight, block=block), next_token)
+            widest = max(widest, doubled.tokens.shape[1])
+            data += share * batch.num_tokens
+            taken += share * int((doubled.places.document != PAD_DOCUMENT).sum())
+            pairs += share * doubled.pairs
+        return cls(widest, taken / data, pairs / data)
+
+
 def plan(
     config: ModelConfig,
     micro: int,
@@ -97,6 +142,7 @@ def plan(
     tensor: int = 1,
     gather: float = 2.0,
     accumulation: int = 1,
+    doubling: Doubling | None = None,
 ) -> Plan:
     """The plan of a training run in bf16 with float32 weights, sharded over `count` cards (FSDP2).
 
@@ -105,8 +151,10 @@ def plan(
     tensor:       cards that share each row's products
     gather:       bytes of a gathered weight
     accumulation: micro-batches of a step; more than one keep whole gradients until the last
+    doubling:     of a model of blocks: what the finished copies of its rows take
     """
-    parameters, blocks, flops = counted(config, length, masked)
+    taken = doubling or Doubling(length, 1.0, length)
+    parameters, blocks, flops = counted(config, taken.copies, taken.pairs, masked)
     gib = 2**30
     rows, split = micro * length, count // replicate
     # Gathered at a time: the embeddings, which stay for the whole step, the block at work and the next.
@@ -118,24 +166,26 @@ def plan(
         weights=4 * parameters / split / gib + whole,
         gradients=4 * parameters / (split if accumulation == 1 else tensor) / gib,
         moments=moment_bytes(state) * parameters / split / gib,
-        activations=rows * kept_bytes(config, checkpointing, tensor) / gib,
+        activations=micro * taken.widest * kept_bytes(config, checkpointing, tensor) / gib,
         logits=logits * 10 / gib,  # bf16, float32, and float32's gradient
         flops_per_token=flops,
-        tokens_per_second=count / token_seconds(config, flops, card) / recompute(checkpointing),
+        tokens_per_second=count / token_seconds(config, flops, card, taken.copies) / recompute(checkpointing),
     )
 
 
 @functools.lru_cache
-def counted(config: ModelConfig, length: int, masked: float) -> tuple[int, int, float]:
-    """Parameters, those of the blocks, and FLOPs a token."""
+def counted(config: ModelConfig, copies: float, pairs: float, masked: float) -> tuple[int, int, float]:
+    """Parameters, those of the blocks, and FLOPs a token of the data: `copies` are computed, `pairs` attended to."""
     with torch.device("meta"):
         model = MaskedDiffusionModel(config)
-    return model.num_parameters(), model.num_parameters(embeddings=False), model.flops_per_token(length, masked)
+    flops = model.flops(copies, pairs, masked * config.vocab_size)
+    return model.num_parameters(), model.num_parameters(embeddings=False), flops
 
 
-def token_seconds(config: ModelConfig, flops: float, card: Card) -> float:
+def token_seconds(config: ModelConfig, flops: float, card: Card, copies: float = 1.0) -> float:
     """Of one card, keeping all activations: the products, and what lies between them."""
-    return flops / (PRODUCTS * card.tflops * 1e12) + BETWEEN * config.width * config.num_layers / (card.bandwidth * 1e12)
+    moved = copies * BETWEEN * config.width * config.num_layers
+    return flops / (PRODUCTS * card.tflops * 1e12) + moved / (card.bandwidth * 1e12)
 
 
 def moment_bytes(state: str) -> float:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mdm.data.processor import Processor
 from mdm.data.settings import BatchSettings, check_data, check_tokenizers
 from mdm.hardware import COMPILING, Hardware, barrier, check_compile, check_hardware, number_of_processes
 from mdm.models.memory import check_memory
+from mdm.models.transformer import ModelConfig
 from mdm.training import checkpoint
 from mdm.training.checkpoint import Checkpoints
 from mdm.training.history import read_history
@@ -36,6 +37,8 @@ FIXED = (
     "checkpoint",
     "method",
     "lora",
+    "blocks",
+    "causal",
     "model",
     "tokenizers",
     "canvas",
@@ -50,8 +53,11 @@ FIXED = (
 """Settings that a resumed run must share with the one it goes on from."""
 
 
-def check_run(cfg: Any) -> None:
-    """All settings of a training but its model: what `pretrain` and `finetune` share. Raises UserError."""
+def check_run(cfg: Any, model: ModelConfig, modalities: Sequence[str]) -> None:
+    """All settings of a training: what `pretrain` and `finetune` share. Raises UserError.
+
+    model: what is trained;  modalities: the names of all that it will have
+    """
     cfg.canvas = {modality: length for modality, length in cfg.canvas.items() if length is not None}
     check_output_dir(cfg.output_dir)
     check_hardware(cfg.device, cfg.precision)
@@ -65,8 +71,7 @@ def check_run(cfg: Any) -> None:
     check_memory(cfg.activation_checkpointing, cfg.activation_offloading, cfg.float8, cfg.device)
     check_tokenizers(cfg.tokenizers)
     check_data(cfg.data, cfg.masker, cfg.loss, cfg.batch)
-    if getattr(cfg, "checkpoint", None) is None:  # else its modalities are among them
-        check_maskers(cfg.data, cfg.masker, cfg.loss, list(cfg.tokenizers))
+    check_maskers(cfg.data, cfg.masker, cfg.loss, modalities, model)
     cfg.optimizer.validate()
     if cfg.metric_logger is not None:
         check(cfg.metric_logger, "metric_logger")
@@ -197,8 +202,8 @@ def find_resume(folder: Path, checkpoints: AnyPath, config: Mapping[str, Any], h
 def check_same(checkpoints: AnyPath, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises UserError where a checkpoint's run had other settings, of those that a resumed run must share."""
     for key in filter(config.__contains__, FIXED):
-        if key == "lanes" and key not in saved.get("fixed", {}):  # of a version that had none: see `restore_or_start`
-            continue
+        if key not in saved.get("fixed", {}) and (key == "lanes" or config[key] is None):
+            continue  # of a version that had none; of lanes see `restore_or_start`
         if _compared(key, saved.get("fixed", {}).get(key, {})) != _compared(key, config[key]):
             where = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
             raise UserError(f"{where} holds a run with another `{key}`; choose another one, or delete it to start again")

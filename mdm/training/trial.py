@@ -21,6 +21,7 @@ from components.maskers import Masker
 from components.samplers import Sampler
 from components.tasks import INSTRUCT, find_task
 from components.tokenizers import Tokenizer
+from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
 from mdm.data.corruption import check_pairs, layout_of, maskers
@@ -238,7 +239,7 @@ def lengths(name: str, stream: Any, samples: list, processor: Processor) -> str:
 def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], processor: Processor) -> None:
     """One batch of every stream as training makes it. Raises UserError."""
     try:
-        shape = shape_of(cfg)
+        shape = shape_of(cfg, processor.vocabulary)
         layout = layout_of(shape, processor.vocabulary)
         by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed, layout)
         mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, shape.max_length)
@@ -255,14 +256,14 @@ def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], proce
             raise UserError("masker: the weights of a batch are not finite")
 
 
-def shape_of(cfg: Any) -> ModelConfig:
+def shape_of(cfg: Any, vocabulary: Vocabulary) -> ModelConfig:
     """Of the model that is trained: of the config, or of the checkpoint that it starts from and what is changed of it."""
     if cfg.model:
         with torch.device("meta"):
             return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
     shape = load_config(cfg.checkpoint)
     blocks = getattr(cfg, "blocks", None)
-    shape = shape if blocks is None else in_blocks(shape, blocks, cfg.causal)
+    shape = shape if blocks is None else in_blocks(shape, blocks, cfg.causal, vocabulary)
     return shape if cfg.max_length is None else replace(shape, max_length=cfg.max_length)
 
 

@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from components.block_diffusion import BlockMasker
+from components.block_diffusion.layout import Layout
 from components.maskers import BernoulliMasker
+from components.visibility import attention_mask, doubled
 from mdm.data.pipeline import micro_batch
 from mdm.data.settings import LossSettings
 from mdm.hardware import Hardware
@@ -96,3 +99,12 @@ def test_padding_attends_to_nothing(vocabulary, make_batch):
     before, seen = work(micro, vocabulary)[1], int((document[0] == document[0, 0]).sum())
     document[0] = -1  # PAD_DOCUMENT
     assert work(micro, vocabulary)[1] == before - seen**2
+
+
+def test_of_blocks_both_copies_are_counted_and_whom_they_see(vocabulary, make_batch):
+    masker = BlockMasker(BernoulliMasker(vocabulary.mask_id), Layout({"audio": 4}, vocabulary.modalities))
+    micro = micro_batch(make_batch(task="text_to_speech"), masker, LossSettings(), vocabulary)
+    tokens, pairs, _ = work(micro, vocabulary)
+    here = micro.rows.places.document >= 0
+    assert tokens == int(here.sum()) > micro.num_tokens
+    assert pairs == int((attention_mask(doubled, micro.rows.places) & here[:, :, None]).sum())

@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from components.block_diffusion.layout import Layout
+from components.block_diffusion.masker import BlockMasker
+from components.maskers import FixedCountMasker
+from components.sequences import collate, task_sequence
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
+from mdm.data.pipeline import micro_batch
+from mdm.data.settings import LossSettings
+from mdm.evaluation.nelbo import hidden_of
 from mdm.models import builders
 from mdm.models.transformer import ModelConfig
-from mdm.training.planner import CARDS, parse_gpu, plan
+from mdm.training.meter import work
+from mdm.training.planner import CARDS, Doubling, parse_gpu, plan
 
 
 def shape(width, layers, vocab):
@@ -91,3 +101,40 @@ def test_a_card_is_as_much_faster_as_its_products_and_its_memory():
     h100, h200, a100 = (plan(config, 8, 2048, CARDS[name]).tokens_per_second for name in ("h100", "h200", "a100"))
     assert 1.05 < h200 / h100 < 4.8 / 3.35
     assert 312 / 989 < a100 / h100 < 2.04 / 3.35
+
+
+def test_rows_of_blocks_are_planned_with_their_finished_copies():
+    """Text in blocks of 16: all but the last block twice. An image that is one block: as without blocks."""
+    shapes = {"vocab_size": 90, "width": 64, "num_layers": 2, "num_heads": 2, "max_length": 256}
+    config, given = ModelConfig(**shapes, blocks={"text": 16}), ({"text": 32, "image": 64}, ["text", "image"])
+    text = Doubling.of(config, [("text", 64, 1.0)], *given, False)
+    assert (text.widest, text.copies) == (
+        112,
+        (61 + 2 + 48) / 64,
+    )  # text; before it, and three blocks, finished
+    assert Doubling.of(config, [("text", 64, 1.0)], *given, True).widest == 128
+    image = Doubling.of(config, [("text_to_image", None, 1.0)], *given, False)
+    assert image.copies <= 1.0
+    mixed = Doubling.of(config, [("text", 64, 0.5), ("text_to_image", None, 0.5)], *given, False)
+    assert mixed.widest == 112
+    assert image.copies < mixed.copies < text.copies
+    card = CARDS["h100"]
+    plain, own = plan(ModelConfig(**shapes), 4, 64, card), plan(config, 4, 64, card, doubling=text)
+    assert own.activations == pytest.approx(plain.activations * 112 / 64)
+    assert own.tokens_per_second < plain.tokens_per_second / 1.5
+    assert own.weights == plain.weights
+
+
+def test_a_real_row_of_blocks_takes_the_positions_and_the_flops_that_are_planned():
+    """Counted by torch, forward and backward; its attention computes every pair here, a GPU's those that see each other."""
+    model = builders.nano(90, 128, 64, 2, 2, blocks={"text": 16})
+    text = Vocabulary.build({"text": (80,)}, ("text",), tasks=["text"])
+    batch = collate([[task_sequence(text, "text", {"text": torch.zeros(61, dtype=torch.long)}, {})]], [[0]], text.pad_id)
+    masker = BlockMasker(FixedCountMasker(text.mask_id), Layout(model.config.blocks, text.modalities))
+    micro = micro_batch(batch, masker, LossSettings(), text)
+    planned = Doubling.of(model.config, [("text", 64, 1.0)], {}, ["text"], False)
+    tokens, pairs, _ = work(micro, text)
+    assert (tokens, pairs, micro.rows.tokens.shape[1]) == (64 * planned.copies, 64 * planned.pairs, planned.widest)
+    with FlopCounterMode(display=False) as counter:
+        hidden_of(model, micro).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(model.flops(planned.widest, planned.widest**2, 0), rel=0.01)
