@@ -34,7 +34,7 @@ from mdm.config.errors import said
 from mdm.config.protocols import conforming
 from mdm.data.processor import Processor
 from mdm.data.settings import canonical
-from mdm.generation.checks import check_settings
+from mdm.generation.checks import check_settings, edits_unlearned
 from mdm.generation.defaults import Defaults, build_scale
 from mdm.generation.generate import generate
 from mdm.generation.prompts import (
@@ -145,6 +145,8 @@ def main(cfg: Settings) -> None:
         model, processor = load_model(cfg.checkpoint, hw.device)
         compile_blocks(model, cfg.compile, hw)
         sampler, scale = choose(cfg, processor)
+        if (line := edits_unlearned(find_task(cfg.task).generated, sampler, model.config)) is not None:
+            print(f"Warning: {line}")
         count = counted(cfg, sampler)
         written = [prompt for prompt, _ in asked(cfg) for _ in range(count)]
         room = min(model.config.max_length // 2, 256)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.samplers import Blocks, Sampler
+from components.samplers.any_noise.start import along
 from components.samplers.guidance import Scale
 from components.weightings import Noise
 from mdm.generation.canvas import CACHES
@@ -68,6 +69,20 @@ def check_noise(generated: Sequence[str], noise: Mapping[str, Noise], cache: str
             f"guidance_scale changes with the share of masked tokens, and the model's {other} was trained with "
             f"{noise[other].kernel}, whose tokens are not told by it; give a number"
         )
+
+
+def edits_unlearned(generated: Sequence[str], sampler: Sampler, model: ModelConfig) -> str | None:
+    """What to say of a sampler that edits tokens of a model that saw masks alone, on one line; None where all is well."""
+    if model.blocks_from_start and model.router == "sigmoid":
+        return None  # LLaDA2: 2.1 was trained to edit, and its config does not tell it from 2.0
+    for modality in generated:
+        edits = any(getattr(part, "edit_threshold", 1) < 1 for part in along(sampler, None))
+        if edits and modality not in model.noise:
+            return (
+                f"the model was trained to fill in masks of {modality}, never to replace a token that is wrong: what the "
+                "sampler edits is a guess (edit_threshold=1 edits nothing; config quickstart_blocks_editing trains for it)"
+            )
+    return None
 
 
 def check_blocks(cache: str, scale: Scale | None) -> str:

@@ -10,13 +10,14 @@ import yaml
 
 from components.kernels import Hybrid, Uniform
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes
-from components.samplers import Ancestral, Blocks, Confidence, LinearScale
+from components.samplers import Ancestral, Blocks, Confidence, Editing, LinearScale
 from components.types import Batch
 from components.vocabulary import Vocabulary
 from components.weightings import Noise
-from mdm.config import UserError
+from mdm.config import UserError, find_config
 from mdm.data.corruption import bound_corruption, learned_noise
 from mdm.data.settings import LossSettings, StreamSettings
+from mdm.generation.checks import edits_unlearned
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import infill
 from mdm.generation.generate import generate
@@ -216,3 +217,33 @@ def test_a_mistake_is_one_line_before_any_data_is_read(tmp_path, monkeypatch, ov
     with pytest.raises(UserError, match=words) as caught:
         in_process("pretrain", config_of(tmp_path, MIXED), override)
     assert "\n" not in str(caught.value)
+
+
+def test_masks_and_tokens_are_learned_in_blocks_and_edited_inside_them(tmp_path):
+    """LLaDA2.1's mixture, by the packaged config's masker; a model that saw masks alone is edited with a warning."""
+    own = yaml.safe_load(find_config("quickstart_blocks_editing").read_text())
+    assert own["data"]["reading_digits"]["masker"]["weighting"] == own["masker"]["weighting"] == "cross_entropy"
+    config = yaml.safe_load(CONFIG.format(output_dir=tmp_path / "out"))
+    config["model"] |= {"blocks": {"text": 4}, "causal": True}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**config, "masker": own["masker"], "loss": {"next_token": 0.3}}))
+    in_process("pretrain", tmp_path / "own.yaml", "tokens=800", "validation_samples=4")
+    model, processor = load_model(tmp_path / "out")
+    assert str(model.config.noise["text"].kernel) == "Hybrid(p_u=0.1, gamma=1.0)"
+    settings = (
+        "image_to_text",
+        [{"image": torch.arange(16) + i} for i in range(3)],
+        Editing(threshold=0.3, edit_threshold=0.0),
+        0.0,
+    )
+    made = {cache: generate(model, processor, *settings, cache=cache) for cache in ("exact", "off")}
+    assert torch.equal(made["exact"].tokens, made["off"].tokens)
+    assert not bool((made["exact"].tokens == processor.vocabulary.mask_id).any())
+    plain = generate(model, processor, *settings[:2], Editing(threshold=0.3, edit_threshold=1.0), 0.0)
+    assert not torch.equal(made["exact"].tokens, plain.tokens)
+    assert edits_unlearned(["text"], settings[2], model.config) is None
+    masked = replace(model.config, noise={})
+    line = edits_unlearned(["text"], settings[2], masked)
+    assert line is not None
+    assert line.startswith("the model was trained to fill in masks of text, never to replace a token that is wrong")
+    assert edits_unlearned(["text"], Editing(edit_threshold=1.0), masked) is None
+    assert edits_unlearned(["text"], Confidence(), masked) is None
