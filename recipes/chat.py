@@ -29,15 +29,16 @@ from mdm.config import UserError, at_least, at_least_one, check, find_config, lo
 from mdm.config.names import SAMPLERS, close
 from mdm.config.protocols import conforming
 from mdm.config.spelling import is_name, typed
+from mdm.data.corruption import layout_of
 from mdm.data.processor import Processor
 from mdm.generation.chat import Chat, own_template
-from mdm.generation.checks import check_settings
+from mdm.generation.checks import check_settings, edits_unlearned
 from mdm.generation.defaults import FILE, Defaults
 from mdm.generation.generate import Step, generate
 from mdm.generation.prompts import check_task
 from mdm.hardware import Hardware, check_hardware, hardware
 from mdm.models.folder import load_config, load_model, load_processor, model_folder
-from mdm.models.transformer import MaskedDiffusionModel
+from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 from mdm.pages.film import half_written
 from mdm.pages.terminal import Drawing, is_live
 from mdm.recipe import run_recipe
@@ -45,6 +46,7 @@ from mdm.training import record
 
 CONFIG = "chat"
 LONGEST = 128  # tokens of an answer, where nothing says how many
+LONGEST_IN_BLOCKS = 512  # of one that is over with the block in which it ends
 SURE = Defaults({"text": {"sampler": {"_component_": "components.samplers.Threshold"}}})
 
 SAMPLING = [name for name, path in SAMPLERS.items() if hasattr(locate(path, name), "step")]
@@ -86,23 +88,29 @@ def validate(cfg: Settings) -> None:
     processor = load_processor(cfg.checkpoint)
     check_task("text", processor.vocabulary, record.of(cfg.checkpoint).learned)
     choose(cfg, processor)
-    begin(cfg, processor, load_config(cfg.checkpoint).max_length)
+    begin(cfg, processor, load_config(cfg.checkpoint))
 
 
 def main(cfg: Settings) -> None:
     with hardware(cfg.device, cfg.precision) as hw:
         record.warn(cfg.checkpoint, ["text"], note)
         model, processor = load_model(cfg.checkpoint, hw.device)
-        talk = Talk(cfg, model, processor, hw, begin(cfg, processor, model.config.max_length), choose(cfg, processor))
+        talk = Talk(cfg, model, processor, hw, begin(cfg, processor, model.config), choose(cfg, processor))
         talk.greet()
+        talk.caution()
         talk.run()
 
 
-def begin(cfg: Settings, processor: Processor, max_length: int) -> Chat:
-    """The empty conversation. Raises UserError for a template that does not work, or a length that leaves no room."""
+def begin(cfg: Settings, processor: Processor, model: ModelConfig) -> Chat:
+    """The empty conversation. Raises UserError for a template that does not work, or a length that leaves no room.
+
+    A model of blocks has no length that it ends at: its conversation grows, and nothing of it is left out.
+    """
     taught = any(INSTRUCT in tasks for own in record.of(cfg.checkpoint).trainings for tasks in own.streams.values())
-    length = cfg.length or (processor.canvas.get("text") if taught else None) or min(max_length // 2, LONGEST)
-    chat = Chat(processor, cfg.template or own_template(processor), processor.text_room(max_length), length)
+    longest = LONGEST_IN_BLOCKS if model.blocks else min(model.max_length // 2, LONGEST)
+    length = cfg.length or (processor.canvas.get("text") if taught else None) or longest
+    room = None if model.blocks else processor.text_room(model.max_length)
+    chat = Chat(processor, cfg.template or own_template(processor), room, length)
     chat.check()
     return chat
 
@@ -151,8 +159,15 @@ class Talk:
 
     def greet(self) -> None:
         if self.typed:
-            how = f"answers of {self.chat.length} tokens, {' '.join(typed(self.sampler))}"
+            size = self.model.config.blocks.get("text")
+            many = f"{self.chat.length} tokens" if size is None else f"up to {self.chat.length} tokens, in blocks of {size}"
+            how = f"answers of {many}, {' '.join(typed(self.sampler))}"
             note(f"{self.cfg.checkpoint}: {how}. /help says what else there is.")
+
+    def caution(self) -> None:
+        """Says what the sampler asks of the model that it never learned."""
+        if (line := edits_unlearned(["text"], self.sampler, self.model.config)) is not None:
+            note(f"Warning: {line}")
 
     def run(self) -> None:
         """Takes lines until there are no more, or /quit. What is wrong with one is said, and the chat goes on."""
@@ -194,9 +209,12 @@ class Talk:
             seen = f"the first {asked.left_out} of {len(self.chat.exchanges)} answers are not seen any more"
             note(f"({seen}: there is room for {self.chat.room} tokens; /reset begins a new conversation)")
 
+        layout = layout_of(self.model.config, self.processor.vocabulary)
+
         def watch(step: Step, batch: Batch) -> None:
             assert self.drawing is not None  # else nobody watches
-            self.drawing.show(half_written(self.processor, "text", self.chat.answer_ids(asked, step.tokens[0], batch)).strip())
+            tokens = step.tokens[0] if layout is None else self.chat.begun(step.tokens[0], batch, layout)
+            self.drawing.show(half_written(self.processor, "text", self.chat.answer_ids(asked, tokens, batch)).strip())
 
         try:
             with self.hw.autocast():
@@ -246,6 +264,7 @@ class Talk:
             asked = load(Settings, find_config(CONFIG), [*words, *(f"sampler.{word}" for word in keys)])
             asked.defaults = self.cfg.defaults
             self.sampler = choose(asked, self.processor)
+            self.caution()
         note(" ".join(typed(self.sampler)))
 
     def do_save(self, rest: str) -> None:

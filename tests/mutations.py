@@ -896,6 +896,12 @@ MUTATIONS = [
         "recipes/test_corruption.py",
         ("noise that was undone is forgotten", "if modality not in found}, **learned}", "if False}, **learned}"),
         ("noise that was undone stays for ever", "if modality not in found}, **learned}", "}, **learned}"),
+        (
+            "blocks: the masker of the next token is said to need another model",
+            "if model.blocks and True in next_token",
+            "if False",
+            "recipes/test_adapt.py",
+        ),
         ("bounds: all by the first one's weights", "self.learned.get(modality, Noise())", "next(iter(self.learned.values()))"),
     ),
     *of(
@@ -1100,6 +1106,12 @@ MUTATIONS = [
     *of(
         "mdm/models/transformer.py",
         "mdm/models/test_model.py",
+        (
+            "in blocks: never counted from the start",
+            "blocks_from_start=alone",
+            "blocks_from_start=False",
+            "recipes/test_adapt.py",
+        ),
         (
             "causal: not where rows are packed",
             "rule = causal if c.causal and not c.blocks else same_document",
@@ -1422,6 +1434,8 @@ MUTATIONS = [
     *of(
         "mdm/training/planner.py",
         "mdm/training/test_planner.py",
+        ("blocks: the copies take no memory", "micro * taken.widest * kept_bytes", "rows * kept_bytes"),
+        ("blocks: the copies take no time", "moved = copies * BETWEEN", "moved = BETWEEN"),
         ("gradients are not sharded", "(split if accumulation == 1 else tensor) / gib", "tensor / gib"),
         ("moments in 8 bits are one byte", '"int8": 2.0 * (1', '"int8": 1.0 * (1'),
         (
@@ -1648,6 +1662,12 @@ MUTATIONS = [
     *of(
         "mdm/generation/chat.py",
         "mdm/generation/test_chat.py",
+        (
+            "chat: all masks of a model of blocks are shown",
+            "torch.where(block <= block[left][0], tokens,",
+            "torch.where(block <= block[left][-1], tokens,",
+            "recipes/test_chat.py",
+        ),
         (
             "chat: a turn has no end",
             "[self.processor.vocabulary.end_id, *self._turn_ends]",

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from components.block_diffusion.layout import Layout
 from components.templates import Templated, fill
 from components.types import Batch
 from mdm.config import UserError
@@ -52,13 +53,13 @@ class Exchange:
 @dataclass
 class Chat:
     """template: "chat" is the checkpoint's own; else what is made of each question, "{}" in it, exchanges on lines of their own
-    room:        positions that question, answer and what went before may take together
-    length:      tokens of an answer
+    room:        positions that question, answer and what went before may take together; None, of a model of blocks: no limit
+    length:      tokens of an answer, at the most
     """
 
     processor: Processor
     template: str
-    room: int
+    room: int | None
     length: int
     exchanges: list[Exchange] = field(default_factory=list)
 
@@ -74,7 +75,7 @@ class Chat:
             except ValueError as error:  # of the tokenizer
                 raise UserError(said(error)) from error
             count = len(edit.tokens) - self.length
-            if len(edit.tokens) <= self.room:
+            if self.room is None or len(edit.tokens) <= self.room:
                 return Asked(question, edit, first)
         raise UserError(
             f"a question of {count} tokens and an answer of length={self.length} do not fit into the model's {self.room} "
@@ -90,6 +91,16 @@ class Chat:
         ids = tokens[own][int((~asked.edit.region).sum()) :]
         ends = torch.isin(ids, torch.tensor([self.processor.vocabulary.end_id, *self._turn_ends])).nonzero()
         return ids[: int(ends[0])] if len(ends) else ids
+
+    def begun(self, tokens: Int[Tensor, " seq"], batch: Batch, layout: Layout) -> Int[Tensor, " seq"]:
+        """A row of blocks on its way, as it would be if it ended with the block that is being unmasked.
+
+        batch: what that row was made of, one row
+        """
+        block, left = layout(batch)[0], tokens == self.processor.vocabulary.mask_id
+        if not bool(left.any()):
+            return tokens
+        return torch.where(block <= block[left][0], tokens, self.processor.vocabulary.end_id)
 
     def answer(self, asked: Asked, tokens: Int[Tensor, " seq"], batch: Batch) -> str:
         """The answer of a finished row of `generate`, as words; the blank before it too, where it goes on with a sentence."""

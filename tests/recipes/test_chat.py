@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 
 import components.samplers as library
 from components.data.sources import Jsonl
-from components.samplers import Threshold
+from components.samplers import Confidence, Threshold
 from mdm.config import UserError, find_config, load
 from mdm.generation.chat import Chat
 from mdm.generation.generate import generate
 from mdm.models.folder import load_model
 from mdm.recipe import load_recipe
-from tests.mdm.models.test_open_models import DREAM, LLADA, write
+from tests.mdm.models.test_open_models import DREAM, LLADA, SDAR, write
 from tests.mdm.pages.test_terminal import Screen
 from tests.recipes.conftest import ROOT
 
@@ -34,7 +34,7 @@ M = "▒"
 def folders(tmp_path_factory, untrained):
     """Open models with a chat template; a model of ours, and the same as if it had been finetuned on instructions."""
     found = {"ours": untrained}
-    for name, config in (("llada", LLADA), ("dream", DREAM)):
+    for name, config in (("llada", LLADA), ("dream", DREAM), ("sdar", SDAR)):
         found[name] = folder = tmp_path_factory.mktemp(name)
         write(folder, config)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -82,6 +82,38 @@ def test_through_a_pipe_the_answers_are_those_of_the_api_and_nothing_else(talk, 
         expected += chat.exchanges[-1].answer.strip().split("\n")
     assert out == expected
     assert len(err) == asked.left_out  # which is said
+
+
+def test_in_blocks_an_answer_grows_and_a_conversation_too(talk, folders, monkeypatch):
+    """Blocks of 4, beyond the 64 positions of the model: all exchanges are given, and no mask is shown behind a block's."""
+    shown = []
+
+    class Drawn:
+        def __init__(self, out):
+            self.show, self.finish = shown.append, print
+
+        def clear(self):
+            pass
+
+    monkeypatch.setattr(load_recipe("chat"), "Drawing", Drawn)
+    monkeypatch.setattr(load_recipe("chat"), "is_live", lambda out: True)
+    questions, settings = ["w3 w4 w5 w6"] * 7, ["length=10", "sampler=Confidence", "sampler.num_steps=2"]
+    out, err = talk("sdar", *questions, settings=settings)
+    assert err == []
+    model, processor = load_model(folders["sdar"])
+    chat, expected = Chat(processor, "chat", None, 10), []
+    for question in questions:
+        asked = chat.ask(question)
+        made = generate(model, processor, "text", [{"text": asked.edit}], Confidence(num_steps=2), 0.0, seed=0)
+        chat.keep(asked, chat.answer(asked, made.tokens[0], made.batch))
+        expected.append(chat.exchanges[-1].answer.strip())
+    assert out == expected
+    assert asked.left_out == 0
+    assert len(asked.edit.tokens) > 64
+    assert 0 < max(text.count(M) for text in shown) <= 4
+    assert talk("sdar", "w3", "/sampler Editing", settings=["length=4"])[1][0].startswith(
+        "Warning: the model was trained to fill"
+    )
 
 
 def test_an_answer_follows_from_seed_sampler_and_conversation(talk):
