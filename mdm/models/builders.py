@@ -54,6 +54,8 @@ def pico(
     num_layers: int = 2,
     residual_multiplier: float = 1.0,
     autoregressive: bool = False,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """For sweeps over width and depth: heads of 16 and a feed-forward of 3x the width, so that shapes grow in proportion."""
     return model(
@@ -66,6 +68,8 @@ def pico(
         3 * width,
         residual_multiplier=residual_multiplier,
         autoregressive=autoregressive,
+        blocks=blocks,
+        causal=causal,
     )
 
 
@@ -93,10 +97,14 @@ def small(
     num_layers: int = 8,
     num_heads: int | None = None,
     residual_multiplier: float = 1.0,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """0.10 B parameters without embeddings."""
     heads = num_heads or _heads(width, 128)
-    return model(vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier)
+    return model(
+        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+    )
 
 
 def base(
@@ -106,10 +114,14 @@ def base(
     num_layers: int = 16,
     num_heads: int | None = None,
     residual_multiplier: float = 1.0,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """0.81 B parameters without embeddings."""
     heads = num_heads or _heads(width, 128)
-    return model(vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier)
+    return model(
+        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+    )
 
 
 def mdm_3b(
@@ -119,10 +131,14 @@ def mdm_3b(
     num_layers: int = 24,
     num_heads: int | None = None,
     residual_multiplier: float = 1.0,
+    blocks: dict[str, int] | None = None,
+    causal: bool = False,
 ) -> MaskedDiffusionModel:
     """2.7 B parameters without embeddings: the paper's 3B."""
     heads = num_heads or _heads(width, 128)
-    return model(vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier)
+    return model(
+        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+    )
 
 
 def _heads(width: int, size: int) -> int:
