@@ -31,6 +31,7 @@ from mdm.config.protocols import conforming
 from mdm.config.spelling import is_name, typed
 from mdm.data.corruption import layout_of
 from mdm.data.processor import Processor
+from mdm.generation.blockwise import block_samplers
 from mdm.generation.chat import Chat, own_template
 from mdm.generation.checks import check_settings, edits_unlearned
 from mdm.generation.defaults import FILE, Defaults
@@ -124,7 +125,10 @@ def choose(cfg: Settings, processor: Processor) -> Sampler:
     else:
         sampler = conforming(cfg.sampler, "sampler", Sampler)
     try:
-        check_settings("text", [{}], 1, cfg.cache, sampler, 0.0, load_config(cfg.checkpoint))
+        model = load_config(cfg.checkpoint)
+        check_settings("text", [{}], 1, cfg.cache, sampler, 0.0, model)
+        if model.blocks:
+            block_samplers(sampler, model.blocks, processor.vocabulary.modalities, ["text"])
     except ValueError as error:
         raise UserError(str(error)) from error
     return sampler

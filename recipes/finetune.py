@@ -3,6 +3,7 @@
     mdm run finetune --config quickstart_lora checkpoint=runs/quickstart          the digit after the one that is named
     mdm run finetune --config quickstart_speech checkpoint=runs/quickstart_seen   adds speech to a model of text and images
     mdm run finetune --config finetune_instruct checkpoint=hub:GSAI-ML/LLaDA-8B-Base   instructions, loss on responses alone
+    mdm run finetune --config adapt checkpoint=hub:Qwen/Qwen3-0.6B               an autoregressive or a masked model into blocks
 
 The loop is pretrain's; what differs is where the model comes from and what of it is trained. What the model could do is scored
 before and after, on the same inputs with the same noise. Writes adapter/ (what was trained), model/ (merged) and metrics.json.

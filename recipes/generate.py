@@ -17,6 +17,7 @@ several parts is written prompt.text=... prompt.image=FILE; a line of a JSONL fi
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ from mdm.hardware import check_compile, check_hardware, compile_blocks, hardware
 from mdm.models.folder import load_config, load_model, load_processor
 from mdm.pages import film
 from mdm.pages.media import next_number, save_outputs, sheet_name
-from mdm.pages.streaming import Stream, check_stream
+from mdm.pages.streaming import TERMINAL, Stream, check_stream
 from mdm.recipe import run_recipe
 from mdm.training import record
 from mdm.training.output import check_output_dir
@@ -147,6 +148,8 @@ def main(cfg: Settings) -> None:
         sampler, scale = choose(cfg, processor)
         if (line := edits_unlearned(find_task(cfg.task).generated, sampler, model.config)) is not None:
             print(f"Warning: {line}")
+        if (cfg.length or 0) > (trained := model.config.max_length):  # of blocks: others are refused
+            print(f"Warning: length={cfg.length}, and the model was trained with up to {trained} positions")
         count = counted(cfg, sampler)
         written = [prompt for prompt, _ in asked(cfg) for _ in range(count)]
         room = min(model.config.max_length // 2, 256)
@@ -164,9 +167,10 @@ def main(cfg: Settings) -> None:
                 raise UserError(str(error)) from error
     folder = Path(cfg.output_dir)
     first = next_number(folder)
+    lines = told(save_outputs(folder, processor, written, made.outputs, first, prompts), count)
     if stream is not None:
-        print(stream.report())
-    for line in told(save_outputs(folder, processor, written, made.outputs, first, prompts), count):
+        print(stream.report(), file=sys.stderr)
+    for line in lines if cfg.stream != TERMINAL else []:  # else it has been read
         print(line)
     empty = sum(hasattr(v, "__len__") and not isinstance(v, str) and len(v) == 0 for o in made.outputs for v in o.values())
     if empty:
@@ -228,11 +232,12 @@ def check_length(cfg: Settings, processor: Processor, prompt: Mapping[str, str],
 
 def choose(cfg: Settings, processor: Processor) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
-    noise = load_config(cfg.checkpoint).noise
+    model = load_config(cfg.checkpoint)
+    noise = model.noise
     defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities, noise)
     sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
-    if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None:
+    if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None and not model.blocks:
         raise UserError(
             f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
         )

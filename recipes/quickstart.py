@@ -2,6 +2,7 @@
 
     mdm run quickstart
     mdm run quickstart output_dir=runs/mine tokens=2_000_000
+    mdm run quickstart --config quickstart_blocks          text and speech in blocks
 
 Real data, all of it from installed packages: MNIST's digits, words spoken by espeak-ng, and CPython's language reference.
 Writes output_dir/report.html (one file, with pictures and sound), metrics.json and model/. Run it again to resume.

@@ -107,11 +107,11 @@ def sample_blocks(
         raise ValueError("sample: the batch is empty")
     run = _Run(samplers, logits_fn, task, seed, range(len(task.tokens)) if index is None else index, noise)
     if on_step is not None:
-        on_step(run.tokens, run.confidence)
+        on_step(run.tokens.clone(), run.confidence.clone())
     while run.rows:
         run.step()
         if on_step is not None:
-            on_step(run.tokens, run.confidence)
+            on_step(run.tokens.clone(), run.confidence.clone())
         for block in run.advance():
             if on_block is not None:
                 on_block(run.tokens, block)

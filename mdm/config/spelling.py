@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from mdm.config.component import hints_of, locate
 from mdm.config.errors import UserError
-from mdm.config.names import NAMES, close
+from mdm.config.names import NAMES, SAMPLERS, close
 
 SUFFIXES = {"k": 3, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 _NUMBER = re.compile(r"([+-]?[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?)\s*([kKMBGT]?)")
@@ -74,7 +74,8 @@ def is_name(word: str) -> bool:
 def component_name(key: str, word: str) -> str:
     """A short name of ours, or a dotted path. Raises UserError for a word that is neither."""
     if word not in NAMES and "." not in word:
-        raise UserError(f"{key}: {word!r} is not one of {', '.join(NAMES)}{close(word, NAMES)}, nor a dotted path")
+        known = SAMPLERS if key.rpartition(".")[2] == "sampler" else NAMES
+        raise UserError(f"{key}: {word!r} is not one of {', '.join(known)}{close(word, known)}, nor a dotted path")
     return word
 
 

@@ -74,8 +74,8 @@ def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSet
         )
     if loss.next_token and not (model.causal and model.blocks):
         raise UserError(
-            f"loss.next_token={loss.next_token} is for blocks whose finished tokens see none behind them: set model.blocks, "
-            "and model.causal=true (of a finetuning, blocks and causal)"
+            f"loss.next_token={loss.next_token} is for blocks whose finished tokens see none behind them: set model.blocks and "
+            "model.causal=true (of a finetuning, blocks and causal=true), or loss.next_token=0"
         )
     return autoregressive
 

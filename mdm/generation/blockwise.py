@@ -29,6 +29,7 @@ from components.vocabulary import Vocabulary
 from components.weightings import Noises
 from mdm.data.corruption import layout_of
 from mdm.generation.canvas import local_ids
+from mdm.generation.checks import check_causal
 from mdm.hardware import local
 from mdm.models.transformer import MaskedDiffusionModel
 
@@ -151,11 +152,7 @@ def kind_of_logits(model: MaskedDiffusionModel, samplers: Sequence[Sampler]) -> 
     name = type(causal[0]).__name__
     if len(causal) < len(samplers):
         raise ValueError(f"{name} is for all that is generated, or nothing: its passes are others")
-    if not model.config.causal:
-        raise ValueError(
-            f"{name} asks the finished tokens for the next one, and this model did not learn that: it is for blocks trained "
-            "with model.causal=true and loss.next_token"
-        )
+    check_causal(causal, model.config)
     from mdm.generation.drafts import CausalLogits, DraftLogits
 
     return DraftLogits if any(getattr(own, "drafts", False) for own in causal) else CausalLogits

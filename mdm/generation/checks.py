@@ -30,6 +30,7 @@ def check_settings(
     if cache not in ("auto", "exact", *CACHES):
         raise ValueError(f"cache {cache!r} is not one of auto, exact, {', '.join(CACHES)}")
     if model.blocks:
+        check_causal([sampler], model)
         return check_blocks(cache, scale)
     if getattr(sampler, "causal", False):
         raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and this one sees the whole row")
@@ -83,6 +84,16 @@ def edits_unlearned(generated: Sequence[str], sampler: Sampler, model: ModelConf
                 "sampler edits is a guess (edit_threshold=1 edits nothing; config quickstart_blocks_editing trains for it)"
             )
     return None
+
+
+def check_causal(samplers: Sequence[Any], model: ModelConfig) -> None:
+    """Raises ValueError for samplers that ask a model of blocks for the next token, where it never learned it."""
+    asking = next((own for own in samplers if getattr(own, "causal", False)), None)
+    if asking is not None and not model.causal:
+        raise ValueError(
+            f"{type(asking).__name__} asks the finished tokens for the next one, and this model did not learn that: it is for "
+            "blocks trained with model.causal=true and loss.next_token"
+        )
 
 
 def check_blocks(cache: str, scale: Scale | None) -> str:

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.precision import precise
-from components.samplers import Blocks, PerModality, Sampler, SamplerState
+from components.samplers import Blocks, LeftToRight, PerModality, Sampler, SamplerState
 from components.samplers.any_noise.start import along
 from components.samplers.base import Watch, ruled_out, started
 from mdm.config import UserError
@@ -71,6 +71,10 @@ class SamplerScheduler(BlockRefinementScheduler):
         if isinstance(sampler, type) or not isinstance(sampler, Sampler):
             raise UserError(f"sampler must be one, such as Threshold(), or the settings of one; got {sampler!r}")
         for part in along(sampler, None):
+            if isinstance(part, LeftToRight):
+                raise UserError(
+                    f"sampler: {type(part).__name__} asks for logits of finished tokens, which the pipeline has not"
+                )
             if isinstance(part, (Blocks, PerModality)):
                 raise UserError(
                     f"sampler: the pipeline goes from block to block itself, in one modality; {type(part).__name__} has no "

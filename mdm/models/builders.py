@@ -5,6 +5,8 @@ Parameters without embeddings: small 0.10 B, base 0.81 B, 3B 2.7 B. Heads are 12
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 
 
@@ -29,6 +31,10 @@ def model(
                     without is generated whole
     causal:         of blocks: what is finished sees nothing behind it, so that `loss.next_token` can be trained beside
     """
+    if not isinstance(blocks or {}, Mapping):
+        raise ValueError(f"model.blocks must name modalities, e.g. {{text: 32}}; got {blocks!r}")
+    if causal and not blocks:
+        raise ValueError("model.causal is of finished blocks: set model.blocks too, e.g. {text: 32}")
     return MaskedDiffusionModel(
         ModelConfig(
             vocab_size=vocab_size,

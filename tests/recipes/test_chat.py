@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -270,6 +271,7 @@ class Terminal:
     def __init__(self, words, cwd):
         pid, self.fd = pty.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background is born deaf to it
             os.chdir(cwd)
             os.environ.update(
                 PYTHONPATH=str(ROOT), TERM="xterm", OMP_NUM_THREADS="1", COLUMNS="40", LINES="20", MDM_TYPECHECK="0"
@@ -336,8 +338,9 @@ def test_an_answer_in_a_pipe_that_is_interrupted_ends_the_command(folders, tmp_p
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "0"}
     command = [sys.executable, "-P", "-m", "mdm.cli", "chat", f"checkpoint={folders['llada']}", "length=4", "device=cpu"]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path
-    )
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     process.stdin.write("w3\n/sampler slow.Slow\n" + "w4\n" * 100)
     process.stdin.flush()
     assert process.stdout.readline().startswith("w")

@@ -179,6 +179,13 @@ def test_a_pass_of_one_block_alone_has_no_mask(model, processor, monkeypatch):
     assert {width for width, none in masks if none} == {4}
 
 
+def test_a_film_has_every_step_as_it_was(model, processor):
+    """Of the frames none is another's memory: masks fall from all to none."""
+    made = generate(model, processor, "text_to_speech", PROMPTS[:2], FirstHitting(), 0.0, film=True, stop_at_end=False)
+    left = [int((step.tokens == processor.vocabulary.mask_id).sum()) for step in made.steps]
+    assert left == list(range(32, -1, -2))
+
+
 def test_finished_blocks_are_handed_over_as_they_come(model, processor):
     seen = []
     made = generate(model, processor, "text_to_speech", PROMPTS[:2], FirstHitting(), 0.0, stream=seen.append, stop_at_end=False)
