@@ -1258,6 +1258,42 @@ MUTATIONS = [
         ("a cache for what goes on", 'getattr(sampler.sampler, "goes_on", False)', "False"),
     ),
     *of(
+        "components/block_diffusion/cache.py",
+        "mdm/generation/test_blockwise.py",
+        ("a cache forgets when it grows", "torch.cat([kept, room], dim=2)", "torch.cat([torch.zeros_like(kept), room], dim=2)"),
+        ("attention keeps its cache", "block.attn.kv_cache, block.attn.cache_enabled = None, False", "pass"),
+        ("rows are not left out", "cache.values[rows]", "cache.values[: len(rows)]"),
+        ("all is attended to", "return own[:, :, : self.length], other[:, :, : self.length]", "return own, other"),
+    ),
+    *of(
+        "components/block_diffusion/decoding.py",
+        "components/block_diffusion/test_decoding.py",
+        (
+            "a block begins with masks whatever the noise",
+            "        self._show()\n\n    def _at",
+            "\n    def _at",
+            "components/block_diffusion/test_inner_samplers.py",
+        ),
+        (
+            "chance for what is given",
+            "own[:, generate] = row.chance.random((3, int(generate.sum())))",
+            "own[:] = row.chance.random(own.shape)",
+        ),
+        (
+            "the first one's sampler",
+            "after = self.samplers[kind].step(",
+            "after = self.samplers[min(kinds)].step(",
+            "components/block_diffusion/test_inner_samplers.py",
+        ),
+        ("blocks behind an end are sampled", "row.spans = [s for s in row.spans if s.start >= span.canvas_stop]", "pass"),
+        (
+            "confidence behind an end",
+            "torch.where(self.task.generate[behind], 1.0,",
+            "torch.where(self.task.generate[behind], 0.0,",
+        ),
+        ("patience is of the row", "            row.least, row.idle = 2**40, 0\n            done", "            done"),
+    ),
+    *of(
         "components/visibility.py",
         "components/test_visibility.py",
         ("padding is seen", "return q.document == k.document", "return (q.document == k.document) | (k.document < 0)"),

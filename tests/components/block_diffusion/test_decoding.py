@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from components.block_diffusion import decoding
 from components.block_diffusion.decoding import Task, sample_blocks
 from components.samplers import Ancestral, FirstHitting
 from tests.components.block_diffusion.test_training import MASK, STRINGS, L, P, V, posterior
@@ -73,6 +74,29 @@ def test_an_end_closes_its_canvas_and_what_is_closed_is_not_computed():
     ended = (made.tokens[:, :2] == 0).any(dim=1)
     assert 0 < int(ended.sum()) < 400
     assert bool((made.tokens[ended, 2:] == 0).all())
+    assert bool((made.confidence[ended, 2:] == 1).all())
     assert made.forwards[ended].max() == 2
     assert model.rows == [int((made.forwards >= k).sum()) for k in range(1, 5)]
     assert model.rows[2] == int((~ended).sum())
+
+
+def test_a_row_draws_numbers_for_its_own_positions_whatever_widths_are_beside_it():
+    both = dataclasses.replace(task(2, 2), block=torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]]))
+    alone = dataclasses.replace(task(1, 2), block=both.block[:1])
+    together = sample_blocks([Ancestral(num_steps=3)], Perfect(), both, index=[7, 8])
+    assert torch.equal(together.tokens[:1], sample_blocks([Ancestral(num_steps=3)], Perfect(), alone, index=[7]).tokens)
+
+
+def test_patience_begins_anew_with_each_block(monkeypatch):
+    """Two passes for nothing in each of four blocks: more than three in all, and never in one."""
+
+    class Slow:
+        def __init__(self):
+            self.passes = 0
+
+        def step(self, logits, state):
+            self.passes += 1
+            return FirstHitting().step(logits, state) if self.passes % 3 == 0 else state
+
+    monkeypatch.setattr(decoding, "PATIENCE", 3)
+    assert sample_blocks([Slow()], Perfect(), task(1, 1)).forwards.tolist() == [12]
