@@ -32,6 +32,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(run, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (out / "overview.png").stat().st_size > 10_000
     again = [f"checkpoint={out}", f"output_dir={tmp_path / 'again'}", "samples=10", "nelbo_repeats=1"]
+    again += ["judged.image.judge.samples.warped=0", "judged.speech.judge.samples.voices=2", "judged.speech.test.voices=2"]
     evaluated = run("run", "evaluate", *again, typecheck="0")
     assert "text_exp_nelbo" in evaluated.stdout
 
