@@ -46,8 +46,16 @@ def attending_to(
     caches: Sequence[PositionCache], blocks: Any, rows: Int[Tensor, " rows"], positions: Int[Tensor, "rows new"]
 ) -> Iterator[None]:
     """Within it, attention writes its keys and values to `positions` of `rows`, and attends to all of those rows."""
-    for cache, block in zip(caches, blocks, strict=True):
+    for cache in caches:
         cache.rows, cache.positions = rows, positions
+    with asking(caches, blocks):
+        yield
+
+
+@contextmanager
+def asking(caches: Sequence[Any], blocks: Any) -> Iterator[None]:
+    """Within it, the attention of each block asks its cache for what to attend to."""
+    for cache, block in zip(caches, blocks, strict=True):
         block.attn.kv_cache, block.attn.cache_enabled = cache, True
     try:
         yield

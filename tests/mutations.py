@@ -1053,6 +1053,12 @@ MUTATIONS = [
         "mdm/generation/test_generation.py",
         ("cache: keys for values", "self.values[where] = values.transpose(1, 2)", "self.values[where] = keys.transpose(1, 2)"),
         ("cache: nothing new is kept", "self.keys[where] = keys.transpose(1, 2)", "pass"),
+        (
+            "attention keeps its cache",
+            "block.attn.kv_cache, block.attn.cache_enabled = None, False",
+            "pass",
+            "mdm/generation/test_blockwise.py",
+        ),
     ),
     *of(
         "components/blocks.py",
@@ -1261,7 +1267,6 @@ MUTATIONS = [
         "components/block_diffusion/cache.py",
         "mdm/generation/test_blockwise.py",
         ("a cache forgets when it grows", "torch.cat([kept, room], dim=2)", "torch.cat([torch.zeros_like(kept), room], dim=2)"),
-        ("attention keeps its cache", "block.attn.kv_cache, block.attn.cache_enabled = None, False", "pass"),
         ("rows are not left out", "cache.values[rows]", "cache.values[: len(rows)]"),
         ("all is attended to", "return own[:, :, : self.length], other[:, :, : self.length]", "return own, other"),
     ),

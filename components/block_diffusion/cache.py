@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from components.kv_cache import asking
+
 PAGE = 256  # positions
 
 
@@ -63,14 +65,10 @@ class BlockCache:
         positions: a slice where they are the same in every row, which costs no index
         room:      beyond all of the positions
         """
-        for cache, block in zip(self.layers, blocks, strict=True):
+        for cache in self.layers:
             cache.positions, cache.length, cache.room = positions, length, room
-            block.attn.kv_cache, block.attn.cache_enabled = cache, True
-        try:
+        with asking(self.layers, blocks):
             yield
-        finally:
-            for block in blocks:
-                block.attn.kv_cache, block.attn.cache_enabled = None, False
 
     def select(self, rows: Int[Tensor, " some"]) -> None:
         """Keeps some of the rows; the others' memory is free."""

@@ -65,7 +65,7 @@ class BlockwiseLogits:
         begin, first, last = (torch.tensor(v, device=device)[:, None] for v in (self.begin, start, stop))
         span = max(b - a for a, b in zip(self.begin, stop, strict=True))
         places = begin + torch.arange(span, device=device)
-        copies = [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]
+        copies = self.copies(tokens)
         seen = torch.cat([take(copy, places) for copy in copies])
         hidden = self._hidden(seen, places, first, last, max(stop), max(self.begin) + span, self._sees_all(start, stop))
         where = (first - begin + torch.arange(width, device=device)).clamp(max=span - 1).repeat(len(copies), 1)
@@ -73,6 +73,14 @@ class BlockwiseLogits:
         logits = linear(chosen, self.unembedding()).float()
         if self.cache is not None:
             self.begin = list(start)
+        return self.guided(logits)
+
+    def copies(self, tokens: Int[Tensor, "rows seq"]) -> list[Int[Tensor, "rows seq"]]:
+        """The rows, and under guidance the same without their prompt."""
+        return [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]
+
+    def guided(self, logits: Float[Tensor, "*copies width ids"]) -> Float[Tensor, "*rows width ids"]:
+        """The logits of the copies as one."""
         if self.prompt is None:
             return logits
         conditional, unconditional = logits.chunk(2)

@@ -38,7 +38,7 @@ class DraftLogits(BlockwiseLogits):
         places = torch.cat([begin + torch.arange(span, device=device), noisy], dim=1)
         of = torch.cat([torch.full((len(tokens), span), WHOLE_ROW, device=device), copy], dim=1)
         seen = []
-        for own in [tokens] if self.prompt is None else [tokens, tokens.masked_fill(self.prompt, int(self.ids[-1]))]:
+        for own in self.copies(tokens):
             hidden_ones = (of != WHOLE_ROW) & (places - first >= of)
             seen.append(take(own, places).masked_fill(hidden_ones, int(self.ids[-1])))
         hidden = self._seen(torch.cat(seen), places, of, first, last, max(self.begin) + span)
@@ -48,10 +48,7 @@ class DraftLogits(BlockwiseLogits):
         logits = linear(every, self.unembedding()).float().unflatten(1, (1 + number, width))
         if self.cache is not None:
             self.begin = [max(at - 1, 0) for at in start]
-        if self.prompt is None:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return conditional + self.scale * (conditional - unconditional)
+        return self.guided(logits)
 
     def _seen(
         self,
