@@ -23,6 +23,7 @@ def model(
     autoregressive: bool = False,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """A model of any shape. The recipe fills in vocab_size from the vocabulary, the rest is the user's.
 
@@ -30,6 +31,8 @@ def model(
     blocks:         positions that are generated together, by modality (block diffusion): {text: 32, audio: 8}; a modality
                     without is generated whole
     causal:         of blocks: what is finished sees nothing behind it, so that `loss.next_token` can be trained beside
+    orders:         two_streams: any order, exactly in one pass, with the masker components.orders.OrderMasker; learned,
+                    learned_by_token: the order is learned too, with components.learned_orders.LearnedOrderMasker
     """
     if not isinstance(blocks or {}, Mapping):
         raise ValueError(f"model.blocks must name modalities, e.g. {{text: 32}}; got {blocks!r}")
@@ -49,6 +52,7 @@ def model(
             causal=autoregressive or causal,
             predicts_next=autoregressive,
             blocks=dict(blocks or {}),
+            orders=orders,
         )
     )
 
@@ -62,6 +66,7 @@ def pico(
     autoregressive: bool = False,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """For sweeps over width and depth: heads of 16 and a feed-forward of 3x the width, so that shapes grow in proportion."""
     return model(
@@ -76,6 +81,7 @@ def pico(
         autoregressive=autoregressive,
         blocks=blocks,
         causal=causal,
+        orders=orders,
     )
 
 
@@ -88,11 +94,20 @@ def nano(
     residual_multiplier: float = 1.0,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """1.8 M parameters without embeddings: learns the quickstart in minutes on two cores."""
     heads = num_heads or _heads(width, 48)
     return model(
-        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+        vocab_size,
+        max_length,
+        width,
+        num_layers,
+        heads,
+        residual_multiplier=residual_multiplier,
+        blocks=blocks,
+        causal=causal,
+        orders=orders,
     )
 
 
@@ -105,11 +120,20 @@ def small(
     residual_multiplier: float = 1.0,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """0.10 B parameters without embeddings."""
     heads = num_heads or _heads(width, 128)
     return model(
-        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+        vocab_size,
+        max_length,
+        width,
+        num_layers,
+        heads,
+        residual_multiplier=residual_multiplier,
+        blocks=blocks,
+        causal=causal,
+        orders=orders,
     )
 
 
@@ -122,11 +146,20 @@ def base(
     residual_multiplier: float = 1.0,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """0.81 B parameters without embeddings."""
     heads = num_heads or _heads(width, 128)
     return model(
-        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+        vocab_size,
+        max_length,
+        width,
+        num_layers,
+        heads,
+        residual_multiplier=residual_multiplier,
+        blocks=blocks,
+        causal=causal,
+        orders=orders,
     )
 
 
@@ -139,11 +172,20 @@ def mdm_3b(
     residual_multiplier: float = 1.0,
     blocks: dict[str, int] | None = None,
     causal: bool = False,
+    orders: str | None = None,
 ) -> MaskedDiffusionModel:
     """2.7 B parameters without embeddings: the paper's 3B."""
     heads = num_heads or _heads(width, 128)
     return model(
-        vocab_size, max_length, width, num_layers, heads, residual_multiplier=residual_multiplier, blocks=blocks, causal=causal
+        vocab_size,
+        max_length,
+        width,
+        num_layers,
+        heads,
+        residual_multiplier=residual_multiplier,
+        blocks=blocks,
+        causal=causal,
+        orders=orders,
     )
 
 

@@ -11,6 +11,8 @@ from components.moe import SigmoidRouting
 from components.weightings import Noise
 
 ROUTERS = ("softmax", "sigmoid")
+ORDERS = ("two_streams", "learned", "learned_by_token")
+CHOICES = {"router": ROUTERS, "orders": ORDERS}
 
 MAX_LAYERS = 2**12
 MAX_MODULES = 2**20  # layers, times experts
@@ -38,6 +40,9 @@ class ModelConfig:
                    generated in one, and sees everything
     blocks_from_start: blocks are counted from a document's start, prompts included (LLaDA2, SDAR)
     noise:         what it was trained to undo, and what it learns there, by modality; masks where none is named
+    orders:        "two_streams": any order, exactly, in one pass (mdm/models/two_stream.py); "learned": the order too, by heads
+                   that say when a position's turn is (LoMDM); "learned_by_token": by a rate of each id (GenMD4); null: none
+    order_mean, order_spread: of learned heads: exponents lie within mean +- spread (1 and 0 are masked diffusion)
     """
 
     vocab_size: int
@@ -70,6 +75,9 @@ class ModelConfig:
     noise: Mapping[str, Noise] = field(default_factory=dict, hash=False)
     blocks: Mapping[str, int] = field(default_factory=dict, hash=False)
     blocks_from_start: bool = False
+    orders: str | None = None
+    order_mean: float = 0.7
+    order_spread: float = 0.65
 
     def __post_init__(self) -> None:
         for modality, size in self.blocks.items():
@@ -81,6 +89,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.blocks_from_start: blocks that are counted from the start have one size, got {dict(self.blocks)}"
             )
+        self._check_orders()
         for name in [n for n in self.__dataclass_fields__ if n not in ("noise", "blocks")]:
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
@@ -105,6 +114,14 @@ class ModelConfig:
         if self.num_experts and self.experts_per_token > self.num_experts:
             raise ValueError(f"model.experts_per_token {self.experts_per_token} is more than num_experts = {self.num_experts}")
         self._check_experts()
+
+    def _check_orders(self) -> None:
+        """Raises ValueError for what does not go with orders."""
+        if self.orders and (self.blocks or self.causal or self.predicts_next or self.noise):
+            raise ValueError(
+                f"model.orders={self.orders}: what a position sees is its order's to say, and its noise is masks; leave out "
+                "model.blocks, model.causal, model.autoregressive and noise of other kinds"
+            )
 
     def _check_experts(self) -> None:
         """Raises ValueError for settings of experts that there are not, or that do not fit each other."""
@@ -132,16 +149,22 @@ class ModelConfig:
         if kind == "bool":
             return None if isinstance(value, bool) else f"must be true or false, got {value!r}"
         if kind == "float":
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
-            return None if fits else f"must be a positive number, got {str(value)[:60]!r}"
-        if kind == "str":
-            return None if value in ROUTERS else f"must be one of {', '.join(ROUTERS)}, got {str(value)[:60]!r}"
+            least, what = (-1e-300, "at least 0") if name == "order_spread" else (0, "a positive number")
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and least < value < 1e30
+            return None if fits else f"must be {what}, got {str(value)[:60]!r}"
+        if name in CHOICES:
+            return None if value in CHOICES[name] else f"must be one of {', '.join(CHOICES[name])}, got {str(value)[:60]!r}"
         if not isinstance(value, int) or isinstance(value, bool):
             return f"must be a whole number, got {value!r}"
         least = 0 if name in ("num_shared_experts", "first_dense_layers") else 1
         if value < least:
             return f"must be at least {least}, got {value}"
         return f"{str(value)[:30]} is more than any model's" if value > MAX_SIZE else None
+
+    @property
+    def two_streams(self) -> bool:
+        """Whether it is asked in a stream of its own what stands at a position, see mdm/models/two_stream.py."""
+        return self.orders == "two_streams"
 
     @property
     def hidden_ffn(self) -> int:

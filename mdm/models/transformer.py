@@ -229,7 +229,9 @@ class MaskedDiffusionModel(nn.Module):
         return self.flops(copies, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:
-        """Its config as plain values; noise beside masks, and blocks, only where there are some."""
+        """Its config as plain values; noise beside masks, blocks and orders, only where there are some."""
         plain = asdict(replace(self.config, noise={}))
         plain["noise"] = {modality: own.to_dict() for modality, own in self.config.noise.items()}
+        if self.config.orders is None:
+            del plain["orders"], plain["order_mean"], plain["order_spread"]
         return {key: value for key, value in plain.items() if value or key not in ("noise", "blocks", "blocks_from_start")}
