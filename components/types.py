@@ -126,7 +126,9 @@ class NoisyBatch(Movable):
     weight:   in the bound; of masks -alpha'(t) / (1 - alpha(t)); 0 where nothing is predicted
     training: in the training loss; None: the same
     replaced: where tokens may have become others
-    block:    of block diffusion, of each position: it is predicted given the finished ones before (components/block_diffusion)
+    block:    of block diffusion, of each position: it is predicted given the finished ones before (components/block_diffusion);
+              of an order, its rank (components/orders.py)
+    apart:    what is predicted sees nothing that is predicted beside it: a model of two streams
     """
 
     clean: Batch
@@ -136,3 +138,4 @@ class NoisyBatch(Movable):
     training: Float[Tensor, "batch seq"] | None = None
     replaced: Replaced | None = None
     block: Int[Tensor, "batch seq"] | None = None
+    apart: bool = False

@@ -5,6 +5,8 @@
     block_causal     those of its block and of earlier ones: block diffusion without a noisy copy
     doubled          block diffusion in training and in decoding (BD3-LM, 2503.09573): a noisy position sees its own block's
                      noisy ones and the finished ones of earlier blocks; a finished one, the finished ones up to its block
+    two_streams      any order in one pass (XLNet, 1906.08237): a query, which holds no token, sees the finished positions of
+                     earlier ranks; a finished one those up to its own rank
     doubled_causal   the same, but a finished position sees no finished one behind it: its hidden state can predict the next
                      token (an autoregressive model in the same weights)
 
@@ -31,8 +33,8 @@ class Places(Movable):
     """What is known of positions. Of padding, document is an id of its own; it sees padding alone, and nothing sees it.
 
     position: index inside the document
-    block:    of block diffusion, in the order of decoding
-    stream:   NOISY or FINISHED, where a row holds both
+    block:    of block diffusion, in the order of decoding; of two streams, the rank
+    stream:   NOISY (a query of two streams) or FINISHED, where a row holds both
     """
 
     document: Int[Tensor, "*batch seq"]
@@ -73,6 +75,12 @@ def doubled(q: Any, k: Any) -> Any:
 def doubled_causal(q: Any, k: Any) -> Any:
     """`doubled`, but a finished position sees no finished one behind it."""
     return same_document(q, k) & (_noisy(q, k) | (k.stream == FINISHED) & (q.stream == FINISHED) & (k.position <= q.position))
+
+
+def two_streams(q: Any, k: Any) -> Any:
+    """A query (NOISY): the finished of earlier ranks, nothing of the first. Finished: the finished up to its rank."""
+    own = (q.stream == FINISHED) & (k.block == q.block)
+    return same_document(q, k) & (k.stream == FINISHED) & ((k.block < q.block) | own)
 
 
 def _noisy(q: Any, k: Any) -> Any:

@@ -31,7 +31,7 @@ from components.places import AnyPath
 from components.progress import working
 from components.sde import rescale_moments
 from mdm.config import UserError, check, instantiate
-from mdm.data.corruption import check_autoregressive, layout_of, learned_noise, maskers
+from mdm.data.corruption import check_autoregressive, horizon, layout_of, learned_noise, maskers
 from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.position import whole_state
 from mdm.data.processor import Processor
@@ -143,7 +143,8 @@ class Pretrain:
             self.vocabulary = self.processor.vocabulary
             self.model, scaled = self.make_model()
             layout = layout_of(self.model.config, self.vocabulary)
-            masker = maskers(cfg.data, cfg.masker, self.vocabulary, cfg.seed, layout)
+            rows = horizon(cfg.data, self.processor.canvas, cfg.tokens)
+            masker = maskers(cfg.data, cfg.masker, self.vocabulary, cfg.seed, layout, rows)
             autoregressive = check_autoregressive(self.model.config, masker, cfg.loss)
             learned = learned_noise(cfg.data, masker, cfg.loss, before=self.model.config.noise)
             self.model.config = replace(self.model.config, noise=learned)

@@ -23,12 +23,14 @@ ROUND = 16  # widths repeat, so that few graphs are compiled
 class DoubledRows(Movable):
     """What the model is given in place of a noisy batch of blocks.
 
+    apart:  two streams: what is predicted sees nothing that is predicted beside it
     column: in a row, of each position's noisy copy and then of each one's finished copy; -1 where it is left out
     """
 
     tokens: Int[Tensor, "batch width"]
     places: Places
     column: Int[Tensor, "batch both"]
+    apart: bool = False
 
     @property
     def position(self) -> Int[Tensor, "batch width"]:
@@ -38,7 +40,7 @@ class DoubledRows(Movable):
 
     @property
     def pairs(self) -> int:
-        """Of how many pairs of positions one attends to the other, as `doubled` says (`doubled_causal` has some fewer)."""
+        """Of how many pairs of positions one attends to the other, as the rules say (`doubled_causal` has some fewer)."""
         document, block = self.places.document, self.places.block
         assert block is not None
         here = document != PAD_DOCUMENT
@@ -48,7 +50,8 @@ class DoubledRows(Movable):
         place, noisy = own * shape[1] + block[here], self.places.stream[here] == NOISY  # pyright: ignore[reportOptionalSubscript]
         of = [torch.bincount(place[some], minlength=shape[0] * shape[1]).view(shape) for some in (noisy, ~noisy)]
         until = of[1].cumsum(dim=1)
-        return int((of[0] * (of[0] + until - of[1]) + of[1] * until).sum())
+        beside = 0 if self.apart else of[0]
+        return int((of[0] * (beside + until - of[1]) + of[1] * until).sum())
 
     def index(self, flat: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
         """Places of the flattened batch -> of the flattened rows."""
@@ -58,7 +61,7 @@ class DoubledRows(Movable):
 
 
 def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
-    """The rows of a batch that a `BlockMasker` has made. Call it on the CPU, where counts are known without a sync.
+    """The rows of a batch that a `BlockMasker` or an `OrderMasker` has made. On the CPU, where counts are known without a sync.
 
     next_token: finished positions are predicted from, too: none of a generated block is left out
     """
@@ -82,7 +85,7 @@ def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
     places = Places(
         torch.where(here, at.document, PAD_DOCUMENT), *(_zeroed(v, here) for v in (at.position, at.block, at.stream))
     )
-    return DoubledRows(both(noisy.noisy, batch.tokens), places, column)
+    return DoubledRows(both(noisy.noisy, batch.tokens), places, column, noisy.apart)
 
 
 def _zeroed(values: Tensor | None, here: Bool[Tensor, "batch width"]) -> Tensor:

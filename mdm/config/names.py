@@ -51,6 +51,10 @@ NAMES = {
             "BernoulliMasker", "FixedCountMasker", "NextToken", "UniformTimes", "LowDiscrepancyTimes", "StratifiedTimes",
         )
     },
+    **{
+        name: f"components.orders.{name}"
+        for name in ("OrderMasker", "Sequential", "Permuted", "ByBlock", "Strided", "Explicit", "Curriculum")
+    },
     "KernelCorruption": "components.corruption.KernelCorruption",
     **{name: f"components.kernels.{name}" for name in ("Mask", "Uniform", "Hybrid", "HybridLogSNR")},
     **{name: f"components.data.sources.{name}" for name in ("Folder", "Jsonl", "hugging_face", "adapted")},

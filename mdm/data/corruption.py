@@ -11,13 +11,14 @@ from components.block_diffusion.masker import BlockMasker
 from components.corruption import KernelCorruption
 from components.maskers import Masker, NextToken, TimeSampler
 from components.noise import seed_of
+from components.orders import OrderMasker
 from components.tasks import INSTRUCT, find_task
 from components.vocabulary import Vocabulary
 from components.weightings import Noise
 from mdm.config import UserError
 from mdm.config.errors import one_line
 from mdm.config.protocols import conforming
-from mdm.data.settings import MASKER_SUPPLIED, BatchSettings, LossSettings, StreamSettings
+from mdm.data.settings import MASKER_SUPPLIED, BatchSettings, LossSettings, StreamSettings, row_length
 
 
 def maskers(
@@ -26,18 +27,29 @@ def maskers(
     vocabulary: Vocabulary,
     seed: int,
     layout: Layout | None = None,
+    rows: Mapping[str, int] | None = None,
 ) -> dict[str, Masker]:
     """What masks each stream's rows, with a seed of its own: the stream's masker, or that of the node `default`.
 
-    layout: of a model of blocks: each block has noise of its own
+    layout: of a model of blocks: each block has noise of its own;  rows: of each stream in the whole training, see `horizon`
     """
     built = {}
     for name, settings in data.items():
-        supplied = (vocabulary.mask_id, vocabulary.modalities, seed_of(seed, name), vocabulary)
+        supplied = (vocabulary.mask_id, vocabulary.modalities, seed_of(seed, name), vocabulary, (rows or {}).get(name, 1))
         node, key = (default, "masker") if settings.masker is None else (settings.masker, f"data.{name}.masker")
         masker = conforming(node, key, Masker, **dict(zip(MASKER_SUPPLIED, supplied, strict=True)))
         built[name] = masker if layout is None else BlockMasker(masker, layout)
     return built
+
+
+def horizon(data: Mapping[str, StreamSettings], canvas: Mapping[str, int | None], tokens: int) -> dict[str, int]:
+    """How many rows of each stream a training of so many tokens has: about, since canvases and packs are counted as full."""
+    mean = {
+        name: sum(share * row_length(s, task, canvas) for task, share in s.tasks.items()) / sum(s.tasks.values())
+        for name, s in data.items()
+    }
+    window = sum(s.weight * mean[name] for name, s in data.items())
+    return {name: max(int(tokens * s.weight / max(window, 1)), 1) for name, s in data.items()}
 
 
 def layout_of(model: Any, vocabulary: Vocabulary) -> Layout | None:
@@ -54,6 +66,18 @@ def layout_of(model: Any, vocabulary: Vocabulary) -> Layout | None:
         if size % frame and not model.blocks_from_start:
             raise UserError(f"model.blocks.{modality}={size} cuts a frame of {frame} tokens in two; take a multiple of {frame}")
     return layout
+
+
+def check_orders(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> None:
+    """Raises UserError where a model (its config) that generates in any order, its maskers and its loss do not go together."""
+    ordered = {isinstance(m, OrderMasker) for m in masker.values()}
+    if ordered != {model.two_streams}:
+        raise UserError(
+            "masker: components.orders.OrderMasker goes with model.orders=two_streams, and that with it, for every stream (a "
+            "`data.NAME.masker` too)"
+        )
+    if model.two_streams and loss.weighting != "nelbo":
+        raise UserError(f"loss.weighting={loss.weighting} is for masks; in an order every token weighs the same: set nelbo")
 
 
 def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> bool:
@@ -97,6 +121,7 @@ def check_maskers(
         Layout(model.blocks, modalities)
     by = maskers(data, default, stand_in, 0)
     check_autoregressive(model, by, loss)
+    check_orders(model, by, loss)
     return learned_noise(data, by, loss, model.noise)
 
 

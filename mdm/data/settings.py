@@ -14,8 +14,8 @@ from mdm.config import UserError, check, locate
 ON_LONG = ("refuse", "skip", "cut")
 
 
-MASKER_SUPPLIED = ("mask_id", "modalities", "seed", "vocabulary")
-"""What a run hands to its maskers."""
+MASKER_SUPPLIED = ("mask_id", "modalities", "seed", "vocabulary", "horizon")
+"""What a run hands to its maskers. horizon: rows of the stream in all of the training."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usa
 from components.data.draws.order import WholeOrder
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
+from components.orders import Order, OrderMasker, Permuted
 from components.sequences import TokenSequence, collate, content
 from components.tasks import INSTRUCT, find_task
 from mdm.data.corruption import bound_corruption, layout_of
@@ -41,6 +42,7 @@ def validation_batches(
     seed: int = 0,
     autoregressive: bool = False,
     model: Any = None,
+    order: Order | None = None,
 ) -> dict[str, list[tuple[MicroBatch, int]]]:
     """Per task, masked batches of held-out samples and their content tokens (up to the first end token).
 
@@ -53,6 +55,7 @@ def validation_batches(
     autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
     model:          its config. Of a task that generates a modality with other noise than masks it is that noise's own bound,
                     at low-discrepancy times; of blocks it is the sum of theirs, each given those before it
+    order:          of two streams: in which the likelihood is; None: a permutation for each sample, whose mean is the bound
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
     noise, layout = (None, None) if model is None else (model.noise, layout_of(model, processor.vocabulary))
@@ -64,6 +67,8 @@ def validation_batches(
         if noise and set(noise) & set(find_task(task).generated if task != INSTRUCT else ("text",)):
             masker = bound_corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
         masker = masker if layout is None else BlockMasker(masker, layout)
+        if model is not None and model.two_streams:
+            masker = OrderMasker(processor.vocabulary.mask_id, order or Permuted(), seed)
         batches = []
         for start in range(0, len(rows), batch_size):
             part = [(i, row) for i, row in enumerate(rows[start : start + batch_size], start) if row is not None]

@@ -21,7 +21,16 @@ from torchtune.modules import RMSNorm
 
 from components.blocks import transformer_block
 from components.parameterization import CompleteP, initialize
-from components.visibility import Places, attention_mask, block_causal, causal, doubled, doubled_causal, same_document
+from components.visibility import (
+    Places,
+    attention_mask,
+    block_causal,
+    causal,
+    doubled,
+    doubled_causal,
+    same_document,
+    two_streams,
+)
 from components.vocabulary import Vocabulary
 from mdm.hardware import Recorder
 from mdm.models.shape import ModelConfig as ModelConfig
@@ -175,10 +184,12 @@ class MaskedDiffusionModel(nn.Module):
         return before if position is None else torch.where((position == 0)[..., None], h, before)
 
     def sees(self, places: Places, keys: Places | None = None) -> Any:
-        """The attention mask of this model. Of blocks, with streams: what training and decoding in blocks need; without: each
+        """The attention mask of this model. Of blocks or ranks, with streams: what training and decoding need; without: each
         position sees its own block and those before. keys: where they are not the queries themselves"""
         c = self.config
-        if c.blocks and places.block is not None:
+        if c.two_streams and places.stream is not None:
+            rule = two_streams
+        elif c.blocks and places.block is not None:
             rule = block_causal if places.stream is None else doubled_causal if c.causal else doubled
         else:
             rule = causal if c.causal and not c.blocks else same_document
@@ -223,9 +234,10 @@ class MaskedDiffusionModel(nn.Module):
         """Training FLOPs per token of a document of `context` tokens.
 
         The unembedding is counted for the share of positions that are masked (`unembedded`) and the rows multiplied there
-        (`vocabulary`). In blocks a token has a finished copy; of the two together, each sees as many as one sees without.
+        (`vocabulary`). In blocks and in two streams a token has a finished copy; of both together, each sees as many as one
+        sees without.
         """
-        copies = 2 if self.config.blocks else 1
+        copies = 2 if self.config.blocks or self.config.two_streams else 1
         return self.flops(copies, context, unembedded * (self.config.vocab_size if vocabulary is None else vocabulary))
 
     def config_dict(self) -> dict[str, Any]:

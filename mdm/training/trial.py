@@ -24,7 +24,7 @@ from components.tokenizers import Tokenizer
 from components.vocabulary import Vocabulary
 from mdm.config import UserError, instantiate, locate
 from mdm.config.protocols import conforming, require_members
-from mdm.data.corruption import check_pairs, layout_of, maskers
+from mdm.data.corruption import check_pairs, horizon, layout_of, maskers
 from mdm.data.pipeline import corpus, next_step, open_source, streams, tokenizers, training_loader
 from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
@@ -241,7 +241,7 @@ def masked(cfg: Any, data: Mapping[str, Any], samples: Mapping[str, list], proce
     try:
         shape = shape_of(cfg, processor.vocabulary)
         layout = layout_of(shape, processor.vocabulary)
-        by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed, layout)
+        by = maskers(data, cfg.masker, processor.vocabulary, cfg.seed, layout, horizon(data, processor.canvas, cfg.tokens))
         mix = streams(data, samples, processor, by, cfg.seed, cfg.prompt_dropout, shape.max_length)
         size = SAMPLES * len(data) * (1 + any(s.pairs for s in mix))  # every sample that was drawn, where there are no packs
         micros = next_step(iter(training_loader(mix, by, processor, lambda seen: size, size, cfg.loss, cfg.seed, prefetch=0)))
