@@ -34,6 +34,7 @@ from mdm.data.validation import validation_batches
 from mdm.evaluation.fluency import Fluency
 from mdm.evaluation.judges import accuracy, class_in_text, coded, distance, train_judge
 from mdm.evaluation.nelbo import bound_figures, nelbo
+from mdm.evaluation.order_likelihood import left_to_right_figures
 from mdm.evaluation.scored import ScoredTask, build_scorers, check_scored, prompts_of, score, shuffled
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import second_half
@@ -188,18 +189,17 @@ def evaluate(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Ha
 
 def figures(cfg: Any, model: MaskedDiffusionModel, processor: Processor, hw: Hardware) -> Results:
     """What `evaluate` returns."""
-    results = Results()
     check_modalities(cfg, processor.tokenizers)
     with working("reading what was held out"):
         held_out = {n: open_source(s.validation, f"data.{n}.validation") for n, s in cfg.data.items() if s.validation}
-        noise, repeats = model.config.noise, cfg.nelbo_repeats
-        plan = validation_batches(cfg.data, held_out, processor, samples=1024, repeats=repeats, model=model.config)
+        plan = validation_batches(cfg.data, held_out, processor, 1024, repeats=cfg.nelbo_repeats, model=model.config)
     work = sum(len(batches) for batches in plan.values()) + cfg.samples * (
         ("text" in plan) + 2 * len(cfg.judged) + len(cfg.crossed) + sum(t.complete is not None for t in cfg.judged.values())
     )
     with Bar(total=work, desc="evaluating") as bar:
         nats = nelbo(model, plan, processor.vocabulary, hw, bar.update)
-        results.metrics |= bound_figures(nats, plan, processor, noise)
+        results = Results(bound_figures(nats, plan, processor, model.config.noise))
+        results.metrics |= left_to_right_figures(cfg.data, held_out, processor, model, hw, samples=1024)
         if "text" in plan:
             results.metrics |= written(cfg, held_out, model, processor, hw, bar.update)
         for name, task in cfg.judged.items():

@@ -22,6 +22,7 @@ from components.precision import precise
 from components.samplers.any_noise.start import check_sampler, pure_noise
 from components.samplers.base import PATIENCE, Sampled, Sampler, passes, revises, started
 from components.samplers.constraints import FillAfterEnd
+from components.samplers.orders.in_order import ranked
 from components.samplers.state import MASKS, SamplerState
 from components.types import Movable
 from components.weightings import Noises
@@ -268,7 +269,8 @@ class _Run:
             some = self._tensor([i for i, k in enumerate(kinds) if k == kind])
             own = state.select(some)
             check_sampler(self.samplers[kind], own)
-            noisy = pure_noise(own, allowed[some], self.seed, [key for key, k in zip(keys, kinds, strict=True) if k == kind])
+            index = [key for key, k in zip(keys, kinds, strict=True) if k == kind]
+            noisy = ranked(self.samplers[kind], pure_noise(own, allowed[some], self.seed, index), self.seed, index)
             state = state.merge(some, started(self.samplers[kind], noisy))
         return state
 

@@ -11,6 +11,7 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
     adaptive.py       as many as are sure enough (threshold, factor, entropy-bounded)
     left_to_right.py  the autoregressive mode of a model of blocks, and drafts by diffusion that it judges
+    orders/           in an order that is drawn beforehand, or at rates that the model has learned
     composite.py      in blocks from left to right; another sampler for each modality
     guidance.py       classifier-free guidance as a logits function around another
     constraints.py    rules on what has been drawn: end of text
@@ -32,6 +33,7 @@ from components.samplers.constraints import FillAfterEnd
 from components.samplers.first_hitting import FirstHitting
 from components.samplers.guidance import LinearScale, guided
 from components.samplers.left_to_right import LeftToRight, SelfSpeculation
+from components.samplers.orders.in_order import InOrder
 from components.samplers.remasking import ReMDM
 from components.samplers.state import SamplerState
 
@@ -45,6 +47,7 @@ __all__ = [
     "FillAfterEnd",
     "FirstHitting",
     "Gibbs",
+    "InOrder",
     "LeastSureFirst",
     "LeftToRight",
     "LinearScale",

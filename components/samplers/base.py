@@ -14,6 +14,7 @@ from torch import Tensor
 from components.noise import sample_rng
 from components.precision import precise
 from components.samplers.any_noise.start import check_sampler, pure_noise
+from components.samplers.orders.in_order import ranked
 from components.samplers.state import MASKS, SamplerState
 from components.samplers.state import POSITION as POSITION
 from components.samplers.state import TIME as TIME
@@ -119,7 +120,7 @@ def sample(
     _check(tokens, generate, allowed, mask_id)
     state = SamplerState.start(tokens, generate, mask_id, modality, noise)
     check_sampler(sampler, state)
-    state = started(sampler, pure_noise(state, allowed, seed, index))
+    state = started(sampler, ranked(sampler, pure_noise(state, allowed, seed, index), seed, index))
     chance = Chance(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))

@@ -36,6 +36,7 @@ class SamplerState:
     finished:   rows that need no further step
     mask_id:    the mask token
     noise:      what the model was trained against, by modality; masks unless it is said
+    rank:       of an order that is followed, of each position its turn (see orders/in_order.py)
     draft:      what tokens that still are `masked` were drawn from, by a sampler that judges them in its next step
     children:   states of the parts, in a sampler made of several
     """
@@ -54,6 +55,7 @@ class SamplerState:
     finished: Bool[Tensor, " batch"]
     mask_id: int
     noise: Noises = MASKS
+    rank: Int[Tensor, "batch seq"] | None = None
     draft: Float[Tensor, "batch seq vocab"] | None = None
     children: tuple[SamplerState, ...] = ()
 
@@ -118,13 +120,14 @@ class SamplerState:
         return self._like(part)._map(lambda own, other: own.index_copy(0, rows, other), part._like(self))
 
     def _like(self, other: SamplerState) -> SamplerState:
-        """With a draft and children where another has some: of no probability, and a sampler's that asks for none."""
+        """With ranks, a draft and children where another has some: of no probability, and a sampler's that asks for none."""
+        rank = self.rank if self.rank is not None or other.rank is None else torch.zeros_like(self.tokens)
         draft, bare = self.draft, replace(self, children=())
         if draft is None and other.draft is not None:
             draft = other.draft.new_zeros(*self.tokens.shape, other.draft.shape[-1])
         some = self.children + (bare,) * (len(other.children) - len(self.children))
         alike = [child._like(theirs) for child, theirs in zip(some, other.children, strict=False)]
-        return replace(self, draft=draft, children=(*alike, *some[len(alike) :]))
+        return replace(self, rank=rank, draft=draft, children=(*alike, *some[len(alike) :]))
 
     def _map(self, change: Callable[..., Tensor], *others: SamplerState) -> SamplerState:
         """The state with each of its tensors changed, given the same one of the others."""

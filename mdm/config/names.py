@@ -30,13 +30,17 @@ SCHEDULES = {
     name: f"components.schedules.{name}"
     for name in ("Linear", "LogLinear", "Polynomial", "Cosine", "MDLMCosine", "Geometric", "Truncated")
 }
+ORDERS = {
+    name: f"components.orders.{name}" for name in ("Sequential", "Permuted", "ByBlock", "Strided", "Explicit", "Curriculum")
+}
 SAMPLERS = {
     name: f"components.samplers.{name}"
     for name in (
         "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "Factor", "EntropyBounded", "Editing", "Blocks",
         "PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LeftToRight", "SelfSpeculation", "LinearScale",
+        "InOrder",
     )
-} | SCHEDULES  # fmt: skip
+} | SCHEDULES | ORDERS  # fmt: skip
 """What a `defaults.yaml` may hold."""
 
 NAMES = {
@@ -51,10 +55,7 @@ NAMES = {
             "BernoulliMasker", "FixedCountMasker", "NextToken", "UniformTimes", "LowDiscrepancyTimes", "StratifiedTimes",
         )
     },
-    **{
-        name: f"components.orders.{name}"
-        for name in ("OrderMasker", "Sequential", "Permuted", "ByBlock", "Strided", "Explicit", "Curriculum")
-    },
+    "OrderMasker": "components.orders.OrderMasker",
     "KernelCorruption": "components.corruption.KernelCorruption",
     **{name: f"components.kernels.{name}" for name in ("Mask", "Uniform", "Hybrid", "HybridLogSNR")},
     **{name: f"components.data.sources.{name}" for name in ("Folder", "Jsonl", "hugging_face", "adapted")},

@@ -45,15 +45,15 @@ def block_nelbo(
     masker = BlockMasker(bound_corruption(noise, vocabulary, times, seed) if noise else masks, layout)
     parts = torch.arange(len(rows)).split(batch_size)
     made = (micro_batch(own.select(part), masker, LossSettings(reduction="token"), vocabulary) for part in parts)
-    each = torch.cat([_by_row(model, micro, vocabulary) for micro in made]).reshape(-1, draws)
+    each = torch.cat([nats_by_row(model, micro, vocabulary) for micro in made]).reshape(-1, draws)
     if not bool(each.isfinite().all()):
         row = int((~each.isfinite()).nonzero()[0, 0])
         raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
     return Bound.of(each)
 
 
-def _by_row(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> Float[Tensor, " rows"]:
-    """The bound of each row of a micro-batch, on the CPU."""
+def nats_by_row(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> Float[Tensor, " rows"]:
+    """What each row of a micro-batch of copies (of blocks, or of two streams) adds to its bound, on the CPU, in nats."""
     assert micro.rows is not None
     micro = micro.to(model.embedding.weight.device)
     hidden, unembedding = hidden_of(model, micro), local(model.unembedding.weight)

@@ -31,6 +31,7 @@ from mdm.config import UserError
 from mdm.data.corruption import bound_corruption
 from mdm.data.processor import Processor
 from mdm.evaluation.block_likelihood import autoregressive_nats, block_nelbo
+from mdm.evaluation.order_likelihood import any_order_nelbo, ordered_nats
 from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models.transformer import MaskedDiffusionModel
@@ -189,6 +190,10 @@ class HarnessModel(TemplateLM):
         inside = allowed.gather(-1, tokens[..., None])[..., 0]  # all else is structure
         modality = torch.where(inside, vocabulary.modalities.index("text"), STRUCTURE)
         batch = Batch(tokens, modality, text, scored, zeros, place).to("cpu")
+        if self.net.config.two_streams:
+            if self.likelihood == "left_to_right":
+                return -float(ordered_nats(self.net, batch, vocabulary))
+            return -float(any_order_nelbo(self.net, batch, vocabulary, self.draws, self.rows, self.seed).nats)
         if self.net.config.blocks:
             if self.likelihood == "left_to_right":
                 return -float(autoregressive_nats(self.net, batch, vocabulary))

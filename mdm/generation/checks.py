@@ -9,6 +9,7 @@ from components.samplers import Blocks, Sampler
 from components.samplers.any_noise.start import along
 from components.samplers.guidance import Scale
 from components.weightings import Noise
+from mdm.generation.any_order import check_two_streams
 from mdm.generation.canvas import CACHES
 from mdm.models.transformer import ModelConfig
 
@@ -34,10 +35,12 @@ def check_settings(
         return check_blocks(cache, scale)
     if getattr(sampler, "causal", False):
         raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and this one sees the whole row")
+    if model.two_streams:
+        return check_two_streams(sampler, cache)
     if cache == "exact":
         raise ValueError(
-            "cache 'exact' is for a model of blocks; this one sees the whole row, where every token changes what the others "
-            "offer: set cache=off, or prefix or dual (approximate)"
+            "cache 'exact' is for a model of blocks or of two streams; this one sees the whole row, where every token changes "
+            "what the others offer: set cache=off, or prefix or dual (approximate)"
         )
     cache = "off" if cache == "auto" else cache
     if cache != "off" and model.causal:

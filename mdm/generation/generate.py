@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.block_diffusion.decoding import Finished
-from components.samplers import Blocks, FillAfterEnd, Sampler, SamplerState, guided, sample
+from components.samplers import Blocks, FillAfterEnd, InOrder, Sampler, SamplerState, guided, sample
 from components.samplers.any_noise.start import pure_noise
 from components.samplers.base import Sampled
 from components.samplers.guidance import Scale
@@ -27,6 +27,7 @@ from components.vocabulary import Vocabulary
 from components.weightings import Noises
 from mdm.config.errors import said
 from mdm.data.processor import Processor
+from mdm.generation.any_order import TwoStreamLogits
 from mdm.generation.blockwise import block_samplers, sample_in_blocks
 from mdm.generation.canvas import CachedSlotLogits, Canvas, OnCanvas, SlotLogits, local_ids
 from mdm.generation.checks import check_noise, check_settings
@@ -111,8 +112,8 @@ def generate(
               generated may be an `Edit` (see mdm/generation/editing.py): then a part of it is given
     sampler, guidance_scale: None takes the defaults of the modality (mdm/generation/defaults.yaml)
     length:   tokens of the generated canvas, see `Processor.stretched`; None takes the processor's
-    cache:    keys and values kept between passes. Of a model of blocks: exact (what auto is) or off. Of others: off (auto), or
-              prefix or dual, which approximate while a block is decoded: the sampler has to be `Blocks`
+    cache:    keys and values kept between passes. Of blocks and two streams: exact (auto) or off. Of others: off (auto),
+              or prefix or dual, which approximate while a block is decoded: the sampler has to be `Blocks`
     refresh_every: steps after which a kept cache is computed anew; None is once a block
     stop_at_end: fill what lies behind an end token at once
     forbid:   global ids that may not be generated
@@ -199,11 +200,15 @@ def sample_on_canvas(
     slots = Canvas.of(batch.tokens, fill, ids).to(device)
     unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
     logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
-    if cache != "off":
+    masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
+    if model.config.two_streams:
+        fixed = sampler.ranks(slots.slots, own, seed, index) if isinstance(sampler, InOrder) else None
+        turn = None if fixed is None else fixed.repeat(1 if unguided else 2, 1)
+        logits_fn = TwoStreamLogits.around(logits_fn, vocabulary.mask_id, cache == "exact", turn)
+    elif cache != "off":
         assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
         logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)
     logits_fn = guided(logits_fn, prompt.to(device), vocabulary.mask_id, guidance_scale, fill.to(device))
-    masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
     may_stand = slots.take(allowed[..., ids].to(device))
 
     def seen(state: SamplerState) -> None:
