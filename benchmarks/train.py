@@ -1,5 +1,5 @@
-"""A training step's variants: logits at masked positions only against logits everywhere, other noise than masks, bf16,
-torch.compile, float8.
+"""A training step's variants: logits at masked positions only against logits everywhere, other noise than masks, two streams,
+bf16, torch.compile, float8.
 
 Random tokens, Bernoulli masks of mean rate 0.5 (drawn once), forward and backward; no optimizer, no data. On a GPU the model
 FLOPs are counted (weights multiplied, masked rows alone, attention, no recomputation) against the card's peak: MFU.
@@ -17,6 +17,7 @@ from components.corruption import Corruption, KernelCorruption
 from components.kernels import Hybrid, Kernel, Uniform
 from components.losses import coefficients, loss_from_logits
 from components.maskers import BernoulliMasker, LowDiscrepancyTimes
+from components.orders import Order, OrderMasker, Permuted
 from components.sequences import collate, task_sequence
 from components.vocabulary import Vocabulary
 from mdm.data.pipeline import MicroBatch, micro_batch
@@ -26,6 +27,7 @@ from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16, multi
 from mdm.models import builders
 from mdm.models.memory import FLOAT8, to_float8
 from mdm.models.transformer import MaskedDiffusionModel
+from mdm.models.two_stream import in_two_streams
 from mdm.training.planner import peak_tflops
 
 from .measure import Result, interleaved, peak_memory, rows
@@ -65,6 +67,10 @@ def run(preset: str) -> Result:
     for noise, kernel in KERNELS.items():  # every position is predicted
         other, _ = random_batch(vocabulary, p["rows"], p["length"], device, kernel)
         variants[best.replace("masked only", noise)] = masked_only(fastest, other, vocabulary, hw)
+    asked, _ = random_batch(vocabulary, p["rows"], p["length"], device, order=Permuted())  # every token twice
+    ordered = compiled(model, device, setting="auto")
+    ordered.change(in_two_streams(model.config))
+    variants[best.replace("masked only", "two streams")] = masked_only(ordered, asked, vocabulary, hw)
     for recipe in FLOAT8:
         if multiplies_float8(device):
             own = compiled(model, device, recipe)
@@ -83,7 +89,10 @@ def run(preset: str) -> Result:
     figures = {
         "masked_only_speedup": timings[f"all logits, {first}"].median / timings[f"masked only, {first}"].median,
         "mask_rate": float(micro.noisy.mask.double().mean()),
-    } | {f"{n}_over_masked": timings[best.replace("masked only", n)].median / timings[best].median for n in KERNELS}
+    } | {
+        f"{n}_over_masked": timings[best.replace("masked only", n)].median / timings[best].median
+        for n in [*KERNELS, "two streams"]
+    }
     return Result("train", preset, "tokens/s", p, found, figures, unmeasured)
 
 
@@ -95,11 +104,17 @@ def precisions(device: torch.device) -> list[str]:
 
 
 def random_batch(
-    vocabulary: Vocabulary, count: int, length: int, device: torch.device, kernel: Kernel | None = None, seed: int = 0
+    vocabulary: Vocabulary,
+    count: int,
+    length: int,
+    device: torch.device,
+    kernel: Kernel | None = None,
+    seed: int = 0,
+    order: Order | None = None,
 ) -> tuple[MicroBatch, torch.Tensor]:
     """Rows of random text, masked, and what each position counts in the loss. Their rates fill [0, 1] evenly: a mean of 0.5.
 
-    kernel: of the noise; None: masks
+    kernel: of the noise; None: masks.  order: of two streams, in place of noise
     """
     ids = torch.randint(0, vocabulary.ranges[0].size, (count, length - 3), generator=torch.Generator().manual_seed(0))
     batch = collate(
@@ -108,6 +123,8 @@ def random_batch(
     masker: Corruption = BernoulliMasker(vocabulary.mask_id, times=LowDiscrepancyTimes(group=count), seed=seed)
     if kernel is not None:
         masker = KernelCorruption(vocabulary, kernel, times=LowDiscrepancyTimes(group=count), seed=seed)
+    if order is not None:
+        masker = OrderMasker(vocabulary.mask_id, order, seed)
     micro = micro_batch(batch, masker, LossSettings(), vocabulary)
     return micro.to(device), coefficients(micro.noisy)[0].to(device)
 

@@ -203,8 +203,8 @@ def canvases(where: Int[np.ndarray, " generated"], modality: Int[np.ndarray, " s
     return np.unique(run[where], return_counts=True)[1].tolist()
 
 
-def one_after_another(ranks: Sequence[Int[np.ndarray, " positions"]]) -> Int[np.ndarray, " all"]:
-    """The ranks of parts as those of the whole: all of a part come before the next one."""
+def one_after_another(ranks: Sequence[np.ndarray]) -> Int[np.ndarray, " all"]:
+    """The ranks of parts, each `[positions]`, as those of the whole: all of a part come before the next one."""
     before, found = 0, [np.zeros(0, dtype=np.int64)]
     for own in ranks:
         found.append(own + before)
@@ -212,7 +212,7 @@ def one_after_another(ranks: Sequence[Int[np.ndarray, " positions"]]) -> Int[np.
     return np.concatenate(found)
 
 
-def checked(ranks: Int[np.ndarray, " positions"], length: int, order: object) -> Int[np.ndarray, " positions"]:
+def checked(ranks: object, length: int, order: object) -> Int[np.ndarray, " positions"]:
     """The ranks that an order, which may be a user's own, has given. Raises ValueError where they are none."""
     ranks = np.asarray(ranks)
     if ranks.shape != (length,) or not np.issubdtype(ranks.dtype, np.integer) or (length and ranks.min() < 0):

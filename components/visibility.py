@@ -89,8 +89,12 @@ def _noisy(q: Any, k: Any) -> Any:
     return (q.stream == NOISY) & (beside | (k.stream == FINISHED) & (k.block < q.block))
 
 
-def attention_mask(rule: Rule, places: Places, keys: Places | None = None) -> Bool[Tensor, "batch queries keys"] | Any:
-    """The mask of a rule: True where a query may attend to a key. keys: None are the queries themselves.
+def attention_mask(
+    rule: Rule, places: Places, keys: Places | None = None, last: int | None = None
+) -> Bool[Tensor, "batch queries keys"] | Any:
+    """The mask of a rule: True where a query may attend to a key.
+
+    keys: None are the queries themselves, or the `last` of them (components/blocks.py attends to as many as the mask has)
 
     On CUDA, where queries are the keys, a FlexAttention BlockMask, which skips blocks that nobody sees; a boolean tensor else.
     """
@@ -98,10 +102,12 @@ def attention_mask(rule: Rule, places: Places, keys: Places | None = None) -> Bo
         from torch.nn.attention.flex_attention import create_block_mask
 
         batch, seq = places.document.shape
+        skipped = 0 if last is None else seq - last
 
         def may_attend(b: Int[Tensor, ""], h: Int[Tensor, ""], q: Int[Tensor, ""], k: Int[Tensor, ""]) -> Bool[Tensor, ""]:
-            return rule(places.map(lambda own: own[b, q]), places.map(lambda own: own[b, k]))
+            return rule(places.map(lambda own: own[b, q]), places.map(lambda own: own[b, k + skipped]))
 
-        return create_block_mask(may_attend, batch, None, seq, seq, device=places.document.device)
-    keys = places if keys is None else keys
+        return create_block_mask(may_attend, batch, None, seq, seq - skipped, device=places.document.device)
+    if keys is None:
+        keys = places if last is None else places.map(lambda own: own[:, -last:])
     return rule(places.map(lambda own: own[..., :, None]), keys.map(lambda own: own[..., None, :]))

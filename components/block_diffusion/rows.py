@@ -23,14 +23,14 @@ ROUND = 16  # widths repeat, so that few graphs are compiled
 class DoubledRows(Movable):
     """What the model is given in place of a noisy batch of blocks.
 
-    apart:  two streams: what is predicted sees nothing that is predicted beside it
+    content: of two streams, the last so many columns are the finished ones: nothing else is attended to
     column: in a row, of each position's noisy copy and then of each one's finished copy; -1 where it is left out
     """
 
     tokens: Int[Tensor, "batch width"]
     places: Places
     column: Int[Tensor, "batch both"]
-    apart: bool = False
+    content: int | None = None
 
     @property
     def position(self) -> Int[Tensor, "batch width"]:
@@ -50,7 +50,7 @@ class DoubledRows(Movable):
         place, noisy = own * shape[1] + block[here], self.places.stream[here] == NOISY  # pyright: ignore[reportOptionalSubscript]
         of = [torch.bincount(place[some], minlength=shape[0] * shape[1]).view(shape) for some in (noisy, ~noisy)]
         until = of[1].cumsum(dim=1)
-        beside = 0 if self.apart else of[0]
+        beside = of[0] if self.content is None else 0
         return int((of[0] * (beside + until - of[1]) + of[1] * until).sum())
 
     def index(self, flat: Int[Tensor, " n"], stream: int) -> Int[Tensor, " n"]:
@@ -70,12 +70,14 @@ def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
     present = batch.document != PAD_DOCUMENT
     ids, document = batch.document.unique(return_inverse=True)
     last = torch.full((len(ids),), -1).scatter_reduce(0, document[batch.maskable], block[batch.maskable], "amax")[document]
-    wanted = torch.cat([present & _generated(block, batch.maskable, document), present & (block < last + next_token)], dim=1)
-    width = -(-int(wanted.sum(dim=1).max()) // ROUND) * ROUND
-    order = (~wanted).long().argsort(dim=1, stable=True)[:, :width]
-    order = torch.nn.functional.pad(order, (0, max(width - order.shape[1], 0)))
-    here = torch.arange(width) < wanted.sum(dim=1, keepdim=True)
-    column = torch.where(wanted, wanted.long().cumsum(dim=1) - 1, -1)
+    wanted = [present & _generated(block, batch.maskable, document), present & (block < last + next_token)]
+    if noisy.apart:  # each at columns of their own
+        (order, here, column), (behind, there, other) = (_packed(flags) for flags in wanted)
+        other = torch.where(wanted[1], other + order.shape[1], -1)
+        order, here = torch.cat([order, behind + block.shape[1]], dim=1), torch.cat([here, there], dim=1)
+        column, content = torch.cat([column, other], dim=1), behind.shape[1]
+    else:
+        (order, here, column), content = _packed(torch.cat(wanted, dim=1)), None
 
     def both(first: Tensor, second: Tensor) -> Tensor:
         return torch.cat([first, second], dim=1).gather(1, order)
@@ -85,7 +87,16 @@ def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
     places = Places(
         torch.where(here, at.document, PAD_DOCUMENT), *(_zeroed(v, here) for v in (at.position, at.block, at.stream))
     )
-    return DoubledRows(both(noisy.noisy, batch.tokens), places, column, noisy.apart)
+    return DoubledRows(both(noisy.noisy, batch.tokens), places, column, content)
+
+
+def _packed(wanted: Bool[Tensor, "batch all"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of all are at each column, where there is one, and the column of each."""
+    width = -(-int(wanted.sum(dim=1).max()) // ROUND) * ROUND
+    order = (~wanted).long().argsort(dim=1, stable=True)[:, :width]
+    order = torch.nn.functional.pad(order, (0, max(width - order.shape[1], 0)))
+    here = torch.arange(width) < wanted.sum(dim=1, keepdim=True)
+    return order, here, torch.where(wanted, wanted.long().cumsum(dim=1) - 1, -1)
 
 
 def _zeroed(values: Tensor | None, here: Bool[Tensor, "batch width"]) -> Tensor:

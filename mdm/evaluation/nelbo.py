@@ -42,7 +42,7 @@ def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Voc
 def hidden_of(model: MaskedDiffusionModel, micro: MicroBatch) -> Float[Tensor, "batch width hidden"]:
     """Hidden states of what a micro-batch shows the model: its noisy tokens; of blocks, the doubled rows."""
     if micro.rows is not None:
-        return model.hidden(micro.rows.tokens, model.sees(micro.rows.places), micro.rows.position)
+        return model.hidden(micro.rows.tokens, model.sees(micro.rows.places, last=micro.rows.content), micro.rows.position)
     clean = micro.noisy.clean
     mask = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))
     return model.hidden(micro.noisy.noisy, mask, clean.position)

@@ -183,9 +183,9 @@ class MaskedDiffusionModel(nn.Module):
         before = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         return before if position is None else torch.where((position == 0)[..., None], h, before)
 
-    def sees(self, places: Places, keys: Places | None = None) -> Any:
+    def sees(self, places: Places, keys: Places | None = None, last: int | None = None) -> Any:
         """The attention mask of this model. Of blocks or ranks, with streams: what training and decoding need; without: each
-        position sees its own block and those before. keys: where they are not the queries themselves"""
+        position sees its own block and those before. keys, last: where they are not the queries themselves"""
         c = self.config
         if c.two_streams and places.stream is not None:
             rule = two_streams
@@ -193,7 +193,7 @@ class MaskedDiffusionModel(nn.Module):
             rule = block_causal if places.stream is None else doubled_causal if c.causal else doubled
         else:
             rule = causal if c.causal and not c.blocks else same_document
-        return attention_mask(rule, places, keys)
+        return attention_mask(rule, places, keys, last)
 
     def forward(
         self,

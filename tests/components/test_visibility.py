@@ -17,9 +17,10 @@ from components.visibility import (
     doubled,
     doubled_causal,
     same_document,
+    two_streams,
 )
 
-RULES = {r.__name__: r for r in (same_document, causal, block_causal, doubled, doubled_causal)}
+RULES = {r.__name__: r for r in (same_document, causal, block_causal, doubled, doubled_causal, two_streams)}
 
 
 def places():
@@ -41,6 +42,8 @@ def spelt(name, q, k):
         return k[1] <= q[1]
     if name == "block_causal":
         return k[2] <= q[2]
+    if name == "two_streams":
+        return k[3] == FINISHED and (k[2] < q[2] or (q[3] == FINISHED and k[2] == q[2]))
     if q[3] == NOISY:
         return k[2] == q[2] if k[3] == NOISY else k[2] < q[2]
     if k[3] == NOISY:
@@ -64,7 +67,15 @@ def test_a_rule_is_transitive_and_everybody_sees_somebody(name):
     mask = attention_mask(RULES[name], places())[0]
     reached = (mask.float() @ mask.float()) > 0
     assert not bool((reached & ~mask).any())
-    assert bool(mask.diagonal().all())
+    assert bool(mask.diagonal().all()) or name == "two_streams"
+
+
+def test_a_query_of_two_streams_sees_no_query_not_even_itself():
+    mask = attention_mask(two_streams, places())[0]
+    assert not bool(mask[:, :12].any())
+    assert bool(mask.diagonal()[12:].all())
+    content = attention_mask(two_streams, places(), last=12)[0]  # what a pass attends to
+    assert torch.equal(content, mask[:, 12:])
 
 
 def test_a_rule_that_is_not_transitive_would_be_found():

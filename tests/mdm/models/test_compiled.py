@@ -23,7 +23,7 @@ def test_compiled_code_in_a_process_without_shape_checks():
     command = [sys.executable, "-m", "pytest", "--noconftest", "-n", "0", __file__]  # the conftest turns the checks on
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "4 passed" in done.stdout
+    assert "5 passed" in done.stdout
 
 
 @ALONE
@@ -80,3 +80,12 @@ def test_activations_are_near_what_compiled_blocks_keep(mode):
     found = sum(kept.values()) / (2 * 640)
     one_block = (kept_bytes(model.config, None) - 8 * 128) / 4  # while its backward pass runs: not yet here
     assert found == pytest.approx(kept_bytes(model.config, mode) - (one_block if mode else 0), rel=0.15)
+
+
+@ALONE
+def test_nothing_leaks_through_compiled_blocks_of_two_streams():
+    from tests.mdm.models.test_two_stream import assert_no_leak, logits_of, model_of
+
+    model = model_of().float()
+    compile_blocks(model, "true", Hardware(torch.device("cpu"), 0, 1, False))
+    assert_no_leak(model, logits_of)
