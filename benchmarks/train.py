@@ -26,8 +26,8 @@ from mdm.evaluation.nelbo import forward_loss
 from mdm.hardware import Hardware, can_compile, compile_blocks, fast_bf16, multiplies_float8
 from mdm.models import builders
 from mdm.models.memory import FLOAT8, to_float8
+from mdm.models.shape import in_two_streams
 from mdm.models.transformer import MaskedDiffusionModel
-from mdm.models.two_stream import in_two_streams
 from mdm.training.planner import peak_tflops
 
 from .measure import Result, interleaved, peak_memory, rows

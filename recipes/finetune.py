@@ -34,7 +34,8 @@ from mdm.data.settings import tasks_of
 from mdm.hardware import Hardware, hardware, number_of_processes
 from mdm.models.adapters import LoraSettings, adapter_state, add_lora, merged, num_bytes
 from mdm.models.folder import QUANTIZED, export, load_config, load_model, load_processor, model_folder
-from mdm.models.transformer import MaskedDiffusionModel, ModelConfig, in_blocks
+from mdm.models.shape import gone_on
+from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
 from mdm.recipe import load_recipe, run_recipe
 from mdm.training.run import check_run
 
@@ -56,6 +57,7 @@ class Settings(pretrain.Settings):
     max_length: int | None = None
     blocks: dict[str, int] | None = None
     causal: bool | None = None
+    orders: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     tokenizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     canvas: dict[str, int | None] = field(default_factory=dict)
@@ -79,6 +81,8 @@ def validate(cfg: Settings) -> None:
         )
     if cfg.causal is not None and cfg.blocks is None:
         raise UserError(f"causal={cfg.causal} is of finished blocks: set blocks, e.g. blocks={{text: 32}}")
+    if cfg.orders is not None and (cfg.orders != "two_streams" or cfg.blocks is not None):
+        raise UserError(f"orders={cfg.orders}: a checkpoint goes on with two_streams alone, and not in blocks (blocks=null)")
     cfg.lora.validate()
     at_least_one(cfg, "max_length", "samples", "nelbo_repeats")
     folder = model_folder(cfg.checkpoint)
@@ -89,15 +93,15 @@ def validate(cfg: Settings) -> None:
 
 
 def what_is_trained(cfg: Settings) -> tuple[ModelConfig, list[str]]:
-    """The checkpoint's shape, in blocks where it goes on in them, and the modalities it will have. Raises UserError."""
+    """The checkpoint's shape, in blocks or two streams where it goes on so, and its modalities then. Raises UserError."""
     shape, vocabulary = load_config(cfg.checkpoint), load_processor(cfg.checkpoint).vocabulary
     modalities = [*vocabulary.modalities, *(m for m in cfg.tokenizers if m not in vocabulary.modalities)]
     if cfg.blocks is None:
-        return shape, modalities
+        return gone_on(shape, vocabulary, None, None, cfg.orders), modalities
     if not cfg.blocks or set(cfg.blocks) - set(modalities):
         raise UserError(f"blocks: {cfg.blocks} must name some of {', '.join(modalities)}, e.g. blocks={{{modalities[0]}: 32}}")
     try:
-        shape = in_blocks(shape, cfg.blocks, cfg.causal, vocabulary)
+        shape = gone_on(shape, vocabulary, cfg.blocks, cfg.causal, None)
     except ValueError as error:
         raise UserError(str(error)) from error
     if set(cfg.blocks) <= set(vocabulary.modalities):
@@ -189,8 +193,8 @@ class Finetune(pretrain.Pretrain):
             model.float()
         generator = torch.Generator().manual_seed(cfg.seed)
         model.grow(self.vocabulary.size, cfg.max_length, generator)
-        if cfg.blocks is not None:
-            model.change(in_blocks(model.config, cfg.blocks, cfg.causal, self.vocabulary))
+        if cfg.blocks is not None or cfg.orders is not None:
+            model.change(gone_on(model.config, self.vocabulary, cfg.blocks, cfg.causal, cfg.orders))
         if cfg.method != "full":
             dtype = torch.bfloat16 if quantize and self.hw.bf16 and self.kept == torch.bfloat16 else torch.float32
             add_lora(model, cfg.lora, quantize, dtype, generator)

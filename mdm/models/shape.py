@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.moe import SigmoidRouting
+from components.vocabulary import Vocabulary
 from components.weightings import Noise
 
 ROUTERS = ("softmax", "sigmoid")
@@ -195,3 +196,38 @@ class ModelConfig:
     def ffn_of(self, layer: int) -> int:
         """The inner width of a layer's feed-forward, or of each of its experts."""
         return self.hidden_ffn if layer >= self.first_dense_layers else self.dense_ffn_width or self.hidden_ffn
+
+
+def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None, vocabulary: Vocabulary) -> ModelConfig:
+    """The config of a model that goes on in blocks, from a masked or an autoregressive one: each position predicts itself.
+
+    Rows that are text and nothing else are one canvas from their start on: what LLaDA2 and SDAR count their blocks from.
+
+    causal: of finished positions; None leaves it as it was
+
+    Raises ValueError for sizes that there cannot be.
+    """
+    own = config.causal if causal is None else causal
+    alone = not vocabulary.structured and set(blocks) == set(vocabulary.modalities)
+    try:
+        return replace(config, blocks=dict(blocks), blocks_from_start=alone, causal=own, predicts_next=False)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("model.")) from error
+
+
+def in_two_streams(config: ModelConfig) -> ModelConfig:
+    """The config of a model that goes on in two streams, from a masked or an autoregressive one."""
+    own: dict[str, Any] = {"blocks": {}, "blocks_from_start": False, "causal": False, "predicts_next": False, "noise": {}}
+    return replace(config, orders="two_streams", **own)
+
+
+def gone_on(
+    config: ModelConfig, vocabulary: Vocabulary, blocks: Mapping[str, int] | None, causal: bool | None, orders: str | None
+) -> ModelConfig:
+    """The config of a checkpoint's model as a finetuning goes on with it: in blocks, in two streams, or as it was.
+
+    Raises ValueError for sizes that there cannot be.
+    """
+    if orders is not None:
+        return in_two_streams(config)
+    return config if blocks is None else in_blocks(config, blocks, causal, vocabulary)

@@ -10,7 +10,6 @@ The blocks grow what open models need (see mdm/models/open_models.py): biases, o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,7 +30,6 @@ from components.visibility import (
     same_document,
     two_streams,
 )
-from components.vocabulary import Vocabulary
 from mdm.hardware import Recorder
 from mdm.models.shape import ModelConfig as ModelConfig
 
@@ -45,23 +43,6 @@ RULES = {
     r"\.attn\..*bias$": "vector",
 }
 """The role of each of the model's tensors (see `components.parameterization`)."""
-
-
-def in_blocks(config: ModelConfig, blocks: Mapping[str, int], causal: bool | None, vocabulary: Vocabulary) -> ModelConfig:
-    """The config of a model that goes on in blocks, from a masked or an autoregressive one: each position predicts itself.
-
-    Rows that are text and nothing else are one canvas from their start on: what LLaDA2 and SDAR count their blocks from.
-
-    causal: of finished positions; None leaves it as it was
-
-    Raises ValueError for sizes that there cannot be.
-    """
-    own = config.causal if causal is None else causal
-    alone = not vocabulary.structured and set(blocks) == set(vocabulary.modalities)
-    try:
-        return replace(config, blocks=dict(blocks), blocks_from_start=alone, causal=own, predicts_next=False)
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("model.")) from error
 
 
 class MaskedDiffusionModel(nn.Module):

@@ -6,12 +6,10 @@
 
 All weights are shared: a row is [queries ; content], and the rule `two_streams` of components/visibility.py says who sees whom.
 So one pass gives every term of -log p(x) in any order, and what is content never sees what comes later: its keys and values
-are exact for good. Any masked or autoregressive checkpoint can go on so (`in_two_streams`), and every layer stays as it was.
+are exact for good. Any masked or autoregressive checkpoint can go on so (`orders: two_streams` of a finetuning).
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,16 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from components.visibility import FINISHED, NOISY, Places
-from mdm.models.shape import ModelConfig
 from mdm.models.transformer import MaskedDiffusionModel
 
 UNKNOWN = 2**40
 """The rank of a position whose token is not known."""
-
-
-def in_two_streams(config: ModelConfig) -> ModelConfig:
-    """The config of a model that goes on in two streams, from a masked or an autoregressive one."""
-    return replace(config, orders="two_streams", blocks={}, blocks_from_start=False, causal=False, predicts_next=False)
 
 
 def hidden_at(

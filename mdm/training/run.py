@@ -39,6 +39,7 @@ FIXED = (
     "lora",
     "blocks",
     "causal",
+    "orders",
     "model",
     "tokenizers",
     "canvas",

@@ -30,7 +30,8 @@ from mdm.data.processor import Processor
 from mdm.data.settings import tasks_of
 from mdm.data.validation import validation_batches
 from mdm.models.folder import load_config, load_processor
-from mdm.models.transformer import ModelConfig, in_blocks
+from mdm.models.shape import gone_on
+from mdm.models.transformer import ModelConfig
 from mdm.training.output import check_output_dir
 from mdm.training.reach import Trial, said, told_at_once, unreachable
 from mdm.training.run import check_shared
@@ -262,8 +263,7 @@ def shape_of(cfg: Any, vocabulary: Vocabulary) -> ModelConfig:
         with torch.device("meta"):
             return instantiate(cfg.model, "model", vocab_size=1, residual_multiplier=1.0).config
     shape = load_config(cfg.checkpoint)
-    blocks = getattr(cfg, "blocks", None)
-    shape = shape if blocks is None else in_blocks(shape, blocks, cfg.causal, vocabulary)
+    shape = gone_on(shape, vocabulary, *(getattr(cfg, key, None) for key in ("blocks", "causal", "orders")))
     return shape if cfg.max_length is None else replace(shape, max_length=cfg.max_length)
 
 

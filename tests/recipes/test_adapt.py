@@ -26,7 +26,7 @@ from mdm.hardware import Hardware
 from mdm.models.folder import export, load_config, load_model
 from mdm.models.open_formats import FORMATS
 from mdm.models.open_models import load_open, save_open
-from mdm.models.transformer import in_blocks
+from mdm.models.shape import in_blocks
 from mdm.training.checkpoint import complete
 from mdm.training.history import read_history
 from tests.mdm.models.test_open_models import DREAM, LLADA, LLAMA3, QWEN3, write

@@ -22,7 +22,8 @@ from mdm.evaluation.nelbo import forward_loss
 from mdm.evaluation.order_likelihood import any_order_nelbo, ordered_nats
 from mdm.hardware import hardware
 from mdm.models import builders
-from mdm.models.two_stream import UNKNOWN, hidden_at, in_two_streams
+from mdm.models.shape import in_two_streams
+from mdm.models.two_stream import UNKNOWN, hidden_at
 
 VOCABULARY = Vocabulary.build({"text": (5,), "image": (4,)}, may_end=("text",), tasks=["text"])
 SMALL = Vocabulary.build({"text": (3,)}, may_end=())
