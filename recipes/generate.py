@@ -237,7 +237,12 @@ def choose(cfg: Settings, processor: Processor) -> tuple[Sampler, Scale]:
     defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities, noise)
     sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
-    if cfg.cache in ("prefix", "dual") and not isinstance(sampler, Blocks) and cfg.sampler is None and not model.blocks:
+    if (
+        cfg.cache in ("prefix", "dual")
+        and not isinstance(sampler, Blocks)
+        and cfg.sampler is None
+        and not (model.blocks or model.two_streams)
+    ):
         raise UserError(
             f"cache={cfg.cache}: the default sampler of {cfg.task} does not decode in blocks; set sampler=... to Blocks"
         )

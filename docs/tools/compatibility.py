@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import mdm  # noqa: F401  (before torchao)
 from components import samplers as s
+from components.orders import Permuted
 from components.tokenizers.audio import Codec2Tokenizer
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import JsonTokenizer, TextTokenizer
@@ -75,6 +76,7 @@ def chosen() -> dict[str, Any]:
         "LeastSureFirst": s.LeastSureFirst(num_steps=4),
         "SelfCorrect": s.SelfCorrect(one, passes=4),
         "PerModality": s.PerModality([one, s.FirstHitting(), one]),
+        "InOrder": s.InOrder(order=Permuted(group=2)),
         "LeftToRight": s.LeftToRight(),
         "SelfSpeculation": s.SelfSpeculation(),
     }
