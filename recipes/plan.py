@@ -75,8 +75,8 @@ def main(cfg: Settings) -> None:
     rows_of = [(task, s.pack, share) for s, task, share in tasks(cfg)]
     lengths = {m: n for m, n in cfg.canvas.items() if n is not None}
     given = (rows_of, lengths, list(cfg.tokenizers), bool(cfg.loss.next_token))
-    doubling = Doubling.of(shape, *given) if shape.blocks else None
-    twice = f" ({doubling.widest} with finished copies of blocks)" if doubling else ""
+    doubling = Doubling.of(shape, *given) if shape.blocks or shape.two_streams else None
+    twice = f" ({doubling.widest} with a copy of what is finished)" if doubling else ""
     physical, fitting = cfg.batch.at(0), list[tuple[float, int, str | None, Plan]]()
     print(
         f"{first.parameters / 1e9:.3f} B parameters, vocabulary of {size:,}{said}, rows of {length} positions{twice}; "

@@ -185,8 +185,15 @@ class MaskedDiffusionModel(nn.Module):
     ) -> Float[Tensor, "batch seq vocab"]:
         """Logits over the whole vocabulary at every position (not restricted to what may stand there).
 
+        Raises ValueError for a model of two streams: what it predicts is asked for (mdm.models.two_stream.hidden_at).
+
         document: of each position, where rows hold several or padding;  block: of a model of blocks; None: the row is one block
         """
+        if self.config.two_streams:
+            raise ValueError(
+                "a model of two streams says what stands at a position that is asked for: mdm.models.two_stream.hidden_at, or "
+                "mdm.evaluation.order_likelihood"
+            )
         if document is None and block is None:
             return self.unembedding(self.hidden(tokens, None, position))
         index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -22,6 +22,7 @@ import torch
 
 from components.block_diffusion.layout import Layout
 from components.block_diffusion.rows import doubled_rows
+from components.orders import OrderMasker
 from components.sequences import collate, overhead, task_sequence
 from components.tasks import find_task
 from components.types import PAD_DOCUMENT, NoisyBatch
@@ -92,7 +93,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Doubling:
-    """What the rows of a training take: those of blocks hold a noisy and a finished copy of what needs both.
+    """What the rows of a training take: those of blocks and of two streams hold two copies of what needs both.
 
     widest: positions of the widest row;  copies: positions for each of the data's, on average;  pairs: of a position of the
     data, how many its copies attend to, on average
@@ -118,9 +119,13 @@ class Doubling:
             lengths = dict(canvas) if pack is None else {"text": pack - overhead(vocabulary, task)}
             parts = {m: torch.zeros(lengths[m], dtype=torch.long) for m in find_task(task).modalities}
             batch = collate([[task_sequence(vocabulary, task, parts, {})]], [[0]], vocabulary.pad_id)
-            block = Layout(config.blocks, vocabulary.modalities, config.blocks_from_start)(batch)
-            weight = batch.maskable.float()
-            doubled = doubled_rows(NoisyBatch(batch, batch.tokens, batch.maskable, weight, weight, block=block), next_token)
+            if config.two_streams:
+                noisy = OrderMasker(vocabulary.mask_id)(batch)
+            else:
+                block = Layout(config.blocks, vocabulary.modalities, config.blocks_from_start)(batch)
+                weight = batch.maskable.float()
+                noisy = NoisyBatch(batch, batch.tokens, batch.maskable, weight, weight, block=block)
+            doubled = doubled_rows(noisy, next_token)
             widest = max(widest, doubled.tokens.shape[1])
             data += share * batch.num_tokens
             taken += share * int((doubled.places.document != PAD_DOCUMENT).sum())
@@ -146,14 +151,15 @@ def plan(
 ) -> Plan:
     """The plan of a training run in bf16 with float32 weights, sharded over `count` cards (FSDP2).
 
-    masked:       mean share of the positions that are predicted
+    masked:       mean share of the positions that are predicted; of two streams it is all
     replicate:    groups of cards that hold all weights each (hybrid sharding)
     tensor:       cards that share each row's products
     gather:       bytes of a gathered weight
     accumulation: micro-batches of a step; more than one keep whole gradients until the last
-    doubling:     of a model of blocks: what the finished copies of its rows take
+    doubling:     of blocks and of two streams: what the second copies of its rows take
     """
     taken = doubling or Doubling(length, 1.0, length)
+    masked = 1.0 if config.two_streams else masked
     parameters, blocks, flops = counted(config, taken.copies, taken.pairs, masked)
     gib = 2**30
     rows, split = micro * length, count // replicate

@@ -190,6 +190,8 @@ def test_what_cannot_be_said_in_one_pass_is_refused():
         broken.norm.scale.fill_(float("nan"))
     with pytest.raises(ValueError, match="row 0 is not finite"):
         ordered_nats(broken, batch, SMALL)
+    with pytest.raises(ValueError, match="says what stands at a position that is asked for"):
+        model_of(SMALL.size)(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="what a position sees is its order's to say"):
         builders.model(9, 8, 16, 1, 2, orders="two_streams", blocks={"text": 2})
     with pytest.raises(ValueError, match=r"model\.orders must be one of two_streams, learned, learned_by_token, got 'three'"):

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from components.block_diffusion.layout import Layout
 from components.block_diffusion.masker import BlockMasker
 from components.maskers import FixedCountMasker
+from components.orders import OrderMasker
 from components.sequences import collate, task_sequence
 from components.vocabulary import Vocabulary
 from mdm.config import UserError
@@ -123,6 +124,21 @@ def test_rows_of_blocks_are_planned_with_their_finished_copies():
     assert own.activations == pytest.approx(plain.activations * 112 / 64)
     assert own.tokens_per_second < plain.tokens_per_second / 1.5
     assert own.weights == plain.weights
+
+
+def test_rows_of_two_streams_are_planned_with_their_queries():
+    """As they are trained: every position of a text but the structure and the last rank twice, and all of them predicted."""
+    model = builders.nano(90, 128, 64, 2, 2, orders="two_streams")
+    text = Vocabulary.build({"text": (80,)}, ("text",), tasks=["text"])
+    batch = collate([[task_sequence(text, "text", {"text": torch.zeros(61, dtype=torch.long)}, {})]], [[0]], text.pad_id)
+    micro = micro_batch(batch, OrderMasker(text.mask_id), LossSettings(), text)
+    planned = Doubling.of(model.config, [("text", 64, 1.0)], {}, ["text"], False)
+    tokens, pairs, _ = work(micro, text)
+    assert (tokens, pairs, micro.rows.tokens.shape[1]) == (64 * planned.copies, 64 * planned.pairs, planned.widest)
+    assert tokens == 61 + 63  # queries; structure and all tokens but the last of the order
+    masked = builders.nano(90, 128, 64, 2, 2).config
+    one, two = (plan(c, 4, 64, CARDS["h100"], doubling=d) for c, d in ((masked, None), (model.config, planned)))
+    assert two.logits == 2 * one.logits
 
 
 def test_a_real_row_of_blocks_takes_the_positions_and_the_flops_that_are_planned():
