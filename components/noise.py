@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-STREAMS = ("time", "mask", "group", "task", "order", "mix", "sample", "window", "level", "replacement", "start")
+STREAMS = ("time", "mask", "group", "task", "order", "mix", "sample", "window", "level", "replacement", "start", "second")
 
 
 def seed_of(seed: int, name: str) -> int:

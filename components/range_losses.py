@@ -86,6 +86,41 @@ def range_divergence(
     )
 
 
+def range_rates(
+    hidden: Float[Tensor, "n width"],
+    unembedding: Float[Tensor, "vocab width"],
+    log_rates: Float[Tensor, " vocab"],
+    target: Int[Tensor, " n"],
+    id_range: IdRange,
+    end_id: int,
+    mask_id: int,
+    max_logits: int,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Where each id v has a rate w_v of its own: -log p'(target) of p' proportional to w p, and log of sum_v w_v p_v.
+
+    p is restricted as in `range_cross_entropy`. Beyond `max_logits` it goes by some positions at a time.
+    """
+    own, end, column, ruled_out = _restricted(unembedding, target, id_range, end_id, mask_id)
+    rated, closing, _, _ = _restricted(log_rates[:, None], target, id_range, end_id, mask_id)
+    rows, log_w = torch.cat([own, *end]), torch.cat([rated, *closing])[:, 0]
+    size = max(max_logits // len(rows), 1)
+    found = []
+    for chosen, at in zip(hidden.split(size), column.split(size), strict=True):
+        args = (chosen, rows, log_w, at, ruled_out)
+        found.append(_rated(*args) if len(hidden) <= size else checkpoint(_rated, *args, use_reentrant=False))
+    nats, rates = zip(*found, strict=True)
+    return torch.cat(nats), torch.cat(rates)
+
+
+def _rated(
+    hidden: Float[Tensor, "n width"], rows: Tensor, log_rates: Float[Tensor, " ids"], column: Int[Tensor, " n"], ruled_out: int
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    logits = _logits(hidden, [rows], ruled_out)
+    tilted = logits + log_rates
+    log_z = tilted.logsumexp(dim=1)
+    return log_z - tilted.gather(1, column[:, None])[:, 0], log_z - logits.logsumexp(dim=1)
+
+
 def _restricted(
     unembedding: Float[Tensor, "vocab width"], ids: Int[Tensor, " n"], id_range: IdRange, end_id: int, mask_id: int
 ) -> tuple[Float[Tensor, "rows width"], list[Float[Tensor, "1 width"]], Int[Tensor, " n"], int]:

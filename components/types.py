@@ -118,6 +118,24 @@ class Replaced(Movable):
 
 
 @dataclass(frozen=True)
+class Arrivals(Movable):
+    """Of orders that the model itself decides: what is left to chance (see components/learned_orders.py). A row is a document.
+
+    place:   of a document's maskable positions, from left to right: index into the flattened batch; 0 where there are no more
+    there:   which places are positions
+    arrival: of each sample, -log u with u ~ U(0, 1): a position whose exponent is e is generated at -log t = arrival / e
+    masked:  how many positions of a document are masked
+    most:    by id range, how many of its positions may be masked in a sample, at the most
+    """
+
+    place: Int[Tensor, "documents positions"]
+    there: Bool[Tensor, "documents positions"]
+    arrival: Float[Tensor, "samples documents positions"]
+    masked: Int[Tensor, " documents"]
+    most: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class NoisyBatch(Movable):
     """A batch after corruption: what the model sees, and what each prediction weighs.
 
@@ -129,6 +147,7 @@ class NoisyBatch(Movable):
     block:    of block diffusion, of each position: it is predicted given the finished ones before (components/block_diffusion);
               of an order, its rank (components/orders.py)
     apart:    what is predicted sees nothing that is predicted beside it: a model of two streams
+    arrivals: of learned orders: nothing is masked yet, `mask` is what may be, and `weight` how many that are in the document
     """
 
     clean: Batch
@@ -139,3 +158,4 @@ class NoisyBatch(Movable):
     replaced: Replaced | None = None
     block: Int[Tensor, "batch seq"] | None = None
     apart: bool = False
+    arrivals: Arrivals | None = None

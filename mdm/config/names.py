@@ -56,6 +56,7 @@ NAMES = {
         )
     },
     "OrderMasker": "components.orders.OrderMasker",
+    "LearnedOrderMasker": "components.learned_orders.LearnedOrderMasker",
     "KernelCorruption": "components.corruption.KernelCorruption",
     **{name: f"components.kernels.{name}" for name in ("Mask", "Uniform", "Hybrid", "HybridLogSNR")},
     **{name: f"components.data.sources.{name}" for name in ("Folder", "Jsonl", "hugging_face", "adapted")},

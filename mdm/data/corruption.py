@@ -9,6 +9,7 @@ from typing import Any
 from components.block_diffusion.layout import Layout
 from components.block_diffusion.masker import BlockMasker
 from components.corruption import KernelCorruption
+from components.learned_orders import LearnedOrderMasker
 from components.maskers import Masker, NextToken, TimeSampler
 from components.noise import seed_of
 from components.orders import OrderMasker
@@ -69,15 +70,15 @@ def layout_of(model: Any, vocabulary: Vocabulary) -> Layout | None:
 
 
 def check_orders(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> None:
-    """Raises UserError where a model (its config) that generates in any order, its maskers and its loss do not go together."""
-    ordered = {isinstance(m, OrderMasker) for m in masker.values()}
-    if ordered != {model.two_streams}:
-        raise UserError(
-            "masker: components.orders.OrderMasker goes with model.orders=two_streams, and that with it, for every stream (a "
-            "`data.NAME.masker` too)"
-        )
-    if model.two_streams and loss.weighting != "nelbo":
-        raise UserError(f"loss.weighting={loss.weighting} is for masks; in an order every token weighs the same: set nelbo")
+    """Raises UserError where a model (its config) that goes by orders, its maskers and its loss do not go together."""
+    for kind, orders in ((OrderMasker, ("two_streams",)), (LearnedOrderMasker, ("learned", "learned_by_token"))):
+        if {isinstance(m, kind) for m in masker.values()} != {model.orders in orders}:
+            raise UserError(
+                f"masker: {kind.__module__}.{kind.__name__} goes with model.orders={' or '.join(orders)}, and that with it, for every "
+                "stream (a `data.NAME.masker` too)"
+            )
+    if model.orders and loss.weighting != "nelbo":
+        raise UserError(f"loss.weighting={loss.weighting} is for masks alone; an order is learned from the bound: set nelbo")
 
 
 def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> bool:
@@ -85,6 +86,7 @@ def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSet
 
     Raises UserError where masker, loss and model do not go together.
     """
+    check_orders(model, masker, loss)
     next_token = {isinstance(getattr(m, "masker", m), NextToken) for m in masker.values()}
     if model.blocks and True in next_token:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 from components.block_diffusion.masker import BlockMasker
 from components.data.bad import BadSample, Noted, Refused, attempt, name_of, usable
 from components.data.draws.order import WholeOrder
+from components.learned_orders import LearnedOrderMasker
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes, NextToken
 from components.noise import sample_rng
 from components.orders import Order, OrderMasker, Permuted
@@ -54,7 +55,8 @@ def validation_batches(
 
     autoregressive: nothing is masked, every token predicted: what is evaluated is the negative log-likelihood of a baseline
     model:          its config. Of a task that generates a modality with other noise than masks it is that noise's own bound,
-                    at low-discrepancy times; of blocks it is the sum of theirs, each given those before it
+                    at low-discrepancy times; of blocks it is the sum of theirs, each given those before it; of learned orders
+                    the counts are the same, and the model masks
     order:          of two streams: in which the likelihood is; None: a permutation for each sample, whose mean is the bound
     """
     plan: dict[str, list[tuple[MicroBatch, int]]] = {}
@@ -64,6 +66,9 @@ def validation_batches(
         rows = _validation_rows(name, source, task, processor, data[name], samples) * repeats
         fixed = FixedCountMasker(processor.vocabulary.mask_id, LowDiscrepancyTimes(len(rows)), seed=seed)
         masker = NextToken() if autoregressive else fixed
+        if model is not None and model.learned_orders:
+            times = LowDiscrepancyTimes(len(rows))
+            masker = LearnedOrderMasker(processor.vocabulary.mask_id, times, samples=1, seed=seed)
         if noise and set(noise) & set(find_task(task).generated if task != INSTRUCT else ("text",)):
             masker = bound_corruption(noise, processor.vocabulary, LowDiscrepancyTimes(len(rows)), seed)
         masker = masker if layout is None else BlockMasker(masker, layout)

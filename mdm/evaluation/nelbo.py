@@ -24,6 +24,7 @@ from mdm.data.pipeline import MicroBatch
 from mdm.data.processor import Processor
 from mdm.data.settings import StreamSettings
 from mdm.data.validation import fitting, shown_task
+from mdm.evaluation.order_loss import order_loss
 from mdm.generation.generate import generate
 from mdm.hardware import Hardware, local, reshard
 from mdm.models.transformer import MaskedDiffusionModel
@@ -35,6 +36,8 @@ MAX_LOGITS = 2**27  # held at once
 def forward_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary, hw: Hardware) -> LossSums:
     """Hidden states of the noisy tokens, and the loss at the masked ones: the whole of a training step's forward pass."""
     with hw.autocast():
+        if micro.noisy.arrivals is not None:
+            return order_loss(model, micro, vocabulary)
         hidden = hidden_of(model, micro)
         return loss_from_hidden(hidden, local(model.unembedding.weight), micro.positions, vocabulary)
 
@@ -91,12 +94,12 @@ def nelbo(
     return nats
 
 
-def bound_name(task: str, noise: Mapping[str, Noise]) -> str:
-    """What the bound of a task is called: of other noise than masks by its kernel, since bounds of different noise are not
-    comparable by their tightness."""
+def bound_name(task: str, noise: Mapping[str, Noise], learned_order: bool = False) -> str:
+    """What the bound of a task is called: of other noise than masks by its kernel, and by that an order is learned, since bounds
+    of different processes are not comparable by their tightness."""
     generated = ("text",) if task == INSTRUCT else find_task(task).generated
     kernels = sorted({noise[m].to_dict()["kernel"] for m in generated if m in noise})
-    return "_".join([task, *kernels])
+    return "_".join([task, *kernels, *(["learned_order"] if learned_order else [])])
 
 
 def bound_figures(
@@ -107,12 +110,13 @@ def bound_figures(
 ) -> dict[str, float]:
     """Bits per token of each task, and of text per byte too. Raises UserError for a bound that is not finite."""
     found = {}
+    learned = any(micro.noisy.arrivals is not None for batches in plan.values() for micro, _ in batches)
     for task, value in task_bits(nats, plan).items():
         if not math.isfinite(value):
             raise UserError(f"the NELBO of {task} is {value}: broken weights, or an overflow")
-        found[f"{bound_name(task, noise)}_bits_per_token"] = value
+        found[f"{bound_name(task, noise, learned)}_bits_per_token"] = value
     if "text" in plan:
-        texts, name = [micro.noisy.clean for micro, _ in plan["text"]], bound_name("text", noise)
+        texts, name = [micro.noisy.clean for micro, _ in plan["text"]], bound_name("text", noise, learned)
         found["text_unigram_bits_per_token"] = unigram_bits(texts)
         found[f"{name}_exp_nelbo"] = 2 ** found[f"{name}_bits_per_token"]
         found[f"{name}_bits_per_byte"] = bits_per_byte(nats["text"], num_bytes(texts, processor))

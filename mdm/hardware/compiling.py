@@ -59,6 +59,6 @@ def compile_blocks(model: Any, setting: str, hw: Hardware) -> bool:
         if setting == "auto":
             hw.say("No C++ compiler (or no Python headers) found: the model runs eagerly, about a third slower.")
         return False
-    for block in model.blocks:
+    for block in (*model.blocks, *model.order_blocks):
         block.compile(dynamic=True)
     return True

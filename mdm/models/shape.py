@@ -90,11 +90,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.blocks_from_start: blocks that are counted from the start have one size, got {dict(self.blocks)}"
             )
-        self._check_orders()
         for name in [n for n in self.__dataclass_fields__ if n not in ("noise", "blocks")]:
             complaint = self.complaint(name, getattr(self, name))
             if complaint is not None:
                 raise ValueError(f"model.{name} {complaint}")
+        self._check_orders()
         experts = max(1, (self.num_experts or 0) + self.num_shared_experts)
         if self.num_layers > MAX_LAYERS or self.num_layers * experts > MAX_MODULES:
             raise ValueError(f"model.num_layers {self.num_layers} (x {experts} experts) is more than any model's")
@@ -122,6 +122,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.orders={self.orders}: what a position sees is its order's to say, and its noise is masks; leave out "
                 "model.blocks, model.causal, model.autoregressive and noise of other kinds"
+            )
+        if self.orders == "learned" and self.order_spread >= self.order_mean:
+            raise ValueError(
+                f"model.order_spread {self.order_spread} must be less than model.order_mean = {self.order_mean}: exponents are "
+                "positive"
             )
 
     def _check_experts(self) -> None:
@@ -166,6 +171,11 @@ class ModelConfig:
     def two_streams(self) -> bool:
         """Whether it is asked in a stream of its own what stands at a position, see mdm/models/two_stream.py."""
         return self.orders == "two_streams"
+
+    @property
+    def learned_orders(self) -> bool:
+        """Whether it learned when a position's turn is, see mdm/models/orders.py."""
+        return self.orders in ("learned", "learned_by_token")
 
     @property
     def hidden_ffn(self) -> int:

@@ -31,12 +31,15 @@ from components.visibility import (
     two_streams,
 )
 from mdm.hardware import Recorder
+from mdm.models.orders import LearnedOrder, TokenRates, order_of
 from mdm.models.shape import ModelConfig as ModelConfig
 
 RULES = {
     r"(^|\.)embedding\.": "embedding",
     r"(^|\.)unembedding\.": "unembedding",
-    r"^norm\.": "final_norm",
+    r"^norm\.|^order\.(clean|noisy)\.norm\.": "final_norm",
+    r"^order\.(clean|noisy)\.score\.weight": "unembedding",
+    r"^order\.(.*\.)?bias$": "vector",
     r"[qk]_(norm|proj\.norm)\.": "qk_gain",
     r"\.(sa|mlp)_norm\.": "vector",
     r"\.(attn|mlp)\..*weight$|\.mlp\.(gate|up|down)$": "hidden",
@@ -80,12 +83,18 @@ class MaskedDiffusionModel(nn.Module):
             )
             for i in range(config.num_layers)
         ]
-        for block in blocks:  # one table of rotations for all: at 100 k positions each is 64 MB
-            block.attn.pos_embeddings = blocks[0].attn.pos_embeddings
         self.blocks = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.unembedding = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.order = order_of(config)  # the last: the others have the same initial weights without it
+        for block in (*blocks, *self.order_blocks):  # one table of rotations for all: at 100 k positions each is 64 MB
+            block.attn.pos_embeddings = blocks[0].attn.pos_embeddings
         self.tie()
+
+    @property
+    def order_blocks(self) -> list[Any]:
+        """The blocks of the heads that say when a position's turn is, where there are some."""
+        return [self.order.clean.block, self.order.noisy.block] if isinstance(self.order, LearnedOrder) else []
 
     def tie(self) -> None:
         """Makes one parameter of embedding and unembedding, where the config says so: after either was replaced."""
@@ -102,6 +111,8 @@ class MaskedDiffusionModel(nn.Module):
         def base_std(name: str, parameter: nn.Parameter) -> float:
             if name.startswith("embedding"):
                 return 1.0
+            if name.endswith("score.weight"):
+                return 0.0  # every position's turn is as early as any other's
             std = (parameter.shape[-1] / scaled.width) ** -0.5
             if name.endswith(("output_proj.weight", "w2.weight", "mlp.down")):
                 std /= math.sqrt(2 * self.config.num_layers / scaled.depth)
@@ -118,6 +129,8 @@ class MaskedDiffusionModel(nn.Module):
             rows = torch.empty(added, old.shape[1]).normal_(0, old.float().std().item(), generator=generator).to(old)
             module.weight = nn.Parameter(torch.cat([old, rows]))
         self.tie()
+        if isinstance(self.order, TokenRates):
+            self.order.grow(added)
         self.embedding.num_embeddings = self.unembedding.out_features = vocab_size
         length = max(max_length or 0, self.config.max_length)
         self.config = replace(self.config, vocab_size=vocab_size, max_length=length)
@@ -213,10 +226,16 @@ class MaskedDiffusionModel(nn.Module):
         logits: that are made, each a row of the unembedding times a hidden state
         """
         c = self.config
+        passes, heads = 1, 0
+        if c.learned_orders:  # two samples of masks, and the clean row where heads look at it
+            passes = 2 + len(self.order_blocks) // 2
+            heads = sum(6 * p.numel() for b in self.order_blocks for p in b.parameters() if p.ndim > 1) * 3 // 2
         used = c.experts_per_token / c.num_experts if c.num_experts else 1.0  # of the experts, which are of three dimensions
         weights = [p for b in self.blocks for p in b.parameters() if p.ndim > 1]
         multiplied = sum((6 if p.requires_grad else 4) * p.numel() * (used if p.ndim == 3 else 1.0) for p in weights)
-        return multiplied * tokens + 6 * c.width * logits + 12 * c.num_layers * c.num_heads * c.head_size * pairs
+        attended = passes * c.num_layers + 3 * len(self.order_blocks) // 2
+        attention = 12 * attended * c.num_heads * c.head_size * pairs
+        return (passes * multiplied + heads) * tokens + 6 * c.width * logits + attention
 
     def flops_per_token(self, context: int, unembedded: float = 0.5, vocabulary: int | None = None) -> float:
         """Training FLOPs per token of a document of `context` tokens.
