@@ -1,4 +1,6 @@
-"""Orders that are learned: masks whose rates depend on position and content (OeMDM and LoMDM, arXiv 2602.02112; GenMD4, 2406.04329).
+"""Orders that are learned: masks whose rates depend on position and content.
+
+OeMDM and LoMDM (arXiv 2602.02112), GenMD4 (2406.04329):
 
     q(x_i is masked at t) = t^e_i,    e_i(x) > 0 the position's exponent;    r_i(z) > 0 what the reverse process takes for it
 
@@ -8,10 +10,10 @@ The second and third term are a divergence of rates, never negative and 0 where 
 at a time T_i with -log T_i ~ Exp(e_i), so *the order is Plackett-Luce's with weights e*: the next one is i with probability
 e_i / E, E = sum of e over masked positions; and the state lasts 1 / E on the average. So time can be integrated out exactly:
 
-    NELBO = E over k ~ U{1..L} and the order of  [ L / E(z) * sum over masked i of D_i ],    z: all but the k - 1 first are masked
+    NELBO = E over k ~ U{1..L} and the order of  [ L / E(z) * sum over masked i of D_i ],    z: its k - 1 first are not masked
 
-which with equal exponents is the fixed count of components/maskers.py, with the same masks. Like that, it knows on the CPU how many
-positions are masked. Scaling all e and r by one number changes nothing. In GenMD4 e_i = w of the token at i, and the reverse
+which with equal exponents is the fixed count of components/maskers.py, with the same masks. As there, it is known on the CPU how
+many positions are masked. Scaling all e and r by one number changes nothing. In GenMD4 e_i = w of the token at i, and the reverse
 process has a rate w_v p_v for each id v: it is the above with r = sum_v w_v p_v, and p tilted to w_v p_v / r.
 
 Which positions are masked depends on e too: its gradient needs `leave_one_out` over two samples (RLOO) beside that of D.
@@ -105,7 +107,7 @@ def leave_one_out(
 ) -> Float[Tensor, " documents"]:
     """0, with the gradient that the losses have because what was drawn depends on the parameters (RLOO with two samples).
 
-        1/2 (L1 - L2) (grad log q(z1) - grad log q(z2)),    to be added to the mean of the losses
+    It is 1/2 (L1 - L2) (grad log q(z1) - grad log q(z2)), to be added to the mean of the losses.
     """
     first, second = losses.detach()
     surrogate = 0.5 * (first - second) * (log_probability[0] - log_probability[1])
@@ -114,9 +116,9 @@ def leave_one_out(
 
 @dataclass(frozen=True)
 class LearnedOrderMasker:
-    """Draws how many positions are masked, k ~ U{1..L} as FixedCountMasker does, and the chance in which; the model has the rest.
+    """Draws how many positions are masked, as FixedCountMasker does, and the chance in which; the model has the rest.
 
-    samples: masks of a sequence, all of one k: two in training, since the gradient needs two; one is enough to evaluate
+    samples: masks of a sequence, all of one count: two in training, since the gradient needs two; one is enough to evaluate
     """
 
     mask_id: int

@@ -95,7 +95,7 @@ def nelbo(
 
 
 def bound_name(task: str, noise: Mapping[str, Noise], learned_order: bool = False) -> str:
-    """What the bound of a task is called: of other noise than masks by its kernel, and by that an order is learned, since bounds
+    """What the bound of a task is called: of other noise than masks by its kernel, and where orders are learned, since bounds
     of different processes are not comparable by their tightness."""
     generated = ("text",) if task == INSTRUCT else find_task(task).generated
     kernels = sorted({noise[m].to_dict()["kernel"] for m in generated if m in noise})

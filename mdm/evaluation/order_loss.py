@@ -2,8 +2,8 @@
 
     clean rows -> forward exponents -> masks of each sample -> one pass over them all -> reverse exponents and -log p
 
-How many positions each document masks was drawn with the batch on the CPU, so nothing has to be counted on the device: of each id
-range as many positions are gathered as may be masked at the most, the others weigh nothing.
+How many positions each document masks was drawn with the batch on the CPU, so nothing has to be counted on the device: of each
+id range as many positions are gathered as may be masked at the most, the others weigh nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def document_nats(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vo
 def draw_masks(model: MaskedDiffusionModel, micro: MicroBatch, mask_id: int) -> Masked:
     """Masks every sample of a micro-batch by the model's own exponents, and passes them all through it."""
     clean, noise = micro.noisy.clean, micro.noisy.arrivals
-    assert noise is not None and model.order is not None  # `check_orders` has seen to it
+    assert noise is not None  # the batch is a LearnedOrderMasker's
     tokens, samples = clean.tokens, len(noise.arrival)
     forward = forward_exponents(model, micro, noise)
     rank = ranks(noise.arrival, forward, noise.there)
@@ -122,9 +122,7 @@ def draw_masks(model: MaskedDiffusionModel, micro: MicroBatch, mask_id: int) -> 
     )
 
 
-def forward_exponents(
-    model: MaskedDiffusionModel, micro: MicroBatch, noise: Arrivals
-) -> Float[Tensor, "documents positions"]:
+def forward_exponents(model: MaskedDiffusionModel, micro: MicroBatch, noise: Arrivals) -> Float[Tensor, "documents positions"]:
     """The exponents of a micro-batch's maskable positions, which know its tokens."""
     clean = micro.noisy.clean
     if isinstance(model.order, TokenRates):

@@ -1,7 +1,7 @@
 """What a model of learned orders has beside the transformer: heads that say when a position's turn is, or a rate of each id.
 
-    learned           LoMDM (arXiv 2602.02112): two heads on the transformer's hidden states, of the clean row (forward exponents)
-                      and of what is masked so far (reverse exponents); each a block and a linear layer to one number
+    learned           LoMDM (arXiv 2602.02112): two heads on the transformer's hidden states, of the clean row (for the forward
+                      exponents) and of what is masked so far (for the reverse ones); each a block and a layer to one number
     learned_by_token  GenMD4 (2406.04329): one rate for each id, for both
 
 Both begin as masked diffusion: the last layer of a head is 0, and every id's rate 1.
