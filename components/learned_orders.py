@@ -12,9 +12,9 @@ e_i / E, E = sum of e over masked positions; and the state lasts 1 / E on the av
 
     NELBO = E over k ~ U{1..L} and the order of  [ L / E(z) * sum over masked i of D_i ],    z: its k - 1 first are not masked
 
-which with equal exponents is the fixed count of components/maskers.py, with the same masks. As there, it is known on the CPU how
-many positions are masked. Scaling all e and r by one number changes nothing. In GenMD4 e_i = w of the token at i, and the reverse
-process has a rate w_v p_v for each id v: it is the above with r = sum_v w_v p_v, and p tilted to w_v p_v / r.
+which with equal exponents is the fixed count of components/maskers.py, with the same masks. As there, how many positions are
+masked is known on the CPU. Scaling all e and r by one number changes nothing. In GenMD4 e_i = w of the token at i, and the
+reverse process has a rate w_v p_v for each id v: it is the above with r = sum_v w_v p_v, and p tilted to w_v p_v / r.
 
 Which positions are masked depends on e too: its gradient needs `leave_one_out` over two samples (RLOO) beside that of D.
 """

@@ -25,7 +25,6 @@ from components.progress import Bar, working
 from components.samplers import Sampler
 from components.samplers.guidance import Scale
 from components.tasks import find_task
-from components.weightings import Noise
 from mdm.config import UserError, at_least, at_least_one, check
 from mdm.data.pipeline import open_source
 from mdm.data.processor import Processor
@@ -233,7 +232,7 @@ def written(
 ) -> dict[str, float]:
     """Writes `samples` running texts, and scores how they read: what models with different bounds can be compared by."""
     name, prompts = next(n for n in held_out if "text" in cfg.data[n].tasks), [{}] * cfg.samples
-    length, how = processor.text_room(cfg.data[name].pack), inference(cfg, "text", processor, model.config.noise)
+    length, how = processor.text_room(cfg.data[name].pack), inference(cfg, "text", processor, model.config)
     with hw.autocast():
         made = generate(model, processor, "text", prompts, *how, cfg.seed, 50, length, progress=progress)
     return Fluency(usable(held_out[name]), processor).beside_real(made)
@@ -273,13 +272,14 @@ def generated(
     cfg: Any, model: Any, processor: Processor, task: str, prompts: Sequence[dict], progress: Callable[[int], Any]
 ) -> list[dict]:
     """What the model makes of prompts, sampled as `mdm generate` does it."""
-    how = inference(cfg, task, processor, model.config.noise)
+    how = inference(cfg, task, processor, model.config)
     return generate(model, processor, task, prompts, *how, seed=cfg.seed, batch_size=50, progress=progress).outputs
 
 
-def inference(cfg: Any, task: str, processor: Processor, noise: Mapping[str, Noise]) -> tuple[Sampler, Scale]:
-    """The sampler and the guidance scale of a task: those beside the model, else the packaged ones."""
-    own = Defaults.beside(getattr(cfg, "checkpoint", cfg.output_dir)).of(task, processor.vocabulary.modalities, noise)
+def inference(cfg: Any, task: str, processor: Processor, model: Any) -> tuple[Sampler, Scale]:
+    """The sampler and the guidance scale of a task: those beside the model (its config), else the packaged ones."""
+    own = Defaults.beside(getattr(cfg, "checkpoint", cfg.output_dir))
+    own = own.of(task, processor.vocabulary.modalities, model.noise, model.learned_orders)
     return own.sampler, own.guidance_scale if find_task(task).given else 0.0
 
 

@@ -233,8 +233,8 @@ def check_length(cfg: Settings, processor: Processor, prompt: Mapping[str, str],
 def choose(cfg: Settings, processor: Processor) -> tuple[Sampler, Scale]:
     """The sampler and the guidance scale: those of the config, else the defaults of what is generated."""
     model = load_config(cfg.checkpoint)
-    noise = model.noise
-    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, processor.vocabulary.modalities, noise)
+    own = (processor.vocabulary.modalities, model.noise, model.learned_orders)
+    defaults = Defaults.beside(cfg.checkpoint, cfg.defaults).of(cfg.task, *own)
     sampler = defaults.sampler if cfg.sampler is None else conforming(cfg.sampler, "sampler", Sampler)
     scale = defaults.guidance_scale if cfg.guidance_scale is None else build_scale(cfg.guidance_scale, "generate")
     if (

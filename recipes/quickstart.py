@@ -224,7 +224,7 @@ def film_section(
     how, order = (Confidence(num_steps=8), 1.0), "the most confident tokens first, in eight steps"
     noise = model.config.noise
     if fixed_length(shown.tokenizer) is None or shown.modality in noise:
-        how, order = evaluate.inference(cfg, shown.task.write, shown.processor, noise), "as mdm generate makes it"
+        how, order = evaluate.inference(cfg, shown.task.write, shown.processor, model.config), "as mdm generate makes it"
     masks = shown.modality not in noise or noise[shown.modality].kernel.ends_masked
     with hw.autocast():
         made = generate(model, shown.processor, shown.task.write, prompts, *how, seed=1, film=True)

@@ -288,6 +288,7 @@ def test_every_key_of_generate_is_on_its_page_and_none_is_invented():
 SAMPLERS = (
     *("Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "Factor", "EntropyBounded", "Blocks"),
     *("PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "Editing", "LeftToRight", "SelfSpeculation", "InOrder"),
+    "LearnedRates",
 )
 
 

@@ -203,7 +203,8 @@ class Watch:
 
 def passes(sampler: object) -> int:
     """How many passes a sampler, or one that it is made of, may take by its settings."""
-    return getattr(sampler, "most_passes", None) or max([getattr(sampler, "num_steps", 0), *map(passes, parts(sampler))])
+    own = getattr(sampler, "most_passes", None), getattr(sampler, "num_steps", None) or 0
+    return own[0] or max([own[1], *map(passes, parts(sampler))])
 
 
 def revises(sampler: object) -> bool:

@@ -37,7 +37,7 @@ class Drawing:
             raise ValueError(f"{self.name}: top_k must be at least 1, or null for all ids; got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"{self.name}: top_p must be in (0, 1], got {self.top_p}")
-        if (num_steps := getattr(self, "num_steps", 1)) < 1:
+        if (num_steps := getattr(self, "num_steps", None)) is not None and num_steps < 1:
             raise ValueError(f"{self.name}: num_steps must be at least 1, got {num_steps}")
 
     @property

@@ -79,6 +79,7 @@ def chosen() -> dict[str, Any]:
         "InOrder": s.InOrder(order=Permuted(group=2)),
         "LeftToRight": s.LeftToRight(),
         "SelfSpeculation": s.SelfSpeculation(),
+        "LearnedRates": s.LearnedRates(num_steps=4),
     }
 
 

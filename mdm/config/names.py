@@ -38,7 +38,7 @@ SAMPLERS = {
     for name in (
         "Ancestral", "ReMDM", "FirstHitting", "Confidence", "Threshold", "Factor", "EntropyBounded", "Editing", "Blocks",
         "PerModality", "Psi", "Gibbs", "LeastSureFirst", "SelfCorrect", "LeftToRight", "SelfSpeculation", "LinearScale",
-        "InOrder",
+        "InOrder", "LearnedRates",
     )
 } | SCHEDULES | ORDERS  # fmt: skip
 """What a `defaults.yaml` may hold."""

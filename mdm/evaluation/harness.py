@@ -32,6 +32,7 @@ from mdm.data.corruption import bound_corruption
 from mdm.data.processor import Processor
 from mdm.evaluation.block_likelihood import autoregressive_nats, block_nelbo
 from mdm.evaluation.order_likelihood import any_order_nelbo, ordered_nats
+from mdm.evaluation.order_loss import order_nelbo
 from mdm.generation.editing import Edit
 from mdm.generation.generate import generate
 from mdm.models.transformer import MaskedDiffusionModel
@@ -201,6 +202,8 @@ class HarnessModel(TemplateLM):
         if self.likelihood == "left_to_right":
             each = ordered(self.net, tokens, vocabulary.mask_id, scored, allowed=allowed, batch_size=self.rows)
             return float(each.sum())
+        if self.net.config.learned_orders:
+            return -float(order_nelbo(self.net, batch, vocabulary, self.draws, self.rows, self.seed).nats)
         noise = self.net.config.noise
         if "text" in noise:  # the bound of its own noise
             corrupted = bound_corruption(noise, vocabulary, LowDiscrepancyTimes(self.draws), self.seed)

@@ -8,20 +8,23 @@ id range as many positions are gathered as may be masked at the most, the others
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from components.learned_orders import density, leave_one_out, log_probability, ranks
+from components.learned_orders import LearnedOrderMasker, density, leave_one_out, log_probability, ranks
+from components.likelihood import Bound
 from components.losses import LossSums, RangePositions
+from components.maskers import LowDiscrepancyTimes
 from components.range_losses import range_cross_entropy, range_rates
-from components.types import Arrivals
+from components.types import PAD_DOCUMENT, Arrivals, Batch
 from components.visibility import Places
 from components.vocabulary import Vocabulary
-from mdm.data.pipeline import MicroBatch
+from mdm.data.pipeline import MicroBatch, micro_batch
+from mdm.data.settings import LossSettings
 from mdm.hardware import local
 from mdm.models.orders import LearnedOrder, TokenRates
 from mdm.models.transformer import MaskedDiffusionModel
@@ -80,6 +83,36 @@ def order_loss(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocab
     if samples == 2:
         loss = loss + leave_one_out(each.view(2, documents), drawn.chance).sum()
     return LossSums(loss, nelbo)
+
+
+@torch.no_grad()
+def order_nelbo(
+    model: MaskedDiffusionModel, batch: Batch, vocabulary: Vocabulary, draws: int = 16, batch_size: int = 64, seed: int = 0
+) -> Bound:
+    """The bound of each row (a document, on the CPU): of its maskable positions given the others, in nats.
+
+    draws: of a row, whose counts of masks are spread evenly;  batch_size: masked rows of a pass
+
+    Raises ValueError for fewer than two draws, a row of which nothing is maskable, and for what is no number.
+    """
+    if draws < 2:
+        raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
+    if not bool((scored := batch.maskable.any(dim=1)).all()):
+        raise ValueError(f"likelihood: row {int((~scored).nonzero()[0])} has no scored position")
+    rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
+    index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
+    own = batch.select(rows)
+    own = replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index))
+    masker = LearnedOrderMasker(vocabulary.mask_id, LowDiscrepancyTimes(draws), samples=1, seed=seed)
+    found = []
+    for part in torch.arange(len(rows)).split(batch_size):
+        micro = micro_batch(own.select(part), masker, LossSettings(reduction="token"), vocabulary)
+        found.append(document_nats(model, micro.to(model.embedding.weight.device), vocabulary).cpu())
+    each = torch.cat(found).reshape(-1, draws)
+    if not bool(each.isfinite().all()):
+        row = int((~each.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
+    return Bound.of(each)
 
 
 def document_nats(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> Float[Tensor, " documents"]:

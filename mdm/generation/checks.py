@@ -30,6 +30,11 @@ def check_settings(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if cache not in ("auto", "exact", *CACHES):
         raise ValueError(f"cache {cache!r} is not one of auto, exact, {', '.join(CACHES)}")
+    if not model.learned_orders and any(getattr(part, "reads_rates", False) for part in along(sampler, None)):
+        raise ValueError(
+            "LearnedRates asks when a position's turn is, and this model did not learn that: it is for one trained with "
+            "model.orders=learned or learned_by_token"
+        )
     if model.blocks:
         check_causal([sampler], model)
         return check_blocks(cache, scale)
@@ -47,6 +52,11 @@ def check_settings(
         raise ValueError(
             f"cache {cache!r} is for a model that sees the whole row, and an autoregressive one sees what lies before alone; "
             "set cache=off"
+        )
+    if cache != "off" and model.learned_orders:
+        raise ValueError(
+            f"cache {cache!r} keeps what lies outside a block, and a model of learned orders says of the whole row when a "
+            "position's turn is; set cache=off"
         )
     if cache != "off" and not isinstance(sampler, Blocks):
         raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")

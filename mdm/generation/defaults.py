@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from components.files import in_one_line
-from components.samplers import Ancestral, FirstHitting, PerModality, Sampler
+from components.samplers import Ancestral, FirstHitting, LearnedRates, PerModality, Sampler
 from components.samplers.any_noise.start import along
 from components.samplers.guidance import Scale
 from components.schedules import Schedule
@@ -87,13 +87,24 @@ class Defaults:
         own = model_folder(checkpoint) / FILE
         return cls.load(path) if path else cls.load(own) if own.is_file() else cls.packaged()
 
-    def of(self, task: str, modalities: Sequence[str], noise: Mapping[str, Noise] | None = None) -> Inference:
+    def of(
+        self,
+        task: str,
+        modalities: Sequence[str],
+        noise: Mapping[str, Noise] | None = None,
+        learned_orders: bool = False,
+    ) -> Inference:
         """The settings of a task: its own, or those of what it generates (of each, where that is more than one modality).
 
         modalities: of the model, in the order of their indices
         noise:      what the model undoes, of modalities that are not masked: where that ends in no masks, a sampler that fills
                     them in gives way to `Ancestral`, with its steps, temperature, top-k and top-p
+        learned_orders: a sampler that would take every position to be alike gives way to `LearnedRates`, with as many steps
         """
+        own = self._of(task, modalities, noise)
+        return replace(own, sampler=_by_rates(own.sampler)) if learned_orders else own
+
+    def _of(self, task: str, modalities: Sequence[str], noise: Mapping[str, Noise] | None) -> Inference:
         generated, task = find_task(task).generated, name_of(find_task(task))
         if task in self.settings or len(generated) == 1:
             own = self._one(task if task in self.settings else generated[0])
@@ -119,6 +130,16 @@ def _instead(sampler: Sampler) -> Ancestral:
     """`Ancestral` with whatever settings of a sampler it has too."""
     shared = ("num_steps", "temperature", "top_k", "top_p")
     return Ancestral(**{name: getattr(sampler, name) for name in shared if hasattr(sampler, name)})
+
+
+def _by_rates(sampler: Sampler) -> Sampler:
+    """`LearnedRates` in place of what unmasks at random times, with its settings."""
+    if isinstance(sampler, PerModality):
+        return PerModality([_by_rates(own) for own in sampler.samplers])
+    if not isinstance(sampler, (Ancestral, FirstHitting)):
+        return sampler
+    shared = {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p")}
+    return LearnedRates(num_steps=getattr(sampler, "num_steps", None), **shared)
 
 
 MAX_BYTES = 2**20

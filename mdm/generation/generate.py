@@ -33,6 +33,7 @@ from mdm.generation.canvas import CachedSlotLogits, Canvas, OnCanvas, SlotLogits
 from mdm.generation.checks import check_noise, check_settings
 from mdm.generation.defaults import Defaults
 from mdm.generation.editing import Edit
+from mdm.generation.rates import LogRates
 from mdm.models.transformer import MaskedDiffusionModel
 
 
@@ -128,7 +129,8 @@ def generate(
     task = name_of(spec)
     cache = check_settings(task, prompts, batch_size, cache, sampler, guidance_scale, model.config)
     if sampler is None or guidance_scale is None:  # else there is no file to read
-        defaults = Defaults.packaged().of(task, processor.vocabulary.modalities, model.config.noise)
+        own = (processor.vocabulary.modalities, model.config.noise, model.config.learned_orders)
+        defaults = Defaults.packaged().of(task, *own)
         sampler = sampler or defaults.sampler
         guidance_scale = (defaults.guidance_scale if spec.given else 0.0) if guidance_scale is None else guidance_scale
     check_noise(spec.generated, model.config.noise, cache, guidance_scale)
@@ -201,6 +203,8 @@ def sample_on_canvas(
     unguided = isinstance(guidance_scale, (int, float)) and guidance_scale == 0
     logits_fn = SlotLogits.of(model, slots, batch, copies=1 if unguided else 2)
     masks, own = torch.full_like(slots.index, len(ids) - 1), slots.take(batch.modality.to(device))
+    if model.order is not None:
+        logits_fn = LogRates.around(logits_fn, batch, vocabulary)
     if model.config.two_streams:
         fixed = sampler.ranks(slots.slots, own, seed, index) if isinstance(sampler, InOrder) else None
         turn = None if fixed is None else fixed.repeat(1 if unguided else 2, 1)
