@@ -182,7 +182,7 @@ def test_the_bound_of_a_row_is_that_of_all_counts_and_orders(vocabulary):
                 hidden = model.hidden(z[None])
                 level = model.order.noisy(hidden)[0].sigmoid()
                 r = (0.7 + 0.65 * (level - level.mean()))[left]
-                log_p = model.unembedding(hidden)[0, :, [*range(7), vocabulary.end_id]].log_softmax(-1)
+                log_p = model.unembedding(hidden)[0][:, [*range(7), vocabulary.end_id]].log_softmax(-1)
                 nats = -log_p[left, x[left]]
                 total += float(chance * density(nats, e[left], r).sum() / e[left].sum())
                 chance = chance * e[order[k]] / e[left].sum()
