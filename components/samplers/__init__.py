@@ -7,7 +7,6 @@ A sampler is a step `(logits, state) -> state`; `logits_fn(tokens) -> logits` is
     ancestral.py      the reverse process on a time grid (MDLM)
     remasking.py      the same, masking decoded tokens again (ReMDM)
     any_noise/        where a token may become any other: any kernel's step, Psi, Gibbs, LeastSureFirst, SelfCorrect, Editing
-    learned_rates.py  as a model that learned its order says (OeMDM)
     first_hitting.py  one token at a time, exactly (2409.02908)
     confidence.py     the surest first, a fixed number a step (MaskGIT, LLaDA; margin, entropy)
     adaptive.py       as many as are sure enough (threshold, factor, entropy-bounded)
@@ -33,9 +32,9 @@ from components.samplers.confidence import Confidence
 from components.samplers.constraints import FillAfterEnd
 from components.samplers.first_hitting import FirstHitting
 from components.samplers.guidance import LinearScale, guided
-from components.samplers.learned_rates import LearnedRates
 from components.samplers.left_to_right import LeftToRight, SelfSpeculation
 from components.samplers.orders.in_order import InOrder
+from components.samplers.orders.learned_rates import LearnedRates
 from components.samplers.remasking import ReMDM
 from components.samplers.state import SamplerState
 

@@ -1,4 +1,4 @@
-"""What a sampler sees of a model that learned its order: log rates for logits (see components/samplers/learned_rates.py)."""
+"""What a sampler sees of a model that learned its order: log rates for logits (components/samplers/orders)."""
 
 from __future__ import annotations
 
@@ -46,4 +46,7 @@ class LogRates(SlotLogits):
         return logits - log_z + self.canvas.take(reverse.log())[..., None]
 
     def select(self, rows: Int[Tensor, " rows"]) -> LogRates:
-        return replace(super().select(rows), maskable=self.maskable[rows], trained=self.trained[rows])
+        """Some of these rows."""
+        document = None if self.document is None else self.document[rows]
+        own = {"maskable": self.maskable[rows], "trained": self.trained[rows]}
+        return replace(self, canvas=self.canvas.select(rows), document=document, **own)
