@@ -162,7 +162,8 @@ class MaskedDiffusionModel(nn.Module):
         self.tie()
         rope = self._rope()
         rope.to_empty(device=self.embedding.weight.device)
-        rope.rope_init()
+        with torch.device(self.embedding.weight.device):  # where torchtune makes it is nobody's choice else
+            rope.rope_init()
 
     def hidden(
         self, tokens: Int[Tensor, "batch seq"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
