@@ -258,6 +258,18 @@ def test_a_clip_is_scaled_to_its_peak_and_freed_of_the_silence_around_it():
     assert_close(found[:800], 0.7 / np.abs(tone).max() * tone)
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "int16"])
+def test_a_filter_that_is_designed_once_is_scipys_own(kind):
+    """To the bit, at every call: what scipy does to its filter stays its own."""
+    from scipy.signal import resample_poly
+
+    from components.resampling import resample
+
+    clip = (1000 * np.random.default_rng(0).normal(size=900)).astype(kind)
+    for rate, to, up, down in ((22050, 8000, 160, 441), (8000, 16000, 2, 1), (22050, 8000, 160, 441)):
+        assert np.array_equal(resample(clip, rate, to), resample_poly(clip, up, down).astype(np.float32))
+
+
 @pytest.fixture
 def folder(tmp_path):
     for i in range(3):
