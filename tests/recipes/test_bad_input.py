@@ -14,6 +14,7 @@ from mdm.config import UserError
 from mdm.hardware import MeshSettings
 from mdm.training import checkpoint
 from mdm.training.run import check_lanes
+from tests.processes import in_a_process
 from tests.recipes.conftest import in_process
 
 BAD = {
@@ -215,10 +216,11 @@ def test_too_little_space_is_said_before_training(tmp_path, monkeypatch):
 def test_a_checkpoint_that_cannot_be_written_is_one_line(config, run, tmp_path):
     """Files may not grow beyond 50 kB, as on a full disk: the write fails in the middle, and leaves nothing half-written."""
 
-    def no_room():
+    def without_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        return run("run", "pretrain", "--config", config, "tokens=500", check=False)
 
-    line = one_line_of_many(run("run", "pretrain", "--config", config, "tokens=500", check=False, preexec_fn=no_room))
+    line = one_line_of_many(in_a_process(without_room))
     assert "cannot write the checkpoint" in line
     assert "there is no earlier checkpoint" in line
     assert not list((tmp_path / "out" / "checkpoints").iterdir())

@@ -8,7 +8,6 @@ import pty
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 import components.samplers as library
 from components.data.sources import Jsonl
 from components.samplers import Confidence, Threshold
+from mdm import cli
 from mdm.config import UserError, find_config, load
 from mdm.generation.chat import Chat
 from mdm.generation.generate import generate
@@ -25,7 +25,6 @@ from mdm.models.folder import load_model
 from mdm.recipe import load_recipe
 from tests.mdm.models.test_open_models import DREAM, LLADA, SDAR, write
 from tests.mdm.pages.test_terminal import Screen
-from tests.recipes.conftest import ROOT
 
 TEMPLATE = "{% for m in messages %}<|user|> {{ m.content }} <|eot|>{% endfor %}{% if add_generation_prompt %} w1{% endif %}"
 M = "▒"
@@ -265,18 +264,26 @@ class Slow(FirstHitting):
 """
 
 
+def become(words, cwd):
+    """The command, in a process that was forked for it: what it reads and writes is the process's own, and it never returns."""
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
+        os.chdir(cwd)
+        sys.argv = words
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
+        cli.main()
+    finally:
+        os._exit(99)  # else it leaves by itself
+
+
 class Terminal:
     """The command in a terminal of its own: what is typed, and all that is seen."""
 
     def __init__(self, words, cwd):
         pid, self.fd = pty.fork()
         if pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background is born deaf to it
-            os.chdir(cwd)
-            os.environ.update(
-                PYTHONPATH=str(ROOT), TERM="xterm", OMP_NUM_THREADS="1", COLUMNS="40", LINES="20", MDM_TYPECHECK="0"
-            )
-            os.execv(sys.executable, [sys.executable, "-P", "-m", "mdm.cli", "chat", *words])
+            os.environ.update(TERM="xterm", COLUMNS="40", LINES="20")
+            become(["mdm", "chat", *words], cwd)
         self.pid, self.seen = pid, ""
 
     def until(self, mark, again="", seconds=120.0):
@@ -335,16 +342,18 @@ def test_in_a_terminal_an_answer_is_seen_to_unmask_and_ctrl_c_stops_it(folders, 
 def test_an_answer_in_a_pipe_that_is_interrupted_ends_the_command(folders, tmp_path):
     """As any other in a script: what comes next in it may count on this answer."""
     (tmp_path / "slow.py").write_text(SLOW)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "0"}
-    command = [sys.executable, "-P", "-m", "mdm.cli", "chat", f"checkpoint={folders['llada']}", "length=4", "device=cpu"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    process.stdin.write("w3\n/sampler slow.Slow\n" + "w4\n" * 100)
-    process.stdin.flush()
-    assert process.stdout.readline().startswith("w")
-    process.send_signal(2)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert said.endswith("mdm: interrupted; the same command begins a new conversation\n")
+    pipes = [os.pipe() for _ in range(3)]  # its stdin, stdout and stderr; ours is the other end
+    pid = os.fork()
+    if pid == 0:
+        for number, (reader, writer) in enumerate(pipes):
+            os.dup2(writer if number else reader, number)
+        become(["mdm", "chat", f"checkpoint={folders['llada']}", "length=4", "device=cpu"], tmp_path)
+    for end in (pipes[0][0], pipes[1][1], pipes[2][1]):
+        os.close(end)
+    with open(pipes[0][1], "w") as asked, open(pipes[1][0]) as answers, open(pipes[2][0]) as said:
+        asked.write("w3\n/sampler slow.Slow\n" + "w4\n" * 100)
+        asked.flush()
+        assert answers.readline().startswith("w")
+        os.kill(pid, signal.SIGINT)
+        assert said.read().endswith("mdm: interrupted; the same command begins a new conversation\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130

@@ -7,8 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,8 +20,8 @@ from components.noise import seed_of
 from mdm.training import record
 from mdm.training.checkpoint import complete
 from mdm.training.history import read_history
-from tests.processes import in_processes
-from tests.recipes.conftest import CONFIG, ROOT, in_process
+from tests.processes import begun, in_processes
+from tests.recipes.conftest import CONFIG, in_process
 
 
 def losses(folder, key="loss"):
@@ -47,14 +45,12 @@ def test_resume_after_kill_9_is_bit_exact(config, run, tmp_path):
     expected = losses(whole)
     assert 24 <= len(expected) <= 26  # 10 steps of 12 sequences, 15 of 24
 
-    command = [sys.executable, "-m", "mdm.cli", "run", "pretrain", "--config", str(config), f"output_dir={parts}", *settings]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "0", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begun(run, "run", "pretrain", "--config", config, f"output_dir={parts}", *settings)
     deadline = time.time() + 120
     while len(complete(parts / "checkpoints")) < 2 and time.time() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL  # and had not come to its end
     stopped = complete(parts / "checkpoints")[-1]
     half = parts / "checkpoints" / "partial_00000999"  # what a kill in the middle of writing leaves behind
     half.mkdir()

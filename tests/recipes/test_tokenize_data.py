@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -17,11 +16,12 @@ from PIL import Image
 from components.data.bad import Refused
 from components.data.shards import TokenShards
 from components.data.sources import Folder
+from components.tokenizers.image import GreyPatchTokenizer
 from mdm.config import UserError
 from mdm.data.processor import Processor
 from mdm.recipe import load_recipe
 from mdm.training.history import read_history
-from tests.recipes.conftest import ROOT
+from tests.processes import begun
 
 IMAGES = "{_component_: components.tokenizers.image.GreyPatchTokenizer, size: 8, patch: 2, levels: 3}"
 TEXT = "{_component_: components.tokenizers.text.TextTokenizer.train, vocab_size: 300}"
@@ -107,16 +107,18 @@ def test_one_and_two_ray_workers_write_the_same_bytes(photos, run, tmp_path, mon
 def test_killed_and_begun_again_nothing_is_missing_or_twice(photos, run, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(*settings(photos, whole))
-    slow = "import time; from components.tokenizers.image import GreyPatchTokenizer as G; e = G.encode\n"
-    slow += "G.encode = lambda self, raw: (time.sleep(0.2), e(self, raw))[1]\nfrom mdm.cli import main; main()"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MDM_TYPECHECK": "0"}
-    command = [sys.executable, "-c", slow, *map(str, settings(photos, parts))]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def slowly():
+        encode = GreyPatchTokenizer.encode
+        GreyPatchTokenizer.encode = lambda self, raw: (time.sleep(0.1), encode(self, raw))[1]
+        run(*settings(photos, parts))
+
+    process = begun(slowly)
     deadline = time.time() + 120
     while len(list(parts.glob("shard_*.json"))) < 2 and time.time() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     finished = len(list(parts.glob("shard_*.json")))
     assert 2 <= finished < 7
     assert not (parts / "index.json").exists()
@@ -256,7 +258,6 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("where", ["reading", "encoding"])
 def test_a_panic_is_a_sample_left_out_and_an_interrupt_is_not(where, photos, tmp_path, monkeypatch):
-    from components.tokenizers.image import GreyPatchTokenizer
     from mdm.data.tokenizing import ShardWriter
 
     processor = Processor.build({"image": GreyPatchTokenizer(8, 2, 3)}, {})
