@@ -103,7 +103,7 @@ def runs_in_process(monkeypatch):
 
         @staticmethod
         def run(command, env, stdout, stderr, pass_fds):
-            done = _here(command[4:], ROOT)
+            done = _here(command[4:], Path.cwd())
             stdout.write(done.stdout + done.stderr)
             return done
 

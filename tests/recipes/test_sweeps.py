@@ -102,10 +102,9 @@ def test_coordinate_check(run, tmp_path):
     assert "the steepest slope" in done.stdout
 
 
-def test_a_run_that_diverges_is_an_outcome_and_one_that_fails_is_an_error(tmp_path, config, monkeypatch):
-    monkeypatch.setenv("MDM_TYPECHECK", "0")  # of the runs' own processes
+def test_a_run_that_diverges_is_an_outcome_and_one_that_fails_is_an_error(tmp_path, config, runs_in_process, monkeypatch):
     monkeypatch.chdir(config.parent)  # a config may be named by a path from where the user stands
-    runs = Runs(tmp_path, config.name, {"tokens": 1500}, workers=2)
+    runs = Runs(tmp_path, config.name, {"tokens": 1500}, workers=1)
     found = runs.run({"diverges": {"optimizer.lr": 1e30, "optimizer.clip": 1e30}, "fine": {}})
     assert found["diverges"]["loss"] == float("inf")
     assert "A lower optimizer.lr may help" in found["diverges"]["error"]
