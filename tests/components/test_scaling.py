@@ -36,7 +36,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     covered = dict.fromkeys(("E", "a", "b", "exponent"), 0)
     for draw in range(25):
         noisy = TRUE.loss(N, D) * np.exp(0.01 * rng.normal(size=len(N)))
-        found = fit(N, D, noisy, draws=40, seed=draw)
+        found = fit(N, D, noisy, draws=20, seed=draw)
         for name in covered:
             low, high = found.interval(name)
             covered[name] += low <= getattr(TRUE, name) <= high
