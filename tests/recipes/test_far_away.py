@@ -26,7 +26,7 @@ class Proxy:
     after: shards that are asked for through it before it is cut, once, by itself
     """
 
-    def __init__(self, port, after=None, seconds=5.0):
+    def __init__(self, port, after=None, seconds=3.0):
         self.port, self.after, self.seconds = port, after, seconds
         self.asked, self.open, self.cuts, self.refused = 0, set(), 0, 0
         self.until = 0.0
@@ -91,6 +91,7 @@ def bucket(server, monkeypatch, tmp_path):
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",  # of the client by itself, many seconds long: how often is ours to say
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MDM_CACHE", str(tmp_path / "cache"))
