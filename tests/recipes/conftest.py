@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def mdm(*arguments, cwd=ROOT, check=True, timeout=240, typecheck="1", **options)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def unchecked(*commands, timeout=400):
+    """What commands of `mdm` print, one after the other in one process without type checks: what one has read, the next has."""
+    code = "import json, sys, pathlib, tests.recipes.conftest as here\n"
+    code += "for words in json.loads(sys.argv[1]):\n"
+    code += "    done = here._here(words, pathlib.Path.cwd())\n"
+    code += "    print(json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)"
+    env = {**os.environ, "MDM_TYPECHECK": "0", "OMP_NUM_THREADS": "1"}
+    words = json.dumps([[str(a) for a in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", code, words], capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [code for code, *_ in found] == [0] * len(commands), (found[-1][2] if found else done.stderr)[-3000:]
+    return [out for _, out, _ in found]
 
 
 def _here(words, cwd):
