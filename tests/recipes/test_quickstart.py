@@ -45,7 +45,7 @@ def test_the_quickstart_writes_its_figures_and_a_report(tmp_path):
 
 def test_the_command_explains_itself(run):
     listed = run("ls").stdout
-    configs = ("any", "blocks", "blocks_editing", "hybrid", "orders", "paper", "pen", "uniform")
+    configs = ("any", "armd", "blocks", "blocks_editing", "hybrid", "learned", "orders", "paper", "pen", "uniform")
     assert ", ".join(["quickstart", *(f"quickstart_{name}" for name in configs)]) + "\n" in listed
     assert "finetune, finetune_instruct, quickstart_lora, quickstart_speech" in listed  # by the command in their header
     assert "mdm run quickstart" in run("--help").stdout
