@@ -37,6 +37,7 @@ class SamplerState:
     mask_id:    the mask token
     noise:      what the model was trained against, by modality; masks unless it is said
     rank:       of an order that is followed, of each position its turn (see orders/in_order.py)
+    group:      the most positions of a row whose turn is the same
     draft:      what tokens that still are `masked` were drawn from, by a sampler that judges them in its next step
     children:   states of the parts, in a sampler made of several
     """
@@ -56,6 +57,7 @@ class SamplerState:
     mask_id: int
     noise: Noises = MASKS
     rank: Int[Tensor, "batch seq"] | None = None
+    group: int = 0
     draft: Float[Tensor, "batch seq vocab"] | None = None
     children: tuple[SamplerState, ...] = ()
 
@@ -127,7 +129,7 @@ class SamplerState:
             draft = other.draft.new_zeros(*self.tokens.shape, other.draft.shape[-1])
         some = self.children + (bare,) * (len(other.children) - len(self.children))
         alike = [child._like(theirs) for child, theirs in zip(some, other.children, strict=False)]
-        return replace(self, rank=rank, draft=draft, children=(*alike, *some[len(alike) :]))
+        return replace(self, rank=rank, group=max(self.group, other.group), draft=draft, children=(*alike, *some[len(alike) :]))
 
     def _map(self, change: Callable[..., Tensor], *others: SamplerState) -> SamplerState:
         """The state with each of its tensors changed, given the same one of the others."""

@@ -42,10 +42,15 @@ class InOrder(Drawing):
         return torch.from_numpy(found).to(generate.device)
 
     def step(self, logits: Float[Tensor, "batch seq vocab"], state: SamplerState) -> SamplerState:
-        """Draws the positions of the lowest rank that is left. Raises ValueError for a state without ranks (see `ranked`)."""
+        """Draws the positions of the lowest rank that is left, and no others. Raises ValueError for a state without ranks (see
+        `ranked`)."""
         if state.rank is None:
             raise ValueError("InOrder: the state has no ranks; begin with components.samplers.orders.in_order.ranked")
-        return state.unmask(earliest(state.rank, state.masked), *self.draw(logits, state.uniform[:, TOKEN]))
+        now = earliest(state.rank, state.masked)
+        place = now.long().argsort(dim=1, descending=True, stable=True)[:, : state.group]
+        chosen = logits.gather(1, place[..., None].expand(-1, -1, logits.shape[-1]))
+        token, probability = self.draw(chosen, state.uniform[:, TOKEN].gather(1, place))
+        return state.unmask(now, state.tokens.scatter(1, place, token), state.confidence.scatter(1, place, probability))
 
 
 def earliest(rank: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
@@ -64,4 +69,13 @@ def ranked(sampler: object, state: SamplerState, seed: int, index: Sequence[int]
             generate = state.generate if i is None else state.generate & (state.modality == i)
             ranks = own.ranks(generate, state.modality, seed, index)
             found = ranks if found is None else torch.where(generate, ranks, found)
-    return state if found is None else replace(state, rank=found)
+    return state if found is None else replace(state, rank=found, group=largest_group(found, state.generate))
+
+
+def largest_group(rank: Int[Tensor, "batch seq"], generate: Bool[Tensor, "batch seq"]) -> int:
+    """The most positions of one row that have one rank."""
+    found = [
+        np.unique(own[here], return_counts=True)[1]
+        for own, here in zip(rank.cpu().numpy(), generate.cpu().numpy(), strict=True)
+    ]
+    return max([int(counts.max(initial=0)) for counts in found], default=0)

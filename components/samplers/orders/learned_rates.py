@@ -39,5 +39,7 @@ class LearnedRates(Drawing):
         wait = (-torch.log1p(-state.uniform[:, POSITION]) / rate).masked_fill(~state.masked, float("inf"))
         first, chosen = wait.min(dim=1, keepdim=True)
         now = state.masked & (torch.arange(wait.shape[1], device=wait.device) == chosen)
+        at = chosen[..., None].expand(-1, -1, logits.shape[-1])  # no token is drawn elsewhere
+        token, probability = self.draw(logits.gather(1, at), state.uniform[:, TOKEN].gather(1, chosen))
         time = torch.where(state.masked.any(dim=1), state.time * torch.exp(-first[:, 0]), state.time)
-        return state.unmask(now, *self.draw(logits, state.uniform[:, TOKEN]), time=time)
+        return state.unmask(now, token.expand_as(now), probability.expand_as(now), time=time)
