@@ -39,6 +39,8 @@ def check_split(model: Any, tensor: int) -> None:
             raise UserError(f"mesh.tensor: {tensor} does not divide model.{name} = {size}")
     if c.tied_embeddings:
         raise UserError(f"mesh.tensor: {tensor} copies embedding and unembedding, and this model's are tied; set mesh.tensor=1")
+    if c.learned_orders:
+        raise UserError(f"mesh.tensor: {tensor} splits the blocks, and not what model.orders={c.orders} has; set mesh.tensor=1")
     for i, block in enumerate(model.blocks):
         for name in SPLIT:
             layer = dict(block.named_modules()).get(name)

@@ -8,7 +8,13 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from components.learned_orders import LearnedOrderMasker
+from components.types import Batch
+from components.vocabulary import Vocabulary
 from mdm.config import UserError
+from mdm.data.pipeline import micro_batch
+from mdm.data.settings import LossSettings
+from mdm.evaluation.nelbo import forward_loss
 from mdm.hardware import Hardware, MeshSettings, hardware, local, parallelize, reshard, shard, sync_gradients, whole
 from mdm.models import builders
 from mdm.models.transformer import MaskedDiffusionModel, ModelConfig
@@ -73,6 +79,33 @@ def test_a_mesh_trains_as_one_process_does(name):
         assert_close(found_norms, norms, rtol=1e-5, atol=0)
         for key, value in model.named_parameters():
             assert_close(weights[key], value.detach(), rtol=0, atol=1e-4)  # AdamW's: of gradients near 0 the sign counts
+
+
+def of_learned_orders(orders):
+    """Two steps of a model of learned orders over this process's rows: loss, and the weights after."""
+    vocabulary = Vocabulary.build({"text": (40,)}, may_end=("text",))
+    model = builders.model(vocabulary.size, 32, 32, 2, 2, orders=orders)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with hardware("cpu", "fp32", MeshSettings()) as hw:
+        shard(model, hw)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        for step in range(2):
+            own = Batch.of(TOKENS % 40, first_index=8 * step).select(slice(hw.data_rank, None, hw.data_ranks))
+            micro = micro_batch(own, LearnedOrderMasker(vocabulary.mask_id), LossSettings(), vocabulary)
+            loss = forward_loss(model, micro, vocabulary, hw).loss / 8
+            (loss * hw.data_ranks).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return hw.sum(loss.detach()).item(), {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("orders", ["learned", "learned_by_token"])
+def test_learned_orders_train_over_processes_as_on_one(orders):
+    loss, model = of_learned_orders(orders)
+    for found, weights in in_processes(2, of_learned_orders, orders):
+        assert_close(found, loss, rtol=0, atol=1e-4)
+        for key, value in model.items():
+            assert_close(weights[key], value, rtol=0, atol=1e-4)
 
 
 class Counted(TorchDispatchMode):
@@ -208,6 +241,8 @@ def test_what_cannot_be_split_is_one_line():
         MeshSettings(tensor=4).check_model(MaskedDiffusionModel(ModelConfig(**shape)))
     with pytest.raises(UserError, match=r"splits plain layers, and blocks.0.mlp.w1 is missing"):
         MeshSettings(tensor=2).check_model(moe)
+    with pytest.raises(UserError, match=r"mesh.tensor: 2 splits the blocks, and not what model.orders=learned has"):
+        MeshSettings(tensor=2).check_model(builders.model(300, 32, 64, 2, 8, orders="learned"))
     MeshSettings(tensor=0).check_model(model)  # its own line comes after: no traceback before it
 
 
