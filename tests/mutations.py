@@ -557,7 +557,7 @@ MUTATIONS = [
         ("learned orders: both samples are one", "for s in STREAMS[", "for s in STREAMS[:1] * len(STREAMS)["),
     ),
     *of(
-        "components/samplers/learned_rates.py",
+        "components/samplers/orders/learned_rates.py",
         "components/test_learned_rates.py",
         ("learned rates: any position is next", "/ rate).masked_fill", "/ 1.0).masked_fill"),
         ("learned rates: the same for all on a grid", "** rate\n", "** (0 * rate + 1)\n"),

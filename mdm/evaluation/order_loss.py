@@ -159,7 +159,7 @@ def forward_exponents(model: MaskedDiffusionModel, micro: MicroBatch, noise: Arr
     """The exponents of a micro-batch's maskable positions, which know its tokens."""
     clean = micro.noisy.clean
     if isinstance(model.order, TokenRates):
-        return model.order().exp()[clean.tokens.flatten()[noise.place]]
+        return model.log_rates().exp()[clean.tokens.flatten()[noise.place]]
     assert isinstance(model.order, LearnedOrder)
     sees = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))
     scores = model.order.clean(model.hidden(clean.tokens, sees, clean.position), sees, clean.position)
@@ -188,7 +188,7 @@ def _terms(
     target, own = p.target[some].flatten(), vocabulary.ranges[p.range_index]
     unembedding, where = local(model.unembedding.weight), (own, vocabulary.end_id, vocabulary.mask_id, MAX_LOGITS)
     if isinstance(model.order, TokenRates):
-        nats, log_reverse = range_rates(chosen, unembedding, model.order(), target, *where)
+        nats, log_reverse = range_rates(chosen, unembedding, model.log_rates(), target, *where)
         reverse = log_reverse.exp().view_as(place)
     else:
         assert drawn.reverse is not None  # heads have said so

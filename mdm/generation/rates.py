@@ -40,7 +40,7 @@ class LogRates(SlotLogits):
         logits = self.unembed(self.canvas.take(hidden))
         log_z = logits.masked_fill(~self.trained, float("-inf")).logsumexp(dim=-1, keepdim=True)
         if isinstance(order, TokenRates):
-            return logits - log_z + order()[self.canvas.ids]
+            return logits - log_z + self.model.log_rates()[self.canvas.ids]
         assert isinstance(order, LearnedOrder)  # else nothing was learned
         reverse = order.exponents(order.noisy(hidden, mask), self.maskable)
         return logits - log_z + self.canvas.take(reverse.log())[..., None]

@@ -79,7 +79,8 @@ def shard(model: Any, hw: Hardware) -> None:
     if hw.gathers != torch.float32:
         model.embedding.forward = functools.partial(_embedded, model.embedding)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "hidden")
+    for method in ("hidden", "log_rates"):
+        register_fsdp_forward_method(model, method)
 
 
 def _embedded(module: nn.Embedding, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:

@@ -178,6 +178,11 @@ class MaskedDiffusionModel(nn.Module):
         before = torch.cat([h[:, :1], h[:, :-1]], dim=1)
         return before if position is None else torch.where((position == 0)[..., None], h, before)
 
+    def log_rates(self) -> Float[Tensor, " vocab"]:
+        """Of a model that learned a rate of each id: their logarithms."""
+        assert isinstance(self.order, TokenRates)  # others have none
+        return self.order()
+
     def sees(self, places: Places, keys: Places | None = None, last: int | None = None) -> Any:
         """The attention mask of this model. Of blocks or ranks, with streams: what training and decoding need; without: each
         position sees its own block and those before. keys, last: where they are not the queries themselves"""
