@@ -587,8 +587,8 @@ MUTATIONS = [
         ("log rates: rates themselves", "self.canvas.take(reverse.log())", "self.canvas.take(reverse)"),
         (
             "log rates: other rows' positions",
-            "maskable=self.maskable[rows], trained",
-            "maskable=self.maskable[: len(rows)], trained",
+            '"maskable": self.maskable[rows]',
+            '"maskable": self.maskable[: len(rows)]',
         ),
     ),
     *of(
