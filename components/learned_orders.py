@@ -43,10 +43,14 @@ def exponents(
 ) -> Float[Tensor, "*samples documents positions"]:
     """mean + spread (sigmoid(score) - the document's mean of it): within mean +- spread, `mean` on the average (LoMDM).
 
+    Scores are first taken from their mean over the document, which changes what can be said little, and keeps them where a
+    sigmoid has a slope: what is common to all has no gradient, and an optimizer that divides by its size moves it all the same.
+
     there: which positions a document has; the mean is over them, masked or not, so that forward and reverse exponents compare
     """
-    level = scores.sigmoid()
-    average = level.masked_fill(~there, 0.0).sum(dim=-1, keepdim=True) / there.sum(dim=-1, keepdim=True).clamp(min=1)
+    count = there.sum(dim=-1, keepdim=True).clamp(min=1)
+    level = (scores - scores.masked_fill(~there, 0.0).sum(dim=-1, keepdim=True) / count).sigmoid()
+    average = level.masked_fill(~there, 0.0).sum(dim=-1, keepdim=True) / count
     return mean + spread * (level - average)
 
 

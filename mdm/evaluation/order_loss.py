@@ -141,7 +141,7 @@ def draw_masks(model: MaskedDiffusionModel, micro: MicroBatch, mask_id: int) -> 
     hidden = model.hidden(shown, sees, place)
     reverse = None
     if isinstance(model.order, LearnedOrder):
-        scores = model.order.noisy(hidden, sees, place).view(samples, -1)[:, noise.place]
+        scores = model.order.noisy(hidden.detach(), sees, place).view(samples, -1)[:, noise.place]
         reverse = _spread(model.order.exponents(scores, noise.there), noise, tokens.numel())
     owner = torch.arange(len(noise.place), device=tokens.device)[:, None].expand_as(noise.place)
     return Masked(
@@ -162,7 +162,9 @@ def forward_exponents(model: MaskedDiffusionModel, micro: MicroBatch, noise: Arr
         return model.log_rates().exp()[clean.tokens.flatten()[noise.place]]
     assert isinstance(model.order, LearnedOrder)
     sees = None if micro.whole_rows else model.sees(Places(clean.document, clean.position))
-    scores = model.order.clean(model.hidden(clean.tokens, sees, clean.position), sees, clean.position)
+    with torch.no_grad():  # the heads learn from what the transformer is, and do not teach it (LoMDM's stop-gradient)
+        hidden = model.hidden(clean.tokens, sees, clean.position)
+    scores = model.order.clean(hidden, sees, clean.position)
     return model.order.exponents(scores.flatten()[noise.place], noise.there)
 
 

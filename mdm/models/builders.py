@@ -24,6 +24,7 @@ def model(
     blocks: dict[str, int] | None = None,
     causal: bool = False,
     orders: str | None = None,
+    order_spread: float = 0.65,
 ) -> MaskedDiffusionModel:
     """A model of any shape. The recipe fills in vocab_size from the vocabulary, the rest is the user's.
 
@@ -33,6 +34,7 @@ def model(
     causal:         of blocks: what is finished sees nothing behind it, so that `loss.next_token` can be trained beside
     orders:         two_streams: any order, exactly in one pass, with the masker components.orders.OrderMasker; learned,
                     learned_by_token: the order is learned too, with components.learned_orders.LearnedOrderMasker
+    order_spread:   of learned orders, how far exponents go from 0.7 (components/learned_orders.py); 0: all alike, a control
     """
     if not isinstance(blocks or {}, Mapping):
         raise ValueError(f"model.blocks must name modalities, e.g. {{text: 32}}; got {blocks!r}")
@@ -53,6 +55,7 @@ def model(
             predicts_next=autoregressive,
             blocks=dict(blocks or {}),
             orders=orders,
+            order_spread=order_spread,
         )
     )
 

@@ -1,7 +1,8 @@
 """What a model of learned orders has beside the transformer: heads that say when a position's turn is, or a rate of each id.
 
     learned           LoMDM (arXiv 2602.02112): two heads on the transformer's hidden states, of the clean row (for the forward
-                      exponents) and of what is masked so far (for the reverse ones); each a block and a layer to one number
+                      exponents) and of what is masked so far (for the reverse ones); each a block and a layer to one number.
+                      They learn from the transformer and do not teach it: no gradient goes back
     learned_by_token  GenMD4 (2406.04329): one rate for each id, for both
 
 Both begin as masked diffusion: the last layer of a head is 0, and every id's rate 1.
@@ -23,6 +24,7 @@ from components.precision import precise
 from mdm.models.shape import ModelConfig
 
 ONE = math.log(math.e - 1)  # whose softplus is 1
+SCALE = 10.0  # of a head's scores: from 0 a few hundred steps of AdamW then move them far enough for a sigmoid to show it
 
 
 class OrderHead(nn.Module):
@@ -46,13 +48,13 @@ class OrderHead(nn.Module):
             rotary_share=config.rotary_share,
         )
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.score = nn.Linear(config.width, 1)
+        self.score = nn.Linear(config.width, 1, bias=False)
 
     def forward(
         self, hidden: Float[Tensor, "batch seq width"], mask: Any = None, position: Int[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq"]:
         """mask, position: as of `MaskedDiffusionModel.hidden`."""
-        return precise(self.score(self.norm(self.block(hidden, mask=mask, input_pos=position)))[..., 0])
+        return SCALE * precise(self.score(self.norm(self.block(hidden, mask=mask, input_pos=position)))[..., 0])
 
 
 class LearnedOrder(nn.Module):
