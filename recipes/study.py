@@ -5,6 +5,7 @@
     mdm run study --config schedules_cpu          noise schedules, time samplers, anti-masking, loss weights
     mdm run study --config corruption_cpu         masks, uniform noise, both: samples by forward passes, self-correction
     mdm run study --config blocks_cpu             block sizes, from autoregressive to masked diffusion: bounds, samples, time
+    mdm run study --config orders_cpu             orders of generation: in two streams, from left to right, learned
     mdm run study --config batch_cpu              the batch, scaled by the SDE rule and not
     mdm run study --config inference_cpu checkpoint=runs/quickstart         samplers, steps, guidance
 
@@ -44,7 +45,7 @@ from mdm.training.reach import Trial
 from mdm.training.trial import try_out
 
 CONFIG = "scaling_cpu"
-QUESTIONS = ("scaling", "mixing", "schedules", "corruption", "blocks", "batch", "inference")
+QUESTIONS = ("scaling", "mixing", "schedules", "corruption", "blocks", "orders", "batch", "inference")
 SWEEPS = {"batch": "sweep_batch", "inference": "sweep_inference"}  # the recipes that make the rows of these
 
 pretrain = load_recipe("pretrain")

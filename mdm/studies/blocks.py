@@ -13,73 +13,51 @@ from typing import Any
 
 import numpy as np
 
-from components.tasks import find_task
 from mdm.config import UserError
 from mdm.pages.report import figure_png
-from mdm.studies.seeds import Rows, compared, mean, signed, sure, values, with_error
+from mdm.studies.decoders import (
+    FIGURES,
+    bits_of,
+    by_group,
+    decoded,
+    in_words,
+    kinds,
+    line,
+    measured,
+    of_each,
+    reservations,
+    spoken,
+    tasks_of,
+)
+from mdm.studies.seeds import Rows, mean, signed, sure, values, with_error
 
-FIGURES = {  # at an axis; in a sentence, with how many decimals
-    "accuracy": ("judged right", "accuracy", 3),
-    "frechet": ("Frechet distance", "Frechet distance", 2),
-    "ngram_bits": ("n-gram bits a token", "n-gram bits", 2),
-    "entropy_bits": ("entropy of the tokens (bits)", "entropy", 2),
-    "distinct": ("distinct", "distinct", 2),
-    "forwards": ("forward passes a sample", "passes", 1),
-    "seconds": ("seconds a sample", "seconds", 4),
-}
-SHOWN = ("accuracy", "ngram_bits", "entropy_bits", "forwards", "seconds")  # in words
 WHOLE = "0-1"
 
 
 def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
     """Bounds, decoders and clipped counts by block size: means over seeds and standard errors. Raises UserError."""
-    done = [r for r in rows if r["status"] == "finished"]
-    own = {name: runs for name in dict.fromkeys(r["group"] for r in rows) if (runs := [r for r in done if r["group"] == name])}
-    first = rows[0]["group"]
-    if first not in own:
-        raise UserError(f"groups.{first}: none of its runs finished, and the others are compared with it")
+    own, first = by_group(rows), rows[0]["group"]
+    done = [r for runs in own.values() for r in runs]
     summary: dict[str, Any] = {"first": first, "seeds": min(map(len, own.values())), "unit": "bits per token", "groups": {}}
-    tasks = [key for key, value in own[first][0].items() if key.startswith("bits/") and value is not None]
     for name, runs in own.items():
         if not runs[0].get("model.blocks"):
             raise UserError(f"groups.{name}: it has no model.blocks, which this study compares")
         summary["groups"][name] = {
             "seeds": len(runs),
             "blocks": json.loads(runs[0]["model.blocks"]),
-            "bits": {key[5:]: compared(runs, key, own[first], key) for key in tasks if len(values(runs, key))},
-            "decoders": _decoders(runs, own[first]),
+            "bits": bits_of(runs, own[first]),
+            "decoders": decoded(runs, own[first]),
             "clipping": _clipping(runs),
         }
     summary["left_out"] = [r["cell"] for r in rows if r["status"] != "finished"]
-    summary["not_measured"] = [r["cell"] for r in done if _kinds([r]) != _kinds(done)]
+    summary["not_measured"] = [r["cell"] for r in done if kinds([r]) != kinds(done)]
     return summary, "\n\n".join(_lines(summary))
-
-
-def _measured(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The measured figures of a row: modality, figure and decoder; or `clipping`, modality and shares."""
-    parts = [tuple(k.split("/")) for k, v in row.items() if v is not None]
-    return [(p[0], p[1], p[2]) for p in parts if len(p) == 3 and p[2] != "real"]
-
-
-def _kinds(rows: Rows) -> set[tuple[str, str]]:
-    """What of them was measured, by whichever decoder or shares."""
-    return {k[:2] for r in rows for k in _measured(r)}
-
-
-def _decoders(runs: Rows, first: Rows) -> dict[str, dict[str, dict[str, Any]]]:
-    """Modality -> decoder -> its figures, each beside the first group's."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for modality, figure, decoder in dict.fromkeys(k for r in runs for k in _measured(r) if k[0] != "clipping"):
-        key = f"{modality}/{figure}/{decoder}"
-        if figure in FIGURES and len(values(first, key)):
-            found.setdefault(modality, {}).setdefault(decoder, {})[figure] = compared(runs, key, first, key)
-    return found
 
 
 def _clipping(runs: Rows) -> dict[str, dict[str, Any]]:
     """Modality -> the shares of the least variance, mean over seeds, and its ratio to that of all counts, seed by seed."""
     found: dict[str, dict[str, Any]] = {}
-    keys = dict.fromkeys(k for r in runs for k in _measured(r) if k[0] == "clipping")
+    keys = dict.fromkeys(k for r in runs for k in measured(r) if k[0] == "clipping")
     for modality in dict.fromkeys(k[1] for k in keys):
         by_range = {k[2]: values(runs, "/".join(k)) for k in keys if k[1] == modality}
         whole = by_range.get(WHOLE)
@@ -100,16 +78,16 @@ def _width(shares: str) -> float:
 def _lines(summary: Mapping[str, Any]) -> list[str]:
     """The finding, in paragraphs."""
     first, groups, seeds = summary["first"], summary["groups"], summary["seeds"]
-    bounds = ", ".join(f"{_spoken(task)} {with_error(c)}" for task, c in groups[first]["bits"].items())
-    lines = [f"Held-out bound in blocks of {_sizes(groups[first])} ({first}), bits per token: {bounds} ({_seeds(seeds)})."]
+    bounds = ", ".join(f"{spoken(task)} {with_error(c)}" for task, c in groups[first]["bits"].items())
+    lines = [f"Held-out bound in blocks of {_sizes(groups[first])} ({first}), bits per token: {bounds} ({of_each(seeds)})."]
     for name, s in list(groups.items())[1:]:
-        apart = ", ".join(f"{_spoken(task)} {signed(c, 3)}" for task, c in s["bits"].items())
+        apart = ", ".join(f"{spoken(task)} {signed(c, 3)}" for task, c in s["bits"].items())
         lines.append(f"{name}, blocks of {_sizes(s)}: {apart}.")
     for modality in groups[first]["decoders"]:
         parts = []
         for s in groups.values():
             decoders = s["decoders"].get(modality, {})
-            said = "; ".join(f"{decoder}: {_figures(figures)}" for decoder, figures in decoders.items())
+            said = "; ".join(f"{decoder}: {in_words(figures)}" for decoder, figures in decoders.items())
             parts += [f"Blocks of {s['blocks'].get(modality, 'the canvas')}: {said}."] if said else []
         lines.append(f"**{modality}**, of a sample. {' '.join(parts)}")
     lines += [
@@ -117,14 +95,7 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     if any(s["clipping"] for s in groups.values()):
         lines.append(_said_clipping(groups))
-    lines.append(
-        "Fewer than three seeds: no difference here is a finding."
-        if seeds < 3
-        else f"Standard errors of {seeds} seeds: with three, two of them are exceeded in one of eight comparisons of equals."
-    )
-    for key, what in (("left_out", "Left out"), ("not_measured", "Not measured, or in part")):
-        lines += [f"{what}: {', '.join(summary[key])}."] if summary[key] else []
-    return lines
+    return lines + reservations(summary)
 
 
 def _best(groups: Mapping[str, Any], modality: str) -> str:
@@ -160,18 +131,6 @@ def _sizes(group: Mapping[str, Any]) -> str:
     return ", ".join(f"{n} ({modality})" for modality, n in group["blocks"].items())
 
 
-def _seeds(seeds: int) -> str:
-    return f"{seeds} seed{'s' if seeds > 1 else ''} of each"
-
-
-def _spoken(task: str) -> str:
-    return task.replace("_", " ")
-
-
-def _figures(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{FIGURES[f][1]} {with_error(figures[f], FIGURES[f][2])}" for f in SHOWN if f in figures)
-
-
 def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     """For each modality, against the positions of a block: the bound, quality, passes and time of the decoders, and the
     variance of the loss when its counts are clipped."""
@@ -181,25 +140,25 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     import matplotlib.pyplot as plt
 
     groups = list(summary["groups"].values())
-    modalities = [m for m in groups[0]["blocks"] if _bounds(groups, m) or m in groups[0]["decoders"]]
+    modalities = [m for m in groups[0]["blocks"] if tasks_of(m, list(groups[0]["bits"])) or m in groups[0]["decoders"]]
     wide, decoders = max(len(modalities), 1), list(dict.fromkeys(d for g in groups for m in g["decoders"].values() for d in m))
     figure, axes = plt.subplots(5, wide, figsize=(4.3 * wide + 0.5, 13.0), squeeze=False, layout="constrained")
     for column, modality in zip(axes.T, modalities, strict=False):
         of = [(g["blocks"][modality], g) for g in groups if modality in g["blocks"]]
         column[0].set_title(modality, loc="left")
-        for i, task in enumerate(_bounds(groups, modality)):
-            style = {"color": "0.25", "marker": "o^"[i % 2], "label": _spoken(task)}
-            _line(column[0], [(n, g["bits"][task]) for n, g in of if task in g["bits"]], style)
+        for i, task in enumerate(tasks_of(modality, list(groups[0]["bits"]))):
+            style = {"color": "0.25", "marker": "o^"[i % 2], "label": spoken(task)}
+            line(column[0], [(n, g["bits"][task]) for n, g in of if task in g["bits"]], style)
         column[0].set_ylabel("held-out bound (bits per token)")
         quality = next((f for f in ("accuracy", "ngram_bits") if any(f in d for d in _of(groups, modality))), "accuracy")
         for axis, key in zip(column[1:4], (quality, "forwards", "seconds"), strict=True):
             for i, decoder in enumerate(decoders):
                 points = [(n, d[key]) for n, g in of if key in (d := g["decoders"].get(modality, {}).get(decoder, {}))]
-                _line(axis, points, {"color": f"C{i}", "marker": "osD^v"[i % 5], "label": decoder})
+                line(axis, points, {"color": f"C{i}", "marker": "osD^v"[i % 5], "label": decoder})
             axis.set_ylabel(FIGURES[key][0])
             axis.set_yscale("linear" if key == quality else "log")
         clipped = [(n, g["clipping"][modality]) for n, g in of if modality in g["clipping"]]
-        _line(column[4], [(n, c["ratio"]) for n, c in clipped], {"color": "0.25", "marker": "o"})
+        line(column[4], [(n, c["ratio"]) for n, c in clipped], {"color": "0.25", "marker": "o"})
         for n, c in clipped:
             shares = "any" if c["shares"] == WHOLE else c["shares"].replace("-", " to ")
             column[4].annotate(shares, (n, c["ratio"]["mean"]), (0, 6), textcoords="offset points", ha="center", fontsize=7)
@@ -219,18 +178,5 @@ def draw(rows: Rows, summary: Mapping[str, Any]) -> bytes:
     return figure_png(figure)
 
 
-def _bounds(groups: Sequence[Mapping[str, Any]], modality: str) -> list[str]:
-    """The tasks that generate it."""
-    return [task for task in groups[0]["bits"] if modality in find_task(task).generated]
-
-
 def _of(groups: Sequence[Mapping[str, Any]], modality: str) -> list[Mapping[str, Any]]:
     return [figures for g in groups for figures in g["decoders"].get(modality, {}).values()]
-
-
-def _line(axis: Any, points: Sequence[tuple[int, Mapping[str, Any]]], style: Mapping[str, Any]) -> None:
-    """Means joined by a line, with bars of a standard error."""
-    if points:
-        points = sorted(points, key=lambda p: p[0])
-        x, y, error = zip(*((n, m["mean"], m["standard_error"] or 0) for n, m in points), strict=True)
-        axis.errorbar(x, y, error, ms=4.5, lw=1.3, elinewidth=0.9, capsize=2, **style)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from components.samplers import Ancestral, Confidence, FirstHitting, LeastSureFi
 from components.tasks import find_task
 from components.types import NoisyBatch
 from components.weightings import Noise
-from mdm.data.corruption import layout_of, maskers
-from mdm.data.pipeline import next_step, open_source, streams, training_loader
+from mdm.data.corruption import horizon, layout_of, maskers
+from mdm.data.pipeline import MicroBatch, next_step, open_source, streams, training_loader
 from mdm.data.processor import Processor
 from mdm.data.validation import validation_batches
 from mdm.evaluation.fluency import Fluency
 from mdm.evaluation.judges import ImageJudge, Judged, SpeechJudge, coded
 from mdm.evaluation.nelbo import forward_loss, weighted_nats
 from mdm.generation.generate import Generated, generate
-from mdm.hardware import hardware
+from mdm.hardware import Hardware, hardware
 from mdm.models.folder import load_model
+from mdm.models.transformer import MaskedDiffusionModel
 from mdm.pages.media import save_outputs
 
 TASK = "text_to_image"  # of `ImageQuality`
@@ -47,6 +48,18 @@ class Finished:
     first: Path
 
 
+def training_steps(cfg: Any, model: MaskedDiffusionModel, processor: Processor) -> Iterator[list[MicroBatch]]:
+    """Steps as a run draws them for its model; the batches are others than those that it was trained on."""
+    seed = cfg.seed + 1_000_003
+    sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
+    layout, rows = layout_of(model.config, processor.vocabulary), horizon(cfg.data, processor.canvas, cfg.tokens)
+    masker = maskers(cfg.data, cfg.masker, processor.vocabulary, seed, layout, rows)
+    mix = streams(cfg.data, sources, processor, masker, seed, cfg.prompt_dropout)
+    batches = iter(training_loader(mix, masker, processor, cfg.batch.at, cfg.batch.micro, cfg.loss, seed, prefetch=0))
+    while True:
+        yield next_step(batches)
+
+
 @dataclass(frozen=True)
 class TrainingGradient:
     """gradient_variance, gradient_squared_mean: of a step as the run draws it, at the weights of the *first* group's run.
@@ -61,14 +74,9 @@ class TrainingGradient:
         with hardware(cfg.device, cfg.precision) as hw:
             model, processor = load_model(run.first, hw.device)
             model.train()
-            seed = cfg.seed + 1_000_003
-            sources = {name: open_source(s.train, f"data.{name}.train") for name, s in cfg.data.items()}
-            layout = layout_of(model.config, processor.vocabulary)
-            masker = maskers(cfg.data, cfg.masker, processor.vocabulary, seed, layout)
-            mix = streams(cfg.data, sources, processor, masker, seed, cfg.prompt_dropout)
-            batches = iter(training_loader(mix, masker, processor, cfg.batch.at, cfg.batch.micro, cfg.loss, seed, prefetch=0))
+            batches = training_steps(cfg, model, processor)
             for _ in range(self.steps):
-                micros = next_step(batches)
+                micros = next(batches)
                 denominator = max(sum(m.denominator for m in micros), 1.0)
                 for micro in micros:
                     (forward_loss(model, micro.to(hw.device), processor.vocabulary, hw).loss / denominator).backward()
@@ -151,6 +159,31 @@ class Scored:
         prompts = [{caption: self.caption.format(WORDS[c])} for c in classes]
         return prompts, lambda made: judged(made, classes), judged.real()
 
+    def decoded(
+        self, run: Finished, model: MaskedDiffusionModel, processor: Processor, decoders: Mapping[str, Sampler], hw: Hardware
+    ) -> dict[str, float]:
+        """MODALITY/FIGURE/DECODER: the figures of each, and seconds: of a sample, all of them in one batch.
+
+        At temperature 1, without guidance. Samples of the first one are kept.
+        """
+        modality, seed = self.modality(), run.settings.seed
+        prompts, score, real = self.scorer(processor, modality)
+        found = {f"{modality}/{figure}/real": value for figure, value in real.items()}
+        for name, sampler in decoders.items():
+            with hw.autocast():
+                generate(model, processor, self.task, prompts[:2], sampler, 0.0, seed, length=self.length)  # warms up
+                began = time.perf_counter()
+                made = generate(
+                    model, processor, self.task, prompts, sampler, 0.0, seed, batch_size=self.samples, length=self.length
+                )
+                seconds = (time.perf_counter() - began) / self.samples
+            figures = {**score(made), "seconds": seconds}
+            found |= {f"{modality}/{figure}/{name}": value for figure, value in figures.items()}
+            if name == next(iter(decoders)):
+                kept = made.outputs[: self.shown]
+                save_outputs(run.folder / "samples" / self.task, processor, prompts[: self.shown], kept)
+        return found
+
 
 @dataclass(frozen=True)
 class Passes(Scored):
@@ -214,27 +247,11 @@ class Decoders(Scored):
     thresholds: Sequence[float] = (0.9, 0.7)
 
     def __call__(self, run: Finished) -> dict[str, float]:
-        modality, seed = self.modality(), run.settings.seed
         decoders: dict[str, Sampler] = {"one a pass": FirstHitting()}
         decoders |= {f"threshold {t:g}": Threshold(threshold=t) for t in self.thresholds}
         with hardware(run.settings.device, run.settings.precision) as hw:
             model, processor = load_model(run.folder, hw.device)
-            prompts, score, real = self.scorer(processor, modality)
-            found = {f"{modality}/{figure}/real": value for figure, value in real.items()}
-            for name, sampler in decoders.items():
-                with hw.autocast():
-                    generate(model, processor, self.task, prompts[:2], sampler, 0.0, seed, length=self.length)  # warms up
-                    began = time.perf_counter()
-                    made = generate(
-                        model, processor, self.task, prompts, sampler, 0.0, seed, batch_size=self.samples, length=self.length
-                    )
-                    seconds = (time.perf_counter() - began) / self.samples
-                figures = {**score(made), "seconds": seconds}
-                found |= {f"{modality}/{figure}/{name}": value for figure, value in figures.items()}
-                if name == "one a pass":
-                    kept = made.outputs[: self.shown]
-                    save_outputs(run.folder / "samples" / self.task, processor, prompts[: self.shown], kept)
-        return found
+            return self.decoded(run, model, processor, decoders, hw)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mdm.pages.report import Section
 from mdm.studies.table import read_table
 from mdm.training.history import read_history
 
-QUESTIONS = ("scaling", "mixing", "schedules", "corruption", "blocks", "batch", "inference")
+QUESTIONS = ("scaling", "mixing", "schedules", "corruption", "blocks", "orders", "batch", "inference")
 ALONE = "There is no folder runs/ beside the table, so there are no learning curves and no samples to show."
 SCRIPT = Path(__file__).with_suffix(".js")
 POINTS = 200  # of a curve, at the most

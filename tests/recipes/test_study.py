@@ -389,8 +389,8 @@ def test_a_study_runs_records_a_crash_and_goes_on(tmp_path, runs_in_process, mon
     [
         (
             "question=why",
-            "question: 'why' is neither one of scaling, mixing, schedules, corruption, blocks, batch, inference, nor a module "
-            "of yours",
+            "question: 'why' is neither one of scaling, mixing, schedules, corruption, blocks, orders, batch, inference, nor a "
+            "module of yours",
         ),
         ("question=scalin", r"batch, inference \(did you mean 'scaling'\?\), nor a module"),
         ("question=json", "question: the module json lacks conclude, draw"),
