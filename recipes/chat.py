@@ -119,13 +119,13 @@ def begin(cfg: Settings, processor: Processor, model: ModelConfig) -> Chat:
 def choose(cfg: Settings, processor: Processor) -> Sampler:
     """The sampler of the settings, else the model's own. Raises UserError for one that cannot be, or not with the cache."""
     own = cfg.defaults is not None or (model_folder(cfg.checkpoint) / FILE).is_file()
+    model = load_config(cfg.checkpoint)
     if cfg.sampler is None:
         defaults = Defaults.beside(cfg.checkpoint, cfg.defaults) if own else SURE
-        sampler = defaults.of("text", processor.vocabulary.modalities, load_config(cfg.checkpoint).noise).sampler
+        sampler = defaults.of("text", processor.vocabulary.modalities, model.noise, model.learned_orders).sampler
     else:
         sampler = conforming(cfg.sampler, "sampler", Sampler)
     try:
-        model = load_config(cfg.checkpoint)
         check_settings("text", [{}], 1, cfg.cache, sampler, 0.0, model)
         if model.blocks:
             block_samplers(sampler, model.blocks, processor.vocabulary.modalities, ["text"])

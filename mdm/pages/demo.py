@@ -58,7 +58,8 @@ class Model:
 
     def tuned(self, task: str) -> Any:
         """The sampler and the scale of a task."""
-        return self.defaults.of(task, self.processor.vocabulary.modalities)
+        model = self.model.config
+        return self.defaults.of(task, self.processor.vocabulary.modalities, model.noise, model.learned_orders)
 
     def watch(
         self, task: str, prompt: Mapping[str, Any], options: Mapping[str, Any]
