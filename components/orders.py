@@ -25,6 +25,8 @@ from components.types import Batch, NoisyBatch
 
 ROW = (1 << 40) - 1
 """The bits of a document's index that count the rows of its stream (see components/data/nodes.py)."""
+TRIED = 64
+"""Rows at the start of a stream with which all stages of a curriculum are tried: what does not fit is said before long work."""
 
 
 @runtime_checkable
@@ -69,6 +71,7 @@ class ByBlock:
 
     def __post_init__(self) -> None:
         _check_group(type(self).__name__, self.size, "size")
+        _check_part("ByBlock: inside", self.inside)
 
     def __call__(self, lengths: Sequence[int], rng: np.random.Generator) -> Int[np.ndarray, " positions"]:
         sizes = [min(self.size, length - start) for length in lengths for start in range(0, length, self.size)]
@@ -109,10 +112,12 @@ class Explicit:
     order: Sequence[int]
 
     def __post_init__(self) -> None:
-        if sorted(self.order) != list(range(len(self.order))):
+        named = np.asarray(self.order)
+        if named.ndim != 1 or not np.array_equal(np.sort(named), np.arange(len(named))):
+            shown = list(self.order)[:12] if named.ndim else self.order
             raise ValueError(
-                f"Explicit: order is no permutation: it has to name each of 0 to {len(self.order) - 1} once, got "
-                f"{list(self.order)[:12]}{' ...' if len(self.order) > 12 else ''}"
+                f"Explicit: order is no permutation: it has to name each of 0 to {max(named.size, 1) - 1} once, got "
+                f"{shown}{' ...' if named.size > 12 else ''}"
             )
 
     def __call__(self, lengths: Sequence[int], rng: np.random.Generator) -> Int[np.ndarray, " positions"]:
@@ -127,16 +132,19 @@ class Curriculum:
 
     blend: between two of them either is drawn, the later one ever more often (ARMD: ever more of the orders are permuted)
 
-    Raises ValueError for no order from the start on, and for shares outside [0, 1).
+    Raises ValueError for no order from the start on, for shares outside [0, 1), and for a stage that is no order.
     """
 
     stages: Mapping[float, Order]
     blend: bool = False
 
     def __post_init__(self) -> None:
-        shares = sorted(self.stages)
-        if not shares or shares[0] != 0 or shares[-1] >= 1:
+        shares = list(self.stages) if isinstance(self.stages, Mapping) else [self.stages]
+        numbers = all(isinstance(share, (int, float)) and not isinstance(share, bool) for share in shares)
+        if not numbers or 0 not in shares or not all(0 <= share < 1 for share in shares):
             raise ValueError(f"Curriculum: stages are shares of a training in [0, 1), the first of them 0; got {shares}")
+        for share, order in self.stages.items():
+            _check_part(f"Curriculum: stages.{share}", order)
 
     def __call__(self, lengths: Sequence[int], rng: np.random.Generator) -> Int[np.ndarray, " positions"]:
         """The order of the end."""
@@ -169,8 +177,12 @@ class OrderMasker:
     pairs = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, Curriculum) and not self.horizon:
-            raise ValueError("OrderMasker: a Curriculum goes by `horizon`, the rows of its stream in the whole training")
+        if not callable(self.order):
+            raise ValueError(f"OrderMasker: order must be one of components.orders, or a callable of yours; got {self.order!r}")
+        if isinstance(self.order, Curriculum) and (self.horizon or 0) < 1:
+            raise ValueError(
+                f"OrderMasker: a Curriculum goes by `horizon`, the rows of its stream in the whole training; got {self.horizon}"
+            )
 
     def __call__(self, batch: Batch) -> NoisyBatch:
         maskable, modality = batch.maskable.numpy(), batch.modality.numpy()
@@ -189,9 +201,11 @@ class OrderMasker:
 
     def _ranks(self, lengths: Sequence[int], index: int) -> Int[np.ndarray, " positions"]:
         rng = sample_rng(self.seed, "order", index)
-        order = self.order
+        order, row = self.order, index & ROW
         if isinstance(order, Curriculum):
-            order = order.at((index & ROW) / (self.horizon or 1), rng)
+            for stage in order.stages.values() if row < TRIED else ():
+                checked(stage(lengths, sample_rng(self.seed, "order", index)), sum(lengths), stage)
+            order = order.at(row / (self.horizon or 1), rng)
         return checked(order(lengths, rng), sum(lengths), order)
 
 
@@ -213,16 +227,25 @@ def one_after_another(ranks: Sequence[np.ndarray]) -> Int[np.ndarray, " all"]:
 
 
 def checked(ranks: object, length: int, order: object) -> Int[np.ndarray, " positions"]:
-    """The ranks that an order, which may be a user's own, has given. Raises ValueError where they are none."""
-    ranks = np.asarray(ranks)
+    """The ranks that an order, which may be a user's own, has given, without gaps. Raises ValueError where they are none."""
+    try:
+        ranks = np.asarray(ranks)
+    except ValueError:  # lists of unlike lengths
+        ranks = np.asarray(ranks, dtype=object)
     if ranks.shape != (length,) or not np.issubdtype(ranks.dtype, np.integer) or (length and ranks.min() < 0):
         raise ValueError(
             f"{type(order).__name__} is no order: of {length} positions it has to give as many ranks, whole numbers from 0 on; "
             f"it gave {ranks.dtype} of shape {ranks.shape}"
         )
-    return ranks
+    return np.unique(ranks, return_inverse=True)[1].reshape(length)
 
 
 def _check_group(name: str, size: int, key: str = "group") -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{name}: {key} must be a whole number of positions, at least 1; got {size!r}")
+
+
+def _check_part(where: str, order: object) -> None:
+    """Only of a whole training is it known how far it has come."""
+    if not callable(order) or isinstance(order, Curriculum):
+        raise ValueError(f"{where} must be an order, and no Curriculum; got {order!r}")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from components.data.nodes import IN_A_ROW
 from components.noise import sample_rng
 from components.orders import (
+    ROW,
     ByBlock,
     Curriculum,
     Explicit,
@@ -28,6 +30,14 @@ from tests.oracles import LENGTH, all_sequences, exact_nelbo, perturbed_model, t
 
 def ranks(order, *lengths, index=0):
     return order(lengths, sample_rng(0, "order", index)).tolist()
+
+
+def looked_at(kind, **values):
+    """What a class says of values that no annotation has kept out: a config's."""
+    made = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    made.__post_init__()
 
 
 def test_sequential_goes_from_left_to_right_a_group_at_a_time():
@@ -61,9 +71,9 @@ def test_strided_has_its_heads_one_by_one_and_then_one_of_every_stream():
 
 def test_an_explicit_order_names_positions_in_their_turn():
     assert ranks(Explicit([2, 0, 1]), 3) == [1, 2, 0]
-    for wrong in ([0, 0, 1], [1, 2, 3], [0, 2]):
+    for wrong in ([0, 0, 1], [1, 2, 3], [0, 2], ["a", "b"], ["a", 1], 3, None, [[0, 1]]):
         with pytest.raises(ValueError, match="no permutation: it has to name each of 0 to"):
-            Explicit(wrong)
+            looked_at(Explicit, order=wrong)
     with pytest.raises(ValueError, match="names 3 positions, and 4 are generated"):
         Explicit([2, 0, 1])([4], np.random.default_rng(0))
 
@@ -87,9 +97,25 @@ def test_a_curriculum_goes_on_at_its_shares_and_blends_them():
     assert set(drawn) == {Sequential(), Sequential(2)}
     assert blend.at(0.9, np.random.default_rng(0)) == Permuted(4)
     assert ranks(hard, 4) == ranks(Permuted(4), 4)
-    for wrong in ({}, {0.1: Sequential()}, {0: Sequential(), 1.0: Permuted()}, {-0.5: Sequential(), 0: Sequential()}):
-        with pytest.raises(ValueError, match="shares of a training in \\[0, 1\\), the first of them 0"):
-            Curriculum(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {0.1: Permuted()}, {0: Permuted(), 1.0: Permuted()}, {-0.5: Permuted(), 0: Permuted()}, {"0.0": Permuted()},
+     {0: Permuted(), "half": Permuted()}, {False: Permuted()}, {0: Permuted(), math.nan: Permuted()}, [Permuted()], None],
+    ids=str,
+)  # fmt: skip
+def test_stages_begin_at_shares_of_a_training(wrong):
+    with pytest.raises(ValueError, match=r"shares of a training in \[0, 1\), the first of them 0; got"):
+        looked_at(Curriculum, stages=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "Permuted", Curriculum({0: Permuted()})], ids=str)
+def test_parts_of_an_order_are_orders(wrong):
+    with pytest.raises(ValueError, match=r"stages.0 must be an order, and no Curriculum; got"):
+        looked_at(Curriculum, stages={0: wrong})
+    with pytest.raises(ValueError, match="inside must be an order, and no Curriculum; got"):
+        looked_at(ByBlock, size=2, inside=wrong)
 
 
 def batch_of_two():
@@ -115,33 +141,57 @@ def test_the_masker_asks_every_token_in_its_turn_and_gives_the_rest_first():
 
 def test_an_order_is_a_function_of_seed_and_index_alone():
     batch, masker = batch_of_two(), OrderMasker(99, seed=3)
+    assert not masker.pairs  # a row is all that there is to ask of a sample
     alone = masker(batch.select(torch.tensor([1])))
     assert torch.equal(alone.block[0], masker(batch).block[1])
     assert not torch.equal(OrderMasker(99, seed=4)(batch).block, masker(batch).block)
+    packed = [Batch.of(torch.zeros(1, 9, dtype=torch.long), (place << IN_A_ROW) + 5) for place in (0, 1)]
+    orders = [masker(document).block for document in packed]  # of the documents of one packed row
+    assert not torch.equal(*orders)
 
 
 def test_a_curriculum_goes_by_the_rows_of_its_stream():
     order = Curriculum({0: Sequential(), 0.5: Sequential(group=3)})
-    with pytest.raises(ValueError, match="goes by `horizon`"):
-        OrderMasker(99, order)
+    for rows in (None, 0, -5):
+        with pytest.raises(ValueError, match=f"goes by `horizon`, the rows of its stream in the whole training; got {rows}"):
+            OrderMasker(99, order, horizon=rows)
     masker, batch = OrderMasker(99, order, horizon=10), batch_of_two()
     early = masker(batch)
     assert early.block[0].tolist() == [0, 0, 0, 1, 1, 1, 0, 2, 2]  # document 7 of 10 is behind the half
     place = batch.document + (5 << 40)  # the place in a packed row, above the row's own bits
     packed = replace(batch, document=torch.where(batch.document == PAD_DOCUMENT, PAD_DOCUMENT, place - 7 + 4))
     assert masker(packed).block[0].tolist() == [0, 0, 0, 1, 2, 3, 0, 4, 5]
+    assert ROW == (1 << IN_A_ROW) - 1
+
+
+def test_a_stage_that_does_not_fit_is_said_at_the_start():
+    late = Curriculum({0: Sequential(), 0.9: Strided(streams=4)})
+    with pytest.raises(ValueError, match="streams = 4 do not divide a canvas of 3 positions"):
+        OrderMasker(99, late, horizon=1000)(batch_of_two())
+    fitting = {0: Permuted(), 0.9: Strided(streams=1)}
+    tried = OrderMasker(99, Curriculum(fitting), horizon=1000)(batch_of_two())  # draws nothing of what is drawn
+    assert torch.equal(tried.block, OrderMasker(99, Permuted())(batch_of_two()).block)
 
 
 def test_an_order_of_ones_own_is_looked_at():
     batch = batch_of_two()
+    assert torch.equal(OrderMasker(99, lambda lengths, rng: list(range(sum(lengths))))(batch).block,
+                       OrderMasker(99, Sequential())(batch).block)  # fmt: skip
+    far = OrderMasker(99, lambda lengths, rng: 2**50 - 7 * np.arange(sum(lengths)) // 2 * 2)(batch)
+    assert far.block[1].tolist() == [0, 0, 2, 1, 0, 0, 0, 0, 0]  # ranks are told apart, not counted with
+    for none in ("Permuted", 3, None):
+        with pytest.raises(ValueError, match="order must be one of components.orders, or a callable of yours; got"):
+            looked_at(OrderMasker, order=none)
     for wrong in (lambda lengths, rng: np.arange(2), lambda lengths, rng: -np.ones(sum(lengths), dtype=int),
-                  lambda lengths, rng: np.zeros(sum(lengths))):  # fmt: skip
+                  lambda lengths, rng: np.zeros(sum(lengths)), lambda lengths, rng: [[0], [1, 2]],
+                  lambda lengths, rng: None):  # fmt: skip
         with pytest.raises(ValueError, match="is no order: of 5 positions it has to give as many ranks"):
             OrderMasker(99, wrong)(batch)
 
 
 def test_canvases_are_runs_of_one_modality():
     assert canvases(np.array([3, 4, 5, 7, 8]), batch_of_two().modality[0].numpy()) == [3, 2]
+    assert canvases(np.array([0, 1, 3, 4, 5]), batch_of_two().modality[0].numpy()) == [2, 3]  # a modality comes twice
     assert canvases(np.zeros(0, dtype=int), np.zeros(4, dtype=int)) == []
     assert one_after_another([np.array([1, 0]), np.array([0, 0]), np.zeros(0, dtype=int), np.array([0])]).tolist() == [
         1,
