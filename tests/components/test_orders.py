@@ -180,7 +180,7 @@ def test_an_order_of_ones_own_is_looked_at():
     far = OrderMasker(99, lambda lengths, rng: 2**50 - 7 * np.arange(sum(lengths)) // 2 * 2)(batch)
     assert far.block[1].tolist() == [0, 0, 2, 1, 0, 0, 0, 0, 0]  # ranks are told apart, not counted with
     for none in ("Permuted", 3, None):
-        with pytest.raises(ValueError, match="order must be one of components.orders, or a callable of yours; got"):
+        with pytest.raises(ValueError, match=r"order must be one of components\.orders, or a callable of yours; got"):
             looked_at(OrderMasker, order=none)
     for wrong in (lambda lengths, rng: np.arange(2), lambda lengths, rng: -np.ones(sum(lengths), dtype=int),
                   lambda lengths, rng: np.zeros(sum(lengths)), lambda lengths, rng: [[0], [1, 2]],

@@ -30,7 +30,7 @@ from components.tokenizers.text import TextTokenizer
 from mdm.data.processor import Processor
 from mdm.evaluation.order_likelihood import ordered_nats
 from mdm.generation import any_order
-from mdm.generation.editing import Edit
+from mdm.generation.editing import Edit, infill
 from mdm.generation.generate import generate
 from mdm.models import builders
 from tests.oracles import MASK, exact_conditionals, tiny_joint
@@ -79,38 +79,100 @@ def spelt(model, tokens, rank, mask_id, slot):
     return model.unembedding(model.hidden(shown, mask, place))[0, 0]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'order', '')}")
-@pytest.mark.parametrize("task", ["text_to_image", "joint_text_image"])
-@pytest.mark.parametrize("scale", [0.0, 1.5])
-def test_every_pass_gives_the_logits_of_a_pass_over_all_that_is_known(model, processor, sampler, task, scale, monkeypatch):
-    """With the cache and without, rows at their own paces; tokens are the same ones."""
-    if task == "joint_text_image" and scale:
-        return
-    prompts, made, checked = PROMPTS if task == "text_to_image" else [{}] * 3, [], [0]
-    inner = any_order.TwoStreamLogits.__call__
+class Watched:
+    """Every pass of a generation against `spelt`, with what has become known, and when, written down beside."""
 
-    def looked_at(self, tokens):
-        logits = inner(self, tokens)
-        rank = self.known.rank[self.rows]
-        masked = (self.canvas.take(tokens) == self.mask_id) & self.canvas.slots
+    def __init__(self, monkeypatch):
+        self.checked, self.runs, self.inner = 0, {}, any_order.TwoStreamLogits.__call__
+        monkeypatch.setattr(any_order.TwoStreamLogits, "__call__", lambda logits_fn, tokens: self.look(logits_fn, tokens))
+
+    def look(self, own, tokens):
+        logits = self.inner(own, tokens)
+        run, rows = self.runs.setdefault(id(own.known), ([0], {}, own.known))[:2]
+        asked = logits.abs().sum(dim=-1) > 0
         for row in range(len(tokens)):
-            asked = (logits[row].abs().sum(dim=-1) > 0).nonzero()[:, 0].tolist()
-            assert set(asked) <= set(masked[row].nonzero()[:, 0].tolist())
-            if self.turn is None:
-                assert len(asked) == int(masked[row].sum())
-            for slot in asked[::5]:
-                place = int(self.canvas.index[row, slot])
-                want = spelt(model, tokens[row].tolist(), rank[row].tolist(), self.mask_id, place)[self.canvas.ids]
+            place, kept = own.canvas.index[row].tolist(), rows.setdefault(int(own.rows[row]), {})
+            there = range(len(tokens[row])) if own.document is None else (own.document[row] >= 0).nonzero()[:, 0].tolist()
+            masked = [s for s, i in enumerate(place) if i in there and int(tokens[row, i]) == own.mask_id]
+            for i in set(there) - {place[s] for s in masked}:  # a prompt that guidance leaves out is known: as masks
+                if kept.get(i, (None, 0))[0] != int(tokens[row, i]):
+                    kept[i] = (int(tokens[row, i]), run[0])
+            for s in masked:
+                kept.pop(place[s], None)
+            now = asked[row].nonzero()[:, 0].tolist()
+            assert set(now) <= set(masked)
+            if own.turn is None:
+                assert len(now) == len(masked)
+            rank = [kept[i][1] if i in kept else any_order.UNKNOWN for i in range(len(tokens[row]))]
+            for slot in now[::5]:
+                want = spelt(own.model, tokens[row].tolist(), rank, own.mask_id, place[slot])[own.canvas.ids]
                 assert_close(logits[row, slot], want, atol=1e-5, rtol=1e-5)
-                checked[0] += 1
+                self.checked += 1
+        run[0] += 1
         return logits
 
-    monkeypatch.setattr(any_order.TwoStreamLogits, "__call__", looked_at)
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'order', '')}")
+@pytest.mark.parametrize(("task", "scale"), [("text_to_image", 0.0), ("text_to_image", 1.5), ("joint_text_image", 0.0)])
+def test_every_pass_gives_the_logits_of_a_pass_over_all_that_is_known(model, processor, sampler, task, scale, monkeypatch):
+    """With the cache and without, rows at their own paces; tokens are the same ones."""
+    prompts, made, watched = PROMPTS if task == "text_to_image" else [{}] * 3, [], Watched(monkeypatch)
     for cache in ("exact", "off"):
         made.append(generate(model, processor, task, prompts, sampler, scale, cache=cache))
     assert torch.equal(made[0].tokens, made[1].tokens)
     assert torch.equal(made[0].forwards, made[1].forwards)
-    assert checked[0] > 10
+    assert watched.checked > 10
+
+
+@pytest.mark.parametrize("sampler", [InOrder(order=Permuted()), Confidence(num_steps=3)], ids=lambda s: type(s).__name__)
+def test_rows_of_unlike_lengths_and_gaps_do_not_see_their_padding(model, processor, sampler, monkeypatch):
+    prompts = [{"text": infill(processor, t)} for t in ("a [mask:3]", "a spoken [mask:5] and a longer [mask:2] of many words")]
+    watched = Watched(monkeypatch)
+    together = [generate(model, processor, "text", prompts, sampler, 0.0, cache=cache) for cache in ("exact", "off")]
+    assert torch.equal(together[0].tokens, together[1].tokens)
+    assert watched.checked > 4
+    alone = generate(model, processor, "text", prompts[:1], sampler, 0.0).tokens
+    assert torch.equal(together[0].tokens[:1, : alone.shape[1]], alone)
+
+
+def test_what_is_masked_again_is_known_no_more_and_comes_anew(model, processor, monkeypatch):
+    watched = Watched(monkeypatch)
+    sampler = ReMDM(num_steps=8, variant="rescale", eta=0.9)
+    made = generate(model, processor, "text_to_image", PROMPTS, sampler, 1.5)  # cache=off is what it means by auto
+    assert watched.checked > 30
+    assert not bool((made.tokens == processor.vocabulary.mask_id).any())
+
+
+def test_copies_for_guidance_are_asked_the_same_and_only_whose_turn_it_is(model, processor, monkeypatch):
+    inner, turns = any_order.TwoStreamLogits.__call__, []
+
+    def looked_at(self, tokens):
+        logits = inner(self, tokens)
+        with_prompt, without = (logits.abs().sum(dim=-1) > 0).chunk(2)
+        assert torch.equal(with_prompt, without)
+        turns.append(with_prompt.sum(dim=1).tolist())
+        return logits
+
+    monkeypatch.setattr(any_order.TwoStreamLogits, "__call__", looked_at)
+    generate(model, processor, "text_to_image", PROMPTS, InOrder(order=Permuted(group=3)), 1.5, seed=3)
+    assert turns == [[3] * 4] * 5 + [[1] * 4]
+    monkeypatch.undo()
+    widths, hidden = [], any_order.hidden_at
+    monkeypatch.setattr(any_order, "hidden_at", lambda *a, **k: widths.append(a[3].shape) or hidden(*a, **k))
+    edits = [{"text": infill(processor, t)} for t in ("a [mask:1]", "a [mask:5]")]  # the first is done before the second
+    generate(model, processor, "text", edits, InOrder(), 0.0, stop_at_end=False)
+    assert widths == [(2, 1)] + [(1, 1)] * 4
+
+
+def test_rows_are_selected_from_a_selection(model, processor, monkeypatch):
+    kept = []
+    inner = any_order.TwoStreamLogits.around.__func__
+    monkeypatch.setattr(any_order.TwoStreamLogits, "around", classmethod(lambda *a: kept.append(inner(*a)) or kept[-1]))
+    generate(model, processor, "text_to_image", PROMPTS, InOrder(), 0.0)
+    part = kept[0].select(torch.tensor([1, 3])).select(torch.tensor([1]))
+    assert part.rows.tolist() == [3]
+    assert torch.equal(part.turn, kept[0].turn[3:])
+    assert torch.equal(part.canvas.index, kept[0].canvas.index[3:])
 
 
 def test_a_pass_computes_what_is_new_and_what_is_asked_alone(model, processor, monkeypatch):
@@ -150,6 +212,20 @@ def test_in_order_takes_the_lowest_rank_of_every_row():
     assert InOrder().step(logits, once).finished.tolist() == [True, True]
     with pytest.raises(ValueError, match="the state has no ranks"):
         InOrder().step(logits, SamplerState.start(state.tokens, state.generate, 9))
+
+
+def test_ranks_are_of_each_rows_own_canvases_and_of_each_modalitys_own_sampler():
+    generate_ = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    modality = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    assert InOrder(order=Strided(1)).ranks(generate_, modality, 0, range(2)).tolist()[0] == [0, 1, 2, 3, 4, NEVER]
+    blocks = InOrder(order=ByBlock(2, Sequential(2))).ranks(generate_, modality, 0, range(2))
+    assert blocks.tolist() == [[0, 0, 1, 2, 2, NEVER], [0, 0, 1, 1, 2, 2]]  # a block ends with its canvas
+    state = SamplerState.start(torch.zeros(2, 6, dtype=torch.long), generate_, 9, modality)
+    each = PerModality([Blocks(InOrder(order=Sequential(group=2)), 1), InOrder()])
+    assert ranked(each, state, 0, range(2)).rank.tolist() == [[0, 0, 1, 0, 1, NEVER], [0, 0, 0, 1, 2, 3]]
+    others = ranked(PerModality([Confidence(), InOrder()]), state, 0, range(2))
+    assert others.rank[:, 3:5].tolist() == [[0, 1], [1, 2]]
+    assert ranked(Confidence(), state, 0, range(2)).rank is None
 
 
 @pytest.mark.parametrize("order", [Sequential(), Permuted(), Explicit([1, 2, 0])], ids=str)
