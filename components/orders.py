@@ -71,7 +71,7 @@ class ByBlock:
 
     def __post_init__(self) -> None:
         _check_group(type(self).__name__, self.size, "size")
-        _check_part("ByBlock: inside", self.inside)
+        check_order("ByBlock: inside", self.inside, Curriculum)
 
     def __call__(self, lengths: Sequence[int], rng: np.random.Generator) -> Int[np.ndarray, " positions"]:
         sizes = [min(self.size, length - start) for length in lengths for start in range(0, length, self.size)]
@@ -144,7 +144,7 @@ class Curriculum:
         if not numbers or 0 not in shares or not all(0 <= share < 1 for share in shares):
             raise ValueError(f"Curriculum: stages are shares of a training in [0, 1), the first of them 0; got {shares}")
         for share, order in self.stages.items():
-            _check_part(f"Curriculum: stages.{share}", order)
+            check_order(f"Curriculum: stages.{share}", order, Curriculum)
 
     def __call__(self, lengths: Sequence[int], rng: np.random.Generator) -> Int[np.ndarray, " positions"]:
         """The order of the end."""
@@ -177,8 +177,7 @@ class OrderMasker:
     pairs = False
 
     def __post_init__(self) -> None:
-        if not callable(self.order):
-            raise ValueError(f"OrderMasker: order must be one of components.orders, or a callable of yours; got {self.order!r}")
+        check_order("OrderMasker: order", self.order)
         if isinstance(self.order, Curriculum) and (self.horizon or 0) < 1:
             raise ValueError(
                 f"OrderMasker: a Curriculum goes by `horizon`, the rows of its stream in the whole training; got {self.horizon}"
@@ -240,12 +239,13 @@ def checked(ranks: object, length: int, order: object) -> Int[np.ndarray, " posi
     return np.unique(ranks, return_inverse=True)[1].reshape(length)
 
 
+def check_order(where: str, order: object, *others: type) -> None:
+    """Raises ValueError for what is no order, or one of the kinds that cannot stand there: only a whole training has stages."""
+    if not callable(order) or isinstance(order, (OrderMasker, *others)):
+        but = "".join(f", and no {other.__name__}" for other in others)
+        raise ValueError(f"{where} must be one of components.orders{but}, or a callable of yours; got {order!r}")
+
+
 def _check_group(name: str, size: int, key: str = "group") -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"{name}: {key} must be a whole number of positions, at least 1; got {size!r}")
-
-
-def _check_part(where: str, order: object) -> None:
-    """Only of a whole training is it known how far it has come."""
-    if not callable(order) or isinstance(order, Curriculum):
-        raise ValueError(f"{where} must be an order, and no Curriculum; got {order!r}")

@@ -1112,7 +1112,7 @@ MUTATIONS = [
         "components/blocks.py",
         "mdm/models/test_model.py",
         ("attention is not scaled", "(q * q.shape[-1] ** -0.5)", "q"),
-        ("attention: the mask is ignored", 'scores.masked_fill(~mask[:, None], float("-inf"))', "scores"),
+        ("attention: the mask is ignored", "scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)", "scores"),
         ("the residual multiplier of one branch", "mlp_scale=scale()", "mlp_scale=None"),
         (
             "norms before the rotation are left out",
@@ -1160,12 +1160,6 @@ MUTATIONS = [
     *of(
         "mdm/models/transformer.py",
         "mdm/models/test_model.py",
-        (
-            "in blocks: never counted from the start",
-            "blocks_from_start=alone",
-            "blocks_from_start=False",
-            "recipes/test_adapt.py",
-        ),
         (
             "causal: not where rows are packed",
             "rule = causal if c.causal and not c.blocks else same_document",
@@ -1776,6 +1770,90 @@ MUTATIONS = [
         ("terminal: a line is cleared behind its text", "CLEAR_LINE + line for line", "line + CLEAR_LINE for line"),
         ("terminal: higher than it is", "columns)[1 - lines :]", "columns)"),
         ("terminal: wide characters are narrow", "return 2 if unicodedata", "return 1 if unicodedata"),
+    ),
+    *of(
+        "components/orders.py",
+        "components/test_orders.py",
+        (
+            "orders: the documents of a packed row share one",
+            'rng = sample_rng(self.seed, "order", index)\n',
+            'rng = sample_rng(self.seed, "order", index & ROW)\n',
+        ),
+        (
+            "orders: canvases of one modality are one",
+            "run = np.cumsum(np.diff(modality, prepend=modality[:1]) != 0)",
+            "run = modality",
+        ),
+        (
+            "orders: a curriculum goes by the place in a row too",
+            "order.at(row / (self.horizon or 1), rng)",
+            "order.at(index / (self.horizon or 1), rng)",
+        ),
+        (
+            "orders: later stages are not tried",
+            "for stage in order.stages.values() if row < TRIED else ():",
+            "for stage in ():",
+        ),
+    ),
+    *of(
+        "components/samplers/orders/in_order.py",
+        "mdm/generation/test_any_order.py",
+        (
+            "in order: of several samplers the last one's ranks",
+            "found = ranks if found is None else torch.where(generate, ranks, found)",
+            "found = ranks",
+        ),
+        ("in order: all that is generated is one canvas", "lengths = canvases(where, kinds[row])", "lengths = [len(where)]"),
+    ),
+    *of(
+        "components/visibility.py",
+        "components/test_visibility.py",
+        ("two streams: a query sees its own rank", "((k.block < q.block) | own)", "((k.block <= q.block) | own)"),
+    ),
+    *of(
+        "mdm/generation/any_order.py",
+        "mdm/generation/test_any_order.py",
+        (
+            "any order: a prompt that guidance leaves out is not known",
+            "now = self.canvas.spread(masked.double()) == 0",
+            "now = tokens != self.mask_id",
+        ),
+        ("any order: padding is known", "            now = now & (self.document != PAD_DOCUMENT)\n", "            pass\n"),
+        ("any order: what is masked again stays known", "before.masked_fill(~now, UNKNOWN)", "before"),
+        ("any order: a selection asks everything", "turn = None if self.turn is None else self.turn[rows]", "turn = None"),
+    ),
+    *of(
+        "mdm/generation/generate.py",
+        "mdm/generation/test_any_order.py",
+        (
+            "any order: guidance's copies are asked in each other's turn",
+            "fixed.repeat(1 if unguided else 2, 1)",
+            "fixed.repeat_interleave(1 if unguided else 2, 0)",
+        ),
+    ),
+    *of(
+        "mdm/evaluation/order_likelihood.py",
+        "mdm/evaluation/test_order_likelihood.py",
+        (
+            "any-order bound: padding is a part of the row",
+            "torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index)",
+            "index",
+        ),
+        ("left to right: in any order", "model=model.config, order=Sequential())", "model=model.config)"),
+    ),
+    *of(
+        "mdm/models/shape.py",
+        "recipes/test_adapt.py",
+        ("in blocks: never counted from the start", "blocks_from_start=alone", "blocks_from_start=False"),
+    ),
+    *of(
+        "mdm/data/corruption.py",
+        "recipes/test_orders.py",
+        (
+            "orders: one stream of masks among them",
+            "if ordered != {model.two_streams}:",
+            "if model.two_streams not in ordered:",
+        ),
     ),
 ]
 

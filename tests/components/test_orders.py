@@ -112,9 +112,13 @@ def test_stages_begin_at_shares_of_a_training(wrong):
 
 @pytest.mark.parametrize("wrong", [None, 3, "Permuted", Curriculum({0: Permuted()})], ids=str)
 def test_parts_of_an_order_are_orders(wrong):
-    with pytest.raises(ValueError, match=r"stages.0 must be an order, and no Curriculum; got"):
+    with pytest.raises(
+        ValueError, match=r"stages\.0 must be one of components\.orders, and no Curriculum, or a callable of yours; got"
+    ):
         looked_at(Curriculum, stages={0: wrong})
-    with pytest.raises(ValueError, match="inside must be an order, and no Curriculum; got"):
+    with pytest.raises(
+        ValueError, match=r"inside must be one of components\.orders, and no Curriculum, or a callable of yours; got"
+    ):
         looked_at(ByBlock, size=2, inside=wrong)
 
 
@@ -179,7 +183,7 @@ def test_an_order_of_ones_own_is_looked_at():
                        OrderMasker(99, Sequential())(batch).block)  # fmt: skip
     far = OrderMasker(99, lambda lengths, rng: 2**50 - 7 * np.arange(sum(lengths)) // 2 * 2)(batch)
     assert far.block[1].tolist() == [0, 0, 2, 1, 0, 0, 0, 0, 0]  # ranks are told apart, not counted with
-    for none in ("Permuted", 3, None):
+    for none in ("Permuted", 3, None, {"group": 2}, OrderMasker(99)):
         with pytest.raises(ValueError, match=r"order must be one of components\.orders, or a callable of yours; got"):
             looked_at(OrderMasker, order=none)
     for wrong in (lambda lengths, rng: np.arange(2), lambda lengths, rng: -np.ones(sum(lengths), dtype=int),

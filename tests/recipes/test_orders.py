@@ -87,6 +87,19 @@ def test_it_trains_validates_and_goes_on_where_it_stopped(tmp_path):
     [
         (["model.orders=two_streams"], "components.orders.OrderMasker goes with model.orders=two_streams, and that with it"),
         ([MASKER], "components.orders.OrderMasker goes with model.orders=two_streams, and that with it"),
+        (
+            ["model.orders=two_streams", MASKER, "data.text.masker={_component_: BernoulliMasker}"],
+            "and that with it, for every stream (a `data.NAME.masker` too)",
+        ),
+        (["data.text.masker={_component_: OrderMasker}"], "components.orders.OrderMasker goes with model.orders=two_streams"),
+        (
+            [
+                "model.orders=two_streams",
+                "masker={_component_: OrderMasker, order: {_component_: Curriculum, stages: "
+                "{0: {_component_: Sequential}, 0.9: {_component_: Strided, streams: 5}}}}",
+            ],
+            "Strided: streams = 5 do not divide a canvas of",
+        ),
         (["model.orders=any"], "model.orders must be one of two_streams, learned, learned_by_token, got 'any'"),
         (
             ["model.orders=two_streams", "masker={_component_: OrderMasker, order: {_component_: Permuted, group: 0}}"],

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.noise import sample_rng
-from components.orders import Order, Sequential, canvases, checked
+from components.orders import Order, Sequential, canvases, check_order, checked
 from components.samplers.any_noise.start import along
 from components.samplers.drawing import Drawing
 from components.samplers.state import TOKEN, SamplerState
@@ -27,6 +27,10 @@ class InOrder(Drawing):
     """As many forwards as the order has groups. A row's order is a function of (seed, its index)."""
 
     order: Order = field(default_factory=Sequential)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order("InOrder: order", self.order)
 
     def ranks(
         self, generate: Bool[Tensor, "batch seq"], modality: Int[Tensor, "batch seq"], seed: int, index: Sequence[int]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from components.orders import ByBlock, Explicit, Permuted, Sequential, Strided
+from components.orders import ByBlock, Explicit, OrderMasker, Permuted, Sequential, Strided
 from components.samplers import (
     Ancestral,
     Blocks,
@@ -280,6 +280,15 @@ def test_what_two_streams_have_no_use_for_is_said(model, processor):
     for order, what in ((Explicit([1, 0]), "order names 2 positions, and 16 are generated"), (Strided(3), "do not divide")):
         with pytest.raises(ValueError, match=what):
             ask(InOrder(order=order))
+
+
+def test_an_order_that_is_none_is_said_before_anything_is_drawn():
+    for none in (None, 3, {"group": 2}, OrderMasker(9)):
+        made = object.__new__(InOrder)  # what a config brings, whose types nobody looks at
+        for name, value in {**vars(InOrder()), "order": none}.items():
+            object.__setattr__(made, name, value)
+        with pytest.raises(ValueError, match=r"InOrder: order must be one of components\.orders, or a callable of yours; got"):
+            made.__post_init__()
 
 
 def test_a_sampler_that_changes_what_is_kept_is_stopped(model, processor):

@@ -112,6 +112,16 @@ def test_who_sees_nothing_is_told_apart_by_nothing_and_breaks_nothing():
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+def test_a_row_may_be_as_long_as_the_model_and_what_is_one_too_far_is_nothing():
+    model = model_of()
+    tokens, place = torch.arange(16)[None] % 5 + VOCABULARY.ranges[0].start, torch.arange(16)[None]
+    asked = torch.tensor([[15, 3]])
+    found = hidden_at(model, tokens, place, asked, place, VOCABULARY.mask_id)
+    further = torch.tensor([[16]])  # model.max_length: a place that its table of rotations does not have
+    more = hidden_at(model, tokens, place, torch.cat([asked, further], 1), torch.cat([place, further], 1), VOCABULARY.mask_id)
+    assert_close(more[:, :2], found, atol=1e-12, rtol=0)
+
+
 def mixed_rows():
     """Documents with a prompt, text, and an image, of unlike lengths."""
     generator, found = torch.Generator().manual_seed(4), []
