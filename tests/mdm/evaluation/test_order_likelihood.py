@@ -145,7 +145,8 @@ def test_the_harness_scores_in_one_pass(spoken):
     by_orders = HarnessModel(net, processor, likelihood="nelbo", draws=32).log_likelihood(tokens, scored)
     assert -40 < value < 0
     assert by_orders == pytest.approx(value, abs=4.0)
-    ways = [{}, {"seed": 1}, {"draws": 31}]  # each is asked for
+    tokens, scored = asked.row(asked.tok_encode("a"), asked.tok_encode(" spoken nine seven nine"))
+    ways = [{}, {"seed": 1}, {"draws": 31}]  # each is asked for; of a single token all orders are the same
     others = {HarnessModel(net, processor, **{"draws": 32, **own}).log_likelihood(tokens, scored) for own in ways}
     assert len(others) == 3
     assert asked.is_greedy(asked.tok_encode("a spoken"), asked.tok_encode(" nine")) in (True, False)
