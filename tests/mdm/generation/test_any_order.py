@@ -18,13 +18,16 @@ from components.samplers import (
     FirstHitting,
     Gibbs,
     InOrder,
+    LeastSureFirst,
     LeftToRight,
     PerModality,
+    Psi,
     ReMDM,
     SamplerState,
+    SelfCorrect,
     sample,
 )
-from components.samplers.orders.in_order import NEVER, ranked
+from components.samplers.orders.in_order import NEVER, earliest, ranked
 from components.tokenizers.image import GreyPatchTokenizer
 from components.tokenizers.text import TextTokenizer
 from mdm.data.processor import Processor
@@ -206,6 +209,8 @@ def test_in_order_takes_the_lowest_rank_of_every_row():
     state = SamplerState.start(torch.zeros(2, 4, dtype=torch.long), torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]]).bool(), 9)
     state = ranked(InOrder(order=Sequential(group=2)), state, 0, [0, 1])
     assert state.rank.tolist() == [[0, 0, NEVER, 1], [0, 0, 1, 1]]
+    later = torch.tensor([[0, 1], [2, 1]])  # each row goes on at its own pace
+    assert earliest(later, torch.ones(2, 2, dtype=torch.bool)).tolist() == [[True, False], [False, True]]
     logits = torch.zeros(2, 4, 9)
     once = InOrder(order=Sequential(group=2)).step(logits, state)
     assert once.masked.tolist() == [[False, False, False, True], [False, False, True, True]]
@@ -269,13 +274,15 @@ def test_what_two_streams_have_no_use_for_is_said(model, processor):
     for cache in ("prefix", "dual"):
         with pytest.raises(ValueError, match=f"cache '{cache}' approximates what a model of two streams has exactly"):
             ask(cache=cache)
-    for sampler in (Gibbs(Ancestral()), Editing(), Blocks(Editing(), 8)):
+    for sampler in (Gibbs(Ancestral()), Editing(), Blocks(Editing(), 8), LeastSureFirst(), SelfCorrect(Confidence())):
         with pytest.raises(ValueError, match="asks what else could stand where a token stands"):
             ask(sampler)
     with pytest.raises(ValueError, match="LeftToRight is for a model of blocks"):
         ask(LeftToRight())
     with pytest.raises(ValueError, match="cache 'exact' keeps what ReMDM may mask again; set cache=off"):
         ask(ReMDM(num_steps=6), cache="exact")
+    with pytest.raises(ValueError, match="cache 'exact' keeps what Psi may mask again; set cache=off"):
+        ask(Psi(), cache="exact")
     ask(ReMDM(num_steps=6, variant="rescale", eta=0.5))
     for order, what in ((Explicit([1, 0]), "order names 2 positions, and 16 are generated"), (Strided(3), "do not divide")):
         with pytest.raises(ValueError, match=what):
