@@ -1851,8 +1851,8 @@ MUTATIONS = [
         "recipes/test_orders.py",
         (
             "orders: one stream of masks among them",
-            "if ordered != {model.two_streams}:",
-            "if model.two_streams not in ordered:",
+            "!= {model.orders in orders}:",
+            ".isdisjoint({model.orders in orders}):",
         ),
     ),
 ]
