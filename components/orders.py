@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from components.maskers import documents
 from components.noise import sample_rng
@@ -185,10 +185,10 @@ class OrderMasker:
 
     def __call__(self, batch: Batch) -> NoisyBatch:
         maskable, modality = batch.maskable.numpy(), batch.modality.numpy()
-        rank = np.zeros(batch.tokens.shape, dtype=np.int64)
+        rank = given_ranks(maskable, modality, batch.document.numpy())
         for row, span, index in documents(batch):
             where = span.start + np.flatnonzero(maskable[row, span])
-            rank[row, where] = 1 + self._ranks(canvases(where, modality[row]), index)
+            rank[row, where] = 1 + rank[row, span].max() + self._ranks(canvases(where, modality[row]), index)
         return NoisyBatch(
             clean=batch,
             noisy=batch.tokens.masked_fill(batch.maskable, self.mask_id),
@@ -206,6 +206,21 @@ class OrderMasker:
                 checked(stage(lengths, sample_rng(self.seed, "order", index)), sum(lengths), stage)
             order = order.at(row / (self.horizon or 1), rng)
         return checked(order(lengths, rng), sum(lengths), order)
+
+
+def given_ranks(
+    generate: Bool[np.ndarray, "batch seq"],
+    modality: Int[np.ndarray, "batch seq"],
+    document: Int[np.ndarray, "batch seq"],
+) -> Int[np.ndarray, "batch seq"]:
+    """Of what is given: 0 of structure, and of prompts on canvases of their own; 1 of what is given on one that is generated.
+
+    So structure and prompts do not see what stands on such a canvas, as they never do where all of it is generated.
+    """
+    begins = np.ones(modality.shape, dtype=bool)
+    begins[:, 1:] = (modality[:, 1:] != modality[:, :-1]) | (document[:, 1:] != document[:, :-1])
+    canvas = np.cumsum(begins.ravel()).reshape(begins.shape)
+    return (~generate & np.isin(canvas, canvas[generate])).astype(np.int64)
 
 
 def canvases(where: Int[np.ndarray, " generated"], modality: Int[np.ndarray, " seq"]) -> list[int]:

@@ -1827,8 +1827,8 @@ MUTATIONS = [
         "mdm/generation/test_any_order.py",
         (
             "any order: guidance's copies are asked in each other's turn",
-            "fixed.repeat(1 if unguided else 2, 1)",
-            "fixed.repeat_interleave(1 if unguided else 2, 0)",
+            "fixed.repeat(copies, 1)",
+            "fixed.repeat_interleave(copies, 0)",
         ),
     ),
     *of(

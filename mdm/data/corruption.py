@@ -78,7 +78,8 @@ def check_orders(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -
                 " for every stream (a `data.NAME.masker` too)"
             )
     if model.orders and loss.weighting != "nelbo":
-        raise UserError(f"loss.weighting={loss.weighting} is for masks alone; an order is learned from the bound: set nelbo")
+        why = "in an order every token weighs the same" if model.two_streams else "an order is learned from the bound"
+        raise UserError(f"loss.weighting={loss.weighting} is for masks alone; {why}: set nelbo")
 
 
 def check_autoregressive(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -> bool:

@@ -3,8 +3,8 @@
     cache exact   a pass computes what has become known since the last one, and the queries; all else is kept
     cache off     everything that is known is computed in every pass
 
-Both give the same logits to rounding. What became known in a pass is a group, of which a token sees the others; what is given
-is the first group.
+Both give the same logits to rounding. What became known in a pass is a group, of which a token sees the others. What is given
+comes before the first (`components.orders.given_ranks`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from mdm.models.two_stream import UNKNOWN, hidden_at
 
 @dataclass
 class Known:
-    """What is known of all rows of a batch: the tokens, the pass in which each was first seen, and whose keys are kept."""
+    """What is known of all rows of a batch, and whose keys are kept.
+
+    rank: of what is `given`, and then of the pass in which a token was first seen
+    """
 
     tokens: Int[Tensor, "rows seq"]
+    given: Int[Tensor, "rows seq"]
     rank: Int[Tensor, "rows seq"]
     layers: list[PositionCache] | None
     passes: int = 0
@@ -50,14 +54,19 @@ class TwoStreamLogits(SlotLogits):
 
     @classmethod
     def around(
-        cls, inner: SlotLogits, mask_id: int, cached: bool, turn: Int[Tensor, "rows slots"] | None = None
+        cls,
+        inner: SlotLogits,
+        mask_id: int,
+        cached: bool,
+        given: Int[Tensor, "rows seq"],
+        turn: Int[Tensor, "rows slots"] | None = None,
     ) -> TwoStreamLogits:
-        """turn: of the rows as often as `inner` has them"""
+        """given, turn: of the rows as often as `inner` has them"""
         tokens = inner.canvas.tokens
         layers = [PositionCache() for _ in inner.model.blocks] if cached else None
         for layer in layers or ():
             layer.shape = (len(tokens), tokens.shape[1] + 1)
-        known = Known(tokens.clone(), torch.full_like(tokens, UNKNOWN), layers)
+        known = Known(tokens.clone(), given, torch.full_like(tokens, UNKNOWN), layers)
         own: dict[str, Any] = {f.name: getattr(inner, f.name) for f in fields(inner)}
         return cls(**own, mask_id=mask_id, known=known, rows=torch.arange(len(tokens), device=tokens.device), turn=turn)
 
@@ -93,7 +102,8 @@ class TwoStreamLogits(SlotLogits):
         was = before < UNKNOWN
         changed = was & (~now | (tokens != known.tokens[self.rows]))
         new = now & (~was | changed)
-        rank = torch.where(new, known.passes, before.masked_fill(~now, UNKNOWN))
+        fresh = known.given[self.rows] if known.passes == 0 else 1 + known.passes
+        rank = torch.where(new, fresh, before.masked_fill(~now, UNKNOWN))
         known.rank[self.rows], known.tokens[self.rows] = rank, tokens
         known.passes += 1
         return new, rank, changed.any()

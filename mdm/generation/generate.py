@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.block_diffusion.decoding import Finished
+from components.orders import given_ranks
 from components.samplers import Blocks, FillAfterEnd, InOrder, Sampler, SamplerState, guided, sample
 from components.samplers.any_noise.start import pure_noise
 from components.samplers.base import Sampled
@@ -207,8 +208,10 @@ def sample_on_canvas(
         logits_fn = LogRates.around(logits_fn, batch, vocabulary)
     if model.config.two_streams:
         fixed = sampler.ranks(slots.slots, own, seed, index) if isinstance(sampler, InOrder) else None
-        turn = None if fixed is None else fixed.repeat(1 if unguided else 2, 1)
-        logits_fn = TwoStreamLogits.around(logits_fn, vocabulary.mask_id, cache == "exact", turn)
+        given = given_ranks(fill.numpy(), batch.modality.numpy(), batch.document.numpy())
+        copies = 1 if unguided else 2
+        turn, given = None if fixed is None else fixed.repeat(copies, 1), torch.from_numpy(given).to(device).repeat(copies, 1)
+        logits_fn = TwoStreamLogits.around(logits_fn, vocabulary.mask_id, cache == "exact", given, turn)
     elif cache != "off":
         assert isinstance(sampler, Blocks)  # `check_settings` has seen to it
         logits_fn = CachedSlotLogits.around(logits_fn, cache, sampler.block_length, refresh_every)

@@ -134,7 +134,7 @@ def batch_of_two():
 def test_the_masker_asks_every_token_in_its_turn_and_gives_the_rest_first():
     batch = batch_of_two()
     noisy = OrderMasker(99, Sequential())(batch)
-    assert noisy.block.tolist() == [[0, 0, 0, 1, 2, 3, 0, 4, 5], [0, 0, 1, 2, 0, 0, 0, 0, 0]]
+    assert noisy.block.tolist() == [[0, 0, 0, 1, 2, 3, 0, 4, 5], [1, 1, 2, 3, 0, 0, 0, 0, 0]]  # given on its own canvas: 1
     assert noisy.apart
     assert torch.equal(noisy.mask, batch.maskable)
     assert torch.equal(noisy.weight, batch.maskable.float())
@@ -182,7 +182,7 @@ def test_an_order_of_ones_own_is_looked_at():
     assert torch.equal(OrderMasker(99, lambda lengths, rng: list(range(sum(lengths))))(batch).block,
                        OrderMasker(99, Sequential())(batch).block)  # fmt: skip
     far = OrderMasker(99, lambda lengths, rng: 2**50 - 7 * np.arange(sum(lengths)) // 2 * 2)(batch)
-    assert far.block[1].tolist() == [0, 0, 2, 1, 0, 0, 0, 0, 0]  # ranks are told apart, not counted with
+    assert far.block[1].tolist() == [1, 1, 3, 2, 0, 0, 0, 0, 0]  # ranks are told apart, not counted with
     for none in ("Permuted", 3, None, {"group": 2}, OrderMasker(99)):
         with pytest.raises(ValueError, match=r"order must be one of components\.orders, or a callable of yours; got"):
             looked_at(OrderMasker, order=none)

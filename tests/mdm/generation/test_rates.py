@@ -62,7 +62,8 @@ def test_logits_are_log_rates_of_what_a_slot_was_trained_with(processor, models,
             log_p = vocabulary.restrict(model(z), batch.id_range[row, :length][None]).log_softmax(-1)[0]
             where = batch.maskable[row].nonzero()[:, 0]
             if orders == "learned":
-                level = model.order.noisy(model.hidden(z))[0, where].sigmoid()
+                score = model.order.noisy(model.hidden(z))[0, where]
+                level = (score - score.mean()).sigmoid()
                 log_rate = (0.7 + 0.65 * (level - level.mean())).log()
             else:
                 log_rate = (log_p[where].exp() @ model.order().exp()).log()
