@@ -35,7 +35,7 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
             "training_flops": _ratio(runs, own[first], "training_flops"),
             "one_pass": _one_pass(runs),
             "decoders": decoded(runs, own[first]),
-            "order": {m: learned for m in _modalities(runs) if (learned := order_of(runs, m))},
+            "order": {m: o for m in _modalities(runs) if kind(runs[0]) == "learned" and (o := order_of(runs, m))},
         }
     whole = {name: _figures(runs) for name, runs in own.items()}
     summary["left_out"] = [r["cell"] for r in rows if r["status"] != "finished"]
@@ -44,9 +44,11 @@ def conclude(rows: Rows) -> tuple[dict[str, Any], str]:
 
 
 def kind(run: Mapping[str, Any]) -> str:
-    """masked, autoregressive, two streams or learned."""
+    """masked, autoregressive, two streams or learned. Where no exponent may differ nothing is learned: masks, two of a row."""
     if run.get("model.autoregressive"):
         return "autoregressive"
+    if str(run.get("model.order_spread")) in ("0", "0.0"):
+        return "masked"
     orders = str(run.get("model.orders") or "masked")
     return "learned" if orders.startswith("learned") else orders.replace("_", " ")
 
