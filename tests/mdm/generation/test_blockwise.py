@@ -202,7 +202,7 @@ def test_finished_blocks_are_handed_over_as_they_come(model, processor):
 def test_settings_that_do_not_go_together_are_one_line(model, processor):
     plain = builders.nano(processor.vocabulary.size, 128, 32, 2, 2)
     for settings, own, line in (
-        ({"cache": "exact"}, plain, "cache 'exact' is for a model of blocks; this one sees the whole row"),
+        ({"cache": "exact"}, plain, "cache 'exact' is for a model of blocks or of two streams; this one sees the whole row"),
         ({"cache": "dual"}, model, "cache 'dual' approximates what a model of blocks has exactly; set cache=exact, or off"),
         ({"cache": "some"}, model, "cache 'some' is not one of auto, exact, off, prefix, dual"),
         ({"sampler": Blocks(FirstHitting(), 3)}, model, r"block_length 3, but the model was trained in blocks of 4 \(text\)"),
