@@ -73,9 +73,10 @@ def check_orders(model: Any, masker: Mapping[str, Masker], loss: LossSettings) -
     """Raises UserError where a model (its config) that goes by orders, its maskers and its loss do not go together."""
     for kind, orders in ((OrderMasker, ("two_streams",)), (LearnedOrderMasker, ("learned", "learned_by_token"))):
         if {isinstance(m, kind) for m in masker.values()} != {model.orders in orders}:
+            got = ", ".join(sorted({type(m).__name__ for m in masker.values()}))
             raise UserError(
                 f"masker: {kind.__module__}.{kind.__name__} goes with model.orders={' or '.join(orders)}, and that with it,"
-                " for every stream (a `data.NAME.masker` too)"
+                f" for every stream (a `data.NAME.masker` too); got {got} with model.orders={model.orders or 'null'}"
             )
     if model.orders and loss.weighting != "nelbo":
         why = "in an order every token weighs the same" if model.two_streams else "an order is learned from the bound"

@@ -39,7 +39,8 @@ def check_settings(
         check_causal([sampler], model)
         return check_blocks(cache, scale)
     if getattr(sampler, "causal", False):
-        raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and this one sees the whole row")
+        own = "this one is of two streams: take InOrder" if model.two_streams else "this one sees the whole row"
+        raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and {own}")
     if model.two_streams:
         return check_two_streams(sampler, cache)
     if cache == "exact":

@@ -86,7 +86,7 @@ def test_it_trains_validates_and_goes_on_where_it_stopped(tmp_path):
     ("settings", "what"),
     [
         (["model.orders=two_streams"], "components.orders.OrderMasker goes with model.orders=two_streams, and that with it"),
-        ([MASKER], "components.orders.OrderMasker goes with model.orders=two_streams, and that with it"),
+        ([MASKER], "for every stream (a `data.NAME.masker` too); got OrderMasker with model.orders=null"),
         (
             ["model.orders=two_streams", MASKER, "data.text.masker={_component_: BernoulliMasker}"],
             "and that with it, for every stream (a `data.NAME.masker` too)",

@@ -298,7 +298,7 @@ def test_what_two_streams_have_no_use_for_is_said(model, processor):
     for sampler in (Gibbs(Ancestral()), Editing(), Blocks(Editing(), 8), LeastSureFirst(), SelfCorrect(Confidence())):
         with pytest.raises(ValueError, match="asks what else could stand where a token stands"):
             ask(sampler)
-    with pytest.raises(ValueError, match="LeftToRight is for a model of blocks"):
+    with pytest.raises(ValueError, match="LeftToRight is for a model of blocks, and this one is of two streams: take InOrder"):
         ask(LeftToRight())
     with pytest.raises(ValueError, match="cache 'exact' keeps what ReMDM may mask again; set cache=off"):
         ask(ReMDM(num_steps=6), cache="exact")
