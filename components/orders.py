@@ -96,7 +96,11 @@ class Strided:
 
     def _canvas(self, length: int) -> Int[np.ndarray, " positions"]:
         if length % self.streams:
-            raise ValueError(f"Strided: streams = {self.streams} do not divide a canvas of {length} positions")
+            fitting = [n for n in range(1, length + 1) if length % n == 0]
+            raise ValueError(
+                f"Strided: streams = {self.streams} do not divide a canvas of {length} positions; "
+                f"take {', '.join(map(str, fitting[:6]))}"
+            )
         stream, place = np.divmod(np.arange(length), max(length // self.streams, 1))
         return np.where(place == 0, stream, self.streams - 1 + place)
 

@@ -33,14 +33,14 @@ def conforming(node: Mapping[str, Any], key: str, protocol: type, **supplied: An
     """
     inside(node, key)
     built = instantiate(node, key, **supplied)
-    require_members(built, node, key, members(protocol))
+    require_members(built, node, key, members(protocol), f", which a {protocol.__name__} has")
     return built
 
 
-def require_members(built: Any, node: Mapping[str, Any], key: str, names: list[str]) -> None:
-    """Raises UserError, naming the component of the node, for members that it lacks."""
+def require_members(built: Any, node: Mapping[str, Any], key: str, names: list[str], why: str = "") -> None:
+    """Raises UserError, naming the component of the node, for members that it lacks. why: the end of the sentence"""
     if lacks := lacking(built, names):
-        raise UserError(f"{key}: {node['_component_']} lacks {', '.join(lacks)}")
+        raise UserError(f"{key}: {node['_component_']} lacks {', '.join(lacks)}{why}")
 
 
 def inside(node: Mapping[str, Any], key: str) -> None:

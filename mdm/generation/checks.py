@@ -43,6 +43,11 @@ def check_settings(
         raise ValueError(f"{type(sampler).__name__} is for a model of blocks, and {own}")
     if model.two_streams:
         return check_two_streams(sampler, cache)
+    if cache not in ("auto", "off") and model.learned_orders:
+        raise ValueError(
+            f"cache {cache!r} keeps what lies outside a block, and a model of learned orders says of the whole row when a "
+            "position's turn is; set cache=off"
+        )
     if cache == "exact":
         raise ValueError(
             "cache 'exact' is for a model of blocks or of two streams; this one sees the whole row, where every token changes "
@@ -53,11 +58,6 @@ def check_settings(
         raise ValueError(
             f"cache {cache!r} is for a model that sees the whole row, and an autoregressive one sees what lies before alone; "
             "set cache=off"
-        )
-    if cache != "off" and model.learned_orders:
-        raise ValueError(
-            f"cache {cache!r} keeps what lies outside a block, and a model of learned orders says of the whole row when a "
-            "position's turn is; set cache=off"
         )
     if cache != "off" and not isinstance(sampler, Blocks):
         raise ValueError(f"cache {cache!r} keeps what lies outside a block: the sampler has to be Blocks")

@@ -205,7 +205,7 @@ def test_defaults_guide_only_where_something_is_given(model, processor, monkeypa
     passes, hidden = [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens, *args: passes.append(len(tokens)) or hidden(tokens, *args))
     found = SimpleNamespace(sampler=Confidence(num_steps=2, temperature=0.0), guidance_scale=1.5)
-    monkeypatch.setattr(Defaults, "packaged", lambda: SimpleNamespace(of=lambda task, modalities, noise: found))
+    monkeypatch.setattr(Defaults, "packaged", lambda: SimpleNamespace(of=lambda task, *own: found))
     generate(model, processor, "text", [{}])
     generate(model, processor, "text_to_image", PROMPTS[:1])
     assert passes == [1, 1, 2, 2]
