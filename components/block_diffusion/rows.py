@@ -92,7 +92,7 @@ def doubled_rows(noisy: NoisyBatch, next_token: bool = False) -> DoubledRows:
 
 def _packed(wanted: Bool[Tensor, "batch all"]) -> tuple[Tensor, Tensor, Tensor]:
     """Which of all are at each column, where there is one, and the column of each."""
-    width = -(-int(wanted.sum(dim=1).max()) // ROUND) * ROUND
+    width = max(-(-int(wanted.sum(dim=1).max()) // ROUND), 1) * ROUND
     order = (~wanted).long().argsort(dim=1, stable=True)[:, :width]
     order = torch.nn.functional.pad(order, (0, max(width - order.shape[1], 0)))
     here = torch.arange(width) < wanted.sum(dim=1, keepdim=True)

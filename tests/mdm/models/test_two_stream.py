@@ -216,6 +216,16 @@ def test_a_checkpoint_of_any_kind_goes_on_in_two_streams():
         )
 
 
+def test_rows_in_which_nothing_is_content_have_columns_for_it_all_the_same():
+    """One group and no structure: attention is to nothing, and no mask is without a column."""
+    batch = Batch.of(SMALL.ranges[0].start + torch.tensor([[0, 2, 1]]), 0)
+    model = model_of(SMALL.size)
+    rows = micro_batch(batch, OrderMasker(SMALL.mask_id, Permuted(group=3)), LossSettings(), SMALL).rows
+    assert rows.content > 0
+    assert not bool(model.sees(rows.places, last=rows.content).any(dim=-1)[:, :3].any())
+    assert float(ordered_nats(model, batch, SMALL, Permuted(group=3))) > 0
+
+
 def test_padding_is_seen_by_nobody_and_asked_nothing():
     sequences = mixed_rows()
     batch = collate([[sequences[1]], [sequences[0]]], [[1], [0]], VOCABULARY.pad_id)
