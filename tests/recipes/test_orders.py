@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from components.orders import Curriculum, Permuted, Sequential
+from components.orders import Curriculum, OrderMasker, Permuted, Sequential
 from components.samplers import Confidence, InOrder
 from mdm.config import UserError, find_config
 from mdm.data.corruption import horizon
@@ -70,6 +70,26 @@ def test_the_horizon_counts_the_rows_of_each_stream():
 
 
 TINY = ["model.orders=two_streams", MASKER, "tokens=4000", "validation_samples=8"]
+
+
+def test_a_run_tells_its_maskers_how_many_rows_are_to_come(tmp_path, monkeypatch):
+    """By which a curriculum goes: twice as many tokens are twice as many rows."""
+    path, seen, begun = tmp_path / "config.yaml", [], OrderMasker.__post_init__
+    path.write_text(CONFIG.format(output_dir=tmp_path / "out"))
+    monkeypatch.setattr(OrderMasker, "__post_init__", lambda self: seen.append(self.horizon) or begun(self))
+
+    def stop(*args):
+        raise KeyboardInterrupt  # all is built, and nothing is trained
+
+    monkeypatch.setattr("mdm.training.checkpoint.check_space", stop)
+    rows = []
+    for tokens in (40_000, 80_000):
+        seen.clear()
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            in_process("pretrain", path, *TINY[:2], f"tokens={tokens}")
+        rows.append(max(filter(None, seen)))
+    assert rows[0] > 100
+    assert rows[1] == pytest.approx(2 * rows[0], abs=1)
 
 
 def test_it_trains_validates_and_goes_on_where_it_stopped(tmp_path):
