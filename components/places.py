@@ -180,7 +180,10 @@ def sizes(folder: str | AnyPath, seconds: float | None = None) -> dict[str, int]
     """The files that lie in a folder itself, by their names, and how large they are; none where there is no folder."""
     at = place(folder)
     if isinstance(at, Path):
-        return {file.name: file.stat().st_size for file in at.iterdir() if file.is_file()} if at.is_dir() else {}
+        try:
+            return {file.name: file.stat().st_size for file in at.iterdir() if file.is_file()}
+        except (FileNotFoundError, NotADirectoryError):  # or another process has removed it meanwhile
+            return {}
     found = _entries(at, seconds)
     return {PurePosixPath(file["name"]).name: int(file["size"] or 0) for file in found if file["type"] == "file"}
 
@@ -189,7 +192,10 @@ def folders(root: str | AnyPath, seconds: float | None = None) -> list[AnyPath]:
     """The folders that lie in a folder itself, by their names; none where there is no folder."""
     at = place(root)
     if isinstance(at, Path):
-        return sorted(path for path in at.iterdir() if path.is_dir()) if at.is_dir() else []
+        try:
+            return sorted(path for path in at.iterdir() if path.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     names = (PurePosixPath(entry["name"]).name for entry in _entries(at, seconds) if entry["type"] == "directory")
     return [at / name for name in sorted(names)]
 

@@ -262,3 +262,14 @@ def test_folders_are_those_of_a_folder_itself(tmp_path):
             publish(root / name, b"x")
         assert [path.name for path in folders(root)] == ["a", "b"]
         assert folders(root)[0] == root / "a"
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_holds_nothing(tmp_path, monkeypatch):
+    """As a checkpoint's does, when another process removes it: it was there a moment ago."""
+    gone = tmp_path / "gone"
+    monkeypatch.setattr("pathlib.Path.is_dir", lambda self: True)
+    assert sizes(gone) == {}
+    assert folders(gone) == []
+    (tmp_path / "file").write_text("a file")
+    assert sizes(tmp_path / "file") == {}
+    assert folders(tmp_path / "file") == []

@@ -119,4 +119,4 @@ def test_a_tokenizer_that_lacks_a_method_is_named(tmp_path):
     (tmp_path / "pen.yaml").write_text(CONFIG)
     for command in (["validate", "pretrain"], ["run", "pretrain"]):
         done = mdm(*command, "--config", "pen.yaml", "tokenizers.pen={_component_: pens.OneWay}", cwd=tmp_path, check=False)
-        assert one_line(done) == "mdm: tokenizers.pen: pens.OneWay lacks decode, save"
+        assert one_line(done) == "mdm: tokenizers.pen: pens.OneWay lacks decode, save, which a Tokenizer has"
