@@ -88,4 +88,5 @@ def test_nothing_leaks_through_compiled_blocks_of_two_streams():
 
     model = model_of().float()
     compile_blocks(model, "true", Hardware(torch.device("cpu"), 0, 1, False))
-    assert_no_leak(model, logits_of)
+    with torch.no_grad():  # half as much to compile
+        assert_no_leak(model, logits_of)
