@@ -232,9 +232,9 @@ class MaskedDiffusionModel(nn.Module):
         logits: that are made, each a row of the unembedding times a hidden state
         """
         c = self.config
-        passes, heads = 1, 0
-        if c.learned_orders:  # two samples of masks, and the clean row where heads look at it
-            passes = 2 + len(self.order_blocks) // 2
+        passes, heads = 1.0, 0
+        if c.learned_orders:  # two samples of masks, and where heads look at it the clean row, forward alone
+            passes = 2 + len(self.order_blocks) / 6
             heads = sum(6 * p.numel() for b in self.order_blocks for p in b.parameters() if p.ndim > 1) * 3 // 2
         used = c.experts_per_token / c.num_experts if c.num_experts else 1.0  # of the experts, which are of three dimensions
         weights = [p for b in self.blocks for p in b.parameters() if p.ndim > 1]
