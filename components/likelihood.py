@@ -11,7 +11,7 @@ second is exact for the order that is asked for, from left to right if none is. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from components.divergence import divergence
 from components.noise import sample_rng
 from components.precision import precise
 from components.samplers.base import LogitsFn, Selectable, ruled_out
-from components.types import PAD_DOCUMENT, Batch, NoisyBatch
+from components.types import Batch, NoisyBatch
 from components.vocabulary import Vocabulary
 from components.weightings import untilted
 
@@ -39,6 +39,14 @@ class Bound:
     def of(cls, each: Float[Tensor, "batch draws"]) -> Bound:
         """From the bound that each draw estimates."""
         return cls(each.mean(dim=1), each.std(dim=1) / each.shape[1] ** 0.5)
+
+    @classmethod
+    def finite(cls, each: Float[Tensor, "batch draws"]) -> Bound:
+        """The same. Raises ValueError for what is no number."""
+        if not bool(each.isfinite().all()):
+            row = int((~each.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
+        return cls.of(each)
 
 
 @torch.no_grad()
@@ -103,9 +111,7 @@ def corrupted_nelbo(
     if draws < 2:
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
     rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
-    index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
-    own = batch.select(rows)
-    noisy = corruption(replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index)))
+    noisy = corruption(batch.repeated(draws))
     allowed, found = vocabulary.allowed(batch.id_range), torch.zeros(len(rows), dtype=torch.float64)
     for part in torch.arange(len(rows)).split(batch_size):
         fn = logits_fn.select(rows[part]) if isinstance(logits_fn, Selectable) else logits_fn

@@ -83,6 +83,12 @@ class Batch(Movable):
         """Some of the rows, as often as they are named."""
         return Batch(*(getattr(self, f.name)[rows] for f in fields(self)))
 
+    def repeated(self, times: int) -> Batch:
+        """Each row so often, one after the other, all of them documents of their own: of other noise."""
+        own = self.select(torch.arange(len(self.tokens)).repeat_interleave(times))
+        index = torch.arange(len(own.tokens))[:, None].expand_as(own.tokens)
+        return replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index))
+
     @property
     def one_document_per_row(self) -> bool:
         """True where no row is packed or padded, so that attention needs no mask. Call it on the CPU: it syncs."""

@@ -1832,13 +1832,17 @@ MUTATIONS = [
         ),
     ),
     *of(
-        "mdm/evaluation/order_likelihood.py",
+        "components/types.py",
         "mdm/evaluation/test_order_likelihood.py",
         (
             "any-order bound: padding is a part of the row",
             "torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index)",
             "index",
         ),
+    ),
+    *of(
+        "mdm/evaluation/order_likelihood.py",
+        "mdm/evaluation/test_order_likelihood.py",
         ("left to right: in any order", "model=model.config, order=Sequential())", "model=model.config)"),
     ),
     *of(

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from components.noise import sample_rng
 from components.precision import precise
-from components.samplers.any_noise.start import check_sampler, pure_noise
-from components.samplers.base import PATIENCE, Sampled, Sampler, passes, revises, started
+from components.samplers.base import PATIENCE, Sampled, Sampler, begun, passes, revises
 from components.samplers.constraints import FillAfterEnd
-from components.samplers.orders.in_order import ranked
 from components.samplers.state import MASKS, SamplerState
 from components.types import Movable
 from components.weightings import Noises
@@ -268,10 +266,8 @@ class _Run:
         for kind in set(kinds):
             some = self._tensor([i for i, k in enumerate(kinds) if k == kind])
             own = state.select(some)
-            check_sampler(self.samplers[kind], own)
             index = [key for key, k in zip(keys, kinds, strict=True) if k == kind]
-            noisy = ranked(self.samplers[kind], pure_noise(own, allowed[some], self.seed, index), self.seed, index)
-            state = state.merge(some, started(self.samplers[kind], noisy))
+            state = state.merge(some, begun(self.samplers[kind], own, allowed[some], self.seed, index))
         return state
 
     def _watch(self, row: _Row, masked: int) -> None:

@@ -76,6 +76,18 @@ def started(sampler: Sampler, state: SamplerState) -> SamplerState:
     return sampler.start(state) if isinstance(sampler, Starting) else state
 
 
+def begun(
+    sampler: Sampler,
+    state: SamplerState,
+    allowed: Bool[Tensor, "#batch #seq vocab"] | None,
+    seed: int,
+    index: Sequence[int],
+) -> SamplerState:
+    """The state before the first step: pure noise, with the ranks of its order. Raises ValueError as `sample`."""
+    check_sampler(sampler, state)
+    return started(sampler, ranked(sampler, pure_noise(state, allowed, seed, index), seed, index))
+
+
 class Sampled(NamedTuple):
     """tokens: finished; confidence: each generated token's probability when it was drawn; forwards: passes of each row."""
 
@@ -118,9 +130,7 @@ def sample(
     generate = tokens == mask_id if generate is None else generate
     index = range(len(tokens)) if index is None else index
     _check(tokens, generate, allowed, mask_id)
-    state = SamplerState.start(tokens, generate, mask_id, modality, noise)
-    check_sampler(sampler, state)
-    state = started(sampler, ranked(sampler, pure_noise(state, allowed, seed, index), seed, index))
+    state = begun(sampler, SamplerState.start(tokens, generate, mask_id, modality, noise), allowed, seed, index)
     chance = Chance(generate.cpu().numpy(), seed, index)
     forwards = torch.zeros(len(tokens), dtype=torch.long)
     everything = list(range(len(tokens)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +11,7 @@ from components.likelihood import Bound
 from components.maskers import FixedCountMasker, LowDiscrepancyTimes
 from components.precision import precise
 from components.range_losses import range_cross_entropy, range_divergence
-from components.types import PAD_DOCUMENT, Batch
+from components.types import Batch
 from components.visibility import FINISHED, Places
 from components.vocabulary import Vocabulary
 from mdm.data.corruption import bound_corruption, layout_of
@@ -36,20 +34,14 @@ def block_nelbo(
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
     layout = layout_of(model.config, vocabulary)
     assert layout is not None
-    rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
-    index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
-    own = batch.select(rows)
-    own = replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index))
+    own = batch.repeated(draws)
     noise, times = model.config.noise, LowDiscrepancyTimes(draws)
     masks = FixedCountMasker(vocabulary.mask_id, times, seed=seed)
     masker = BlockMasker(bound_corruption(noise, vocabulary, times, seed) if noise else masks, layout)
-    parts = torch.arange(len(rows)).split(batch_size)
+    parts = torch.arange(len(own.tokens)).split(batch_size)
     made = (micro_batch(own.select(part), masker, LossSettings(reduction="token"), vocabulary) for part in parts)
     each = torch.cat([nats_by_row(model, micro, vocabulary) for micro in made]).reshape(-1, draws)
-    if not bool(each.isfinite().all()):
-        row = int((~each.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
-    return Bound.of(each)
+    return Bound.finite(each)
 
 
 def nats_by_row(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> Float[Tensor, " rows"]:

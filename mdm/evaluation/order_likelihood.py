@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from components.likelihood import Bound
 from components.orders import Order, OrderMasker, Permuted, Sequential
-from components.types import PAD_DOCUMENT, Batch
+from components.types import Batch
 from components.vocabulary import Vocabulary
 from mdm.data.pipeline import micro_batch
 from mdm.data.processor import Processor
@@ -61,10 +60,7 @@ def any_order_nelbo(
     """
     if draws < 2:
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
-    rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
-    own = batch.select(rows)
-    index = torch.arange(len(rows))[:, None].expand_as(own.tokens)
-    own = replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index))
+    own = batch.repeated(draws)
     return Bound.of(ordered_nats(model, own, vocabulary, Permuted(), batch_size, seed).reshape(-1, draws))
 
 

@@ -8,7 +8,7 @@ id range as many positions are gathered as may be masked at the most, the others
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from components.likelihood import Bound
 from components.losses import LossSums, RangePositions
 from components.maskers import LowDiscrepancyTimes
 from components.range_losses import range_cross_entropy, range_rates
-from components.types import PAD_DOCUMENT, Arrivals, Batch
+from components.types import Arrivals, Batch
 from components.visibility import Places
 from components.vocabulary import Vocabulary
 from mdm.data.pipeline import MicroBatch, micro_batch
@@ -99,20 +99,14 @@ def order_nelbo(
         raise ValueError(f"nelbo: draws must be at least 2, got {draws}")
     if not bool((scored := batch.maskable.any(dim=1)).all()):
         raise ValueError(f"likelihood: row {int((~scored).nonzero()[0])} has no scored position")
-    rows = torch.arange(len(batch.tokens)).repeat_interleave(draws)
-    index = torch.arange(len(rows))[:, None].expand(-1, batch.tokens.shape[1])
-    own = batch.select(rows)
-    own = replace(own, document=torch.where(own.document == PAD_DOCUMENT, PAD_DOCUMENT, index))
+    own = batch.repeated(draws)
     masker = LearnedOrderMasker(vocabulary.mask_id, LowDiscrepancyTimes(draws), samples=1, seed=seed)
     found = []
-    for part in torch.arange(len(rows)).split(batch_size):
+    for part in torch.arange(len(own.tokens)).split(batch_size):
         micro = micro_batch(own.select(part), masker, LossSettings(reduction="token"), vocabulary)
         found.append(document_nats(model, micro.to(model.embedding.weight.device), vocabulary).cpu())
     each = torch.cat(found).reshape(-1, draws)
-    if not bool(each.isfinite().all()):
-        row = int((~each.isfinite()).nonzero()[0, 0])
-        raise ValueError(f"likelihood: the bound of row {row} is not finite (broken weights, or an overflow of float16?)")
-    return Bound.of(each)
+    return Bound.finite(each)
 
 
 def document_nats(model: MaskedDiffusionModel, micro: MicroBatch, vocabulary: Vocabulary) -> Float[Tensor, " documents"]:

@@ -32,21 +32,7 @@ class OrderHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.block = transformer_block(
-            width=config.width,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            ffn_width=config.hidden_ffn,
-            max_length=config.max_length,
-            qk_norm=config.qk_norm,
-            norm_before_rope=config.norm_before_rope,
-            qkv_bias=config.qkv_bias,
-            norm_eps=config.norm_eps,
-            rope_base=config.rope_base,
-            residual_multiplier=config.residual_multiplier,
-            head_dim=config.head_size,
-            rotary_share=config.rotary_share,
-        )
+        self.block = transformer_block(**config.block, ffn_width=config.hidden_ffn)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.score = nn.Linear(config.width, 1, bias=False)
 

@@ -199,6 +199,22 @@ class ModelConfig:
             return None
         return SigmoidRouting(self.expert_groups, self.groups_per_token, self.routing_scale)
 
+    @property
+    def block(self) -> dict[str, Any]:
+        """What all blocks of a model have in common, as `components.blocks.transformer_block` takes it."""
+        norms = ("qk_norm", "norm_before_rope", "norm_eps")
+        same = (
+            "width",
+            "num_heads",
+            "num_kv_heads",
+            "max_length",
+            "qkv_bias",
+            "rope_base",
+            "residual_multiplier",
+            "rotary_share",
+        )
+        return {"head_dim": self.head_size, **{name: getattr(self, name) for name in (*same, *norms)}}
+
     def experts_of(self, layer: int) -> int | None:
         """How many experts a layer has; None is one feed-forward for all."""
         return self.num_experts if layer >= self.first_dense_layers else None

@@ -62,22 +62,11 @@ class MaskedDiffusionModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         blocks = [
             transformer_block(
-                width=config.width,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
+                **config.block,
                 ffn_width=config.ffn_of(i),
-                max_length=config.max_length,
-                qk_norm=config.qk_norm,
-                norm_before_rope=config.norm_before_rope,
-                qkv_bias=config.qkv_bias,
-                norm_eps=config.norm_eps,
-                rope_base=config.rope_base,
-                residual_multiplier=config.residual_multiplier,
                 num_experts=config.experts_of(i),
                 experts_per_token=config.experts_per_token,
                 causal=config.causal and not config.blocks,
-                head_dim=config.head_size,
-                rotary_share=config.rotary_share,
                 routing=config.routing,
                 num_shared_experts=config.num_shared_experts,
             )
